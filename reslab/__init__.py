@@ -1,0 +1,3 @@
+"""reslab: the laboratory for the depth axis of neural networks."""
+
+__version__ = "0.1.0"

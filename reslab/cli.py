@@ -1,0 +1,290 @@
+"""The command line: `reslab train | eval | generate | list | show | doctor`.
+
+Exit codes: 0 done, 2 a mistake in the request (one line, nothing written),
+42 stopped on request with the state saved.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from reslab import __version__
+from reslab.core.errors import ReslabError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+STOPPED = 42
+BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+      arguments: The command line without the program's name; that of the
+        process if None.
+    """
+    # The heavy imports are inside the commands: --help answers at once.
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    # A config may name variants by modules of the directory it is run in.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return options.command(options) or 0
+    except ReslabError as error:
+        print(f"reslab {options.verb}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        # The reader of a listing left early; there is no one left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="reslab", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="command")
+
+    def verb(name, command, text):
+        added = verbs.add_parser(name, help=text, description=text)
+        added.set_defaults(command=command)
+        return added
+
+    def configurable(added):
+        added.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="FIELD=VALUE",
+            help="change one field of the config; may be repeated",
+        )
+
+    added = verb("train", _train, "train a model, or go on training it")
+    group = added.add_mutually_exclusive_group(required=True)
+    group.add_argument("--config", help="a config file, or the name of one")
+    group.add_argument(
+        "--from-run", metavar="DIR", help="the config recorded in a run directory"
+    )
+    configurable(added)
+    added.add_argument(
+        "--run", metavar="DIR", help="the run directory (default: by config)"
+    )
+
+    added = verb("eval", _eval, "evaluate a run on all of its held-out text")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+
+    added = verb("generate", _generate, "sample text from a run")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument("--prompt", help="text to continue (default: a new document)")
+    added.add_argument("--length", type=int, default=256, help="tokens to add")
+    added.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    added.add_argument("--top-k", type=int, default=0, help="0 keeps all tokens")
+    added.add_argument("--top-p", type=float, default=1.0, help="1 keeps all tokens")
+    added.add_argument("--samples", type=int, default=1, help="how many samples")
+    added.add_argument("--seed", type=int, default=0, help="chooses the samples")
+
+    added = verb("list", _list, "list every variant, or those of one family")
+    added.add_argument("family", nargs="?", help="a family, such as norms")
+
+    added = verb("show", _show, "show a variant (norms/rms) or a config in full")
+    added.add_argument("what", help="family/name, a config, or a run directory")
+    added.add_argument("--width", type=int, default=128, help="for parameter shapes")
+    configurable(added)
+
+    verb("doctor", _doctor, "print versions, devices and missing extras")
+    return parser
+
+
+def _configure(options: argparse.Namespace, source: str) -> "ConfigDict":
+    """Loads a config by file, name or run directory and applies `--set`."""
+    from reslab.core import config as configs
+    from reslab.parallel.hosts import configure_cpu
+    from reslab.train.run import Run
+
+    if pathlib.Path(source).is_dir():
+        config = Run(pathlib.Path(source)).config()
+    else:
+        config = configs.load(source)
+    configs.update(config, [configs.parse_override(text) for text in options.set])
+    configure_cpu(config.mesh.cpu_devices)
+    return config
+
+
+def _train(options: argparse.Namespace) -> int:
+    from reslab.train.run import default_directory
+
+    source = options.config or options.from_run
+    config = _configure(options, source)
+    if options.from_run and not pathlib.Path(source).is_dir():
+        raise ReslabError("--from-run", expected="a run directory", got=repr(source))
+    name = pathlib.Path(source).stem
+    if options.from_run:
+        name += "-rerun"
+    directory = options.run or default_directory(name, config)
+
+    from reslab.train.loop import Stopped, train
+
+    try:
+        result = train(config, directory)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    _summarize(config, directory, result, source)
+    return 0
+
+
+def _summarize(
+    config: "ConfigDict", directory: Any, result: dict[str, Any], source: str
+) -> None:
+    """Prints what the run came to, beside count models of the same text."""
+    from reslab.data.corpus import load_corpus
+    from reslab.data.ngrams import ngram_bits_per_byte
+
+    print("\nheld-out bits per byte")
+    rows = [("this model", result["eval_bpb"])]
+    if config.data.tokenizer == "bytes":
+        corpus = load_corpus(config.data.source, config.data.tokenizer)
+        for order, name in ((3, "trigram"), (2, "bigram"), (1, "unigram")):
+            bits = ngram_bits_per_byte(corpus.train, corpus.validation, order)
+            rows.append((f"{name} counts", bits))
+    for name, bits in rows:
+        print(f"  {name:15}  {bits:.3f}")
+    print("\nsample")
+    for line in _sample(directory, config, length=200)[0].splitlines():
+        print(f"  {line}")
+    if "tokens_per_second" in result:
+        print(f"\n{result['tokens_per_second']:,.0f} tokens/s")
+    print(f"run directory  {directory}")
+    print("next")
+    print(f"  reslab generate {directory} --prompt 'def '")
+    print(f"  reslab show {directory}")
+    print(f"  reslab train --config {source} --set model.residual='hyper(streams=4)'")
+    print("  reslab list")
+
+
+def _sample(
+    directory: Any, config: "ConfigDict", *, prompt: str | None = None, **sampling: Any
+) -> list[str]:
+    import jax
+    import numpy as np
+
+    from reslab.core import registry
+    from reslab.train.generate import generate
+
+    tokenizer = registry.make("tokenizers", config.data.tokenizer)
+    ids = [] if prompt is None else list(tokenizer.encode(prompt.encode()))
+    if prompt is not None and not ids:
+        raise ReslabError(
+            "--prompt",
+            expected="at least one token",
+            got=repr(prompt),
+            hint="leave it out to begin a new document",
+        )
+    samples = sampling.pop("samples", 1)
+    if samples < 1:
+        raise ReslabError("--samples", expected="at least 1", got=str(samples))
+    model, params = _restore(directory, config, tokenizer, jax.devices()[:1])
+    tokens = np.tile(np.asarray([[tokenizer.bos, *ids]]), (samples, 1))
+    new = np.asarray(generate(model, params, tokens, **sampling))
+    return [(prompt or "") + tokenizer.decode(row) for row in new]
+
+
+def _restore(directory: Any, config: "ConfigDict", tokenizer: Any, devices: Any) -> Any:
+    """The model of a run and its newest parameters, spread over `devices`."""
+    from reslab.parallel.mesh import make_mesh
+    from reslab.train.checkpoint import Checkpoints
+    from reslab.train.run import Run
+    from reslab.train.state import make_setup
+
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+    setup = make_setup(config, tokenizer.vocabulary_size, mesh)
+    run = Run(pathlib.Path(directory))
+    with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
+        return setup.model, checkpoints.restore_params(setup.shapes.params)
+
+
+def _open_run(options: argparse.Namespace) -> "ConfigDict":
+    if not pathlib.Path(options.run).is_dir():
+        raise ReslabError(f"{options.run}", expected="a run directory", got="nothing")
+    options.set = []
+    return _configure(options, options.run)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    config = _open_run(options)
+
+    import jax
+
+    from reslab.data.corpus import load_corpus
+    from reslab.parallel.mesh import make_mesh
+    from reslab.train.evaluate import Evaluator
+
+    corpus = load_corpus(config.data.source, config.data.tokenizer)
+    devices = jax.devices()
+    # All devices where they share the batch evenly, otherwise one.
+    devices = devices if config.eval.batch % len(devices) == 0 else devices[:1]
+    model, params = _restore(options.run, config, corpus.tokenizer, devices)
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+    evaluator = Evaluator(
+        model, mesh, corpus, length=config.data.length, batch=config.eval.batch
+    )
+    for name, value in evaluator(params).items():
+        print(f"{name} {value:.6g}")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    config = _open_run(options)
+    samples = _sample(
+        options.run,
+        config,
+        prompt=options.prompt,
+        length=options.length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        samples=options.samples,
+        seed=options.seed,
+    )
+    print("\n---\n".join(samples))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from reslab.describe import list_variants
+
+    print(list_variants(options.family))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from reslab.core import registry
+    from reslab.describe import show_config, show_variant
+
+    if options.what.partition("/")[0] in registry.FAMILIES:
+        print(show_variant(options.what, options.width))
+    else:
+        print(show_config(_configure(options, options.what)))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import json
+
+    from reslab.observe.environment import environment, extras
+
+    print(json.dumps(environment(), indent=1))
+    for extra, packages in extras().items():
+        missing = [name for name, version in packages.items() if version is None]
+        state = f"missing {', '.join(missing)}" if missing else "complete"
+        print(f"extra {extra}: {state}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

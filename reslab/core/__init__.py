@@ -1,0 +1,1 @@
+"""The lowest floor: names, errors, protocols, precision, trees, configs."""

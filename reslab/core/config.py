@@ -1,0 +1,296 @@
+"""Configs: a schema with defaults, typed overrides, canonical JSON.
+
+`configs/base.py` is the whole schema. A config file is Python with a
+`get_config()`; a recorded config is JSON and is read as data, never executed.
+"""
+
+import ast
+import hashlib
+import json
+import math
+import pathlib
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError, nearest
+
+# Fields that name one variant, or a sequence of them tiled over depth.
+_TILED = frozenset(f"model.{f}" for f in ("mixer", "ffn", "norm", "placement", "block"))
+
+
+def load(name: str) -> ConfigDict:
+    """Loads a config by file path, or by name from the configs of reslab.
+
+    Args:
+      name: A path such as `configs/tiny.py`, or a name such as `tiny`.
+
+    Returns:
+      The config, open for changes to its values.
+
+    Raises:
+      ReslabError: If there is no such file, or it cannot be executed.
+    """
+    path = _find(name)
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), namespace)
+        config = namespace["get_config"]()
+    except ReslabError:
+        raise
+    except SyntaxError as error:
+        raise ReslabError(
+            f"config {name}: syntax error in line {error.lineno}", got=error.msg
+        ) from None
+    except KeyError as error:
+        if error.args == ("get_config",):
+            raise ReslabError(
+                f"config {name}", expected="a function get_config()"
+            ) from None
+        raise _execution_error(name, path, error) from error
+    except Exception as error:
+        raise _execution_error(name, path, error) from error
+    if not isinstance(config, ConfigDict):
+        raise ReslabError(
+            f"config {name}: get_config()",
+            expected="a ConfigDict",
+            got=type(config).__name__,
+        )
+    return config
+
+
+def _execution_error(name: str, path: pathlib.Path, error: Exception) -> ReslabError:
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    where = f", line {lines[-1]}" if lines else ""
+    message = str(error).splitlines()[0] if str(error) else ""
+    return ReslabError(
+        f"config {name}{where}", got=f"{type(error).__name__}: {message}"
+    )
+
+
+def folders() -> list[pathlib.Path]:
+    """Where configs are found by name: the installed ones, or the checkout's."""
+    package = pathlib.Path(__file__).resolve().parent.parent
+    candidates = [package / "configs", package.parent / "configs"]
+    return [folder for folder in candidates if (folder / "base.py").is_file()]
+
+
+def _find(name: str) -> pathlib.Path:
+    path = pathlib.Path(name)
+    if path.suffix == ".py" and path.is_file():
+        return path.resolve()
+    for folder in folders():
+        for candidate in (folder / f"{name}.py", folder / path.name):
+            if candidate.suffix == ".py" and candidate.is_file():
+                return candidate
+    known = {p.stem for folder in folders() for p in folder.glob("*.py")}
+    raise ReslabError(f"no config {name!r}", hint=nearest(path.stem, known))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields `(dotted name, value)` for every field, in order of name."""
+    for key in sorted(config):
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Parses `model.depth=8`: the value is a Python literal, or a string.
+
+    Raises:
+      ReslabError: If there is no `=`.
+
+    >>> parse_override("model.norm=layer(use_bias=False)")
+    ('model.norm', 'layer(use_bias=False)')
+    >>> parse_override("model.depth=8")
+    ('model.depth', 8)
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ReslabError("--set", expected="field=value", got=repr(text))
+    try:
+        return key.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        words = {"true": True, "false": False}
+        return key.strip(), words.get(value.strip().lower(), value.strip())
+
+
+def update(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> ConfigDict:
+    """Sets fields by dotted name, each checked against the type of its default.
+
+    Args:
+      config: The config to change.
+      overrides: Pairs of a dotted name and a value.
+
+    Returns:
+      The same config.
+
+    Raises:
+      ReslabError: On an unknown field or a value of the wrong type.
+    """
+    for key, value in overrides:
+        known = dict(flatten(config))
+        if key not in known:
+            if any(name.startswith(key + ".") for name in known):
+                raise ReslabError(
+                    f"{key!r} is a group of fields",
+                    hint=", ".join(k for k in known if k.startswith(key + ".")),
+                )
+            close = nearest(key, known)
+            hint = (
+                close
+                if close.startswith("did")
+                else nearest(
+                    key.rpartition(".")[2], {k.rpartition(".")[2] for k in known}
+                )
+            )
+            hint = hint.partition(" known:")[0] if hint.startswith("did") else ""
+            raise ReslabError(
+                f"unknown field {key!r}",
+                hint=(hint + " " if hint else "") + "`reslab show base` lists them",
+            )
+        node = config
+        *path, leaf = key.split(".")
+        for part in path:
+            node = node[part]
+        with node.ignore_type():
+            node[leaf] = _coerce(key, known[key], value)
+    return config
+
+
+def _coerce(key: str, default: Any, value: Any) -> Any:
+    if key in _TILED and isinstance(value, list | tuple):
+        if not value or not all(isinstance(item, str) for item in value):
+            raise ReslabError(key, expected="spec strings", got=repr(value))
+        return tuple(value)
+    if key in _TILED:
+        default = ""
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        is_right = type(value) is type(default)
+    elif isinstance(default, float):
+        is_right = type(value) in (int, float) and math.isfinite(value)
+    else:
+        is_right = type(value) is int
+    if isinstance(default, tuple) and isinstance(value, list):
+        return _as_tuples(value)
+    if not is_right:
+        raise ReslabError(key, expected=type(default).__name__, got=f"{value!r}")
+    return float(value) if isinstance(default, float) else _as_tuples(value)
+
+
+def _as_tuples(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_as_tuples(item) for item in value)
+    return value
+
+
+def canonical_json(config: ConfigDict) -> str:
+    """The config as JSON, the same text for the same values."""
+    return json.dumps(dict(flatten(config)), sort_keys=True, indent=1, allow_nan=False)
+
+
+def sha256(config: ConfigDict) -> str:
+    """The digest of the canonical JSON: equal for equal configs only."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
+
+
+def from_json(text: str, where: str) -> ConfigDict:
+    """Rebuilds a config from its JSON, as data, through the same typed checks.
+
+    Args:
+      text: The JSON.
+      where: What to call it in errors.
+
+    Returns:
+      The config.
+
+    Raises:
+      ReslabError: If it is not JSON, has an unknown key, or misses one.
+    """
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ReslabError(f"{where}: not JSON", got=str(error)) from None
+    if not isinstance(fields, dict):
+        raise ReslabError(where, expected="an object", got=type(fields).__name__)
+    config = load("base")
+    missing = sorted(set(dict(flatten(config))) - set(fields))
+    if missing:
+        raise ReslabError(
+            f"{where} has no field {missing[0]!r}",
+            hint="it was written by another version of reslab",
+        )
+    try:
+        return update(config, fields.items())
+    except ReslabError as error:
+        raise ReslabError(f"{where}: {error}") from None
+
+
+def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
+    """Names the fields in which two configs differ."""
+    a, b = dict(flatten(one)), dict(flatten(other))
+    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what can be checked before any device is touched.
+
+    Raises:
+      ReslabError: If a spec cannot be resolved or a size is out of range.
+    """
+    families = {
+        "model.mixer": "mixers",
+        "model.ffn": "ffns",
+        "model.norm": "norms",
+        "model.placement": "placements",
+        "model.block": "blocks",
+        "model.residual": "residuals",
+        "model.stack": "stacks",
+        "model.linear": "linears",
+        "model.position": "positions",
+        "optim.name": "optimizers",
+        "optim.schedule": "schedules",
+        "data.source": "sources",
+        "data.tokenizer": "tokenizers",
+    }
+    fields = dict(flatten(config))
+    for key, family in families.items():
+        specs = fields[key] if isinstance(fields[key], tuple) else (fields[key],)
+        for spec in specs:
+            registry.factory(family, spec)
+    for spec in fields["train.writers"]:
+        registry.factory("writers", spec)
+    for key in _AT_LEAST_ONE:
+        if fields[key] < 1:
+            raise ReslabError(key, expected="at least 1", got=str(fields[key]))
+    if fields["data.batch"] % fields["train.accumulate"]:
+        raise ReslabError(
+            "train.accumulate",
+            expected=f"a divisor of data.batch ({fields['data.batch']})",
+            got=str(fields["train.accumulate"]),
+        )
+
+
+_AT_LEAST_ONE = (
+    "model.features",
+    "model.depth",
+    "model.vocabulary_multiple",
+    "data.length",
+    "data.batch",
+    "train.steps",
+    "train.accumulate",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "eval.batch",
+)

@@ -1,0 +1,59 @@
+"""Which dtype is used where: parameters, compute, statistics."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """The dtypes of a run; statistics are always at least float32."""
+
+    parameters: Any
+    compute: Any
+
+
+def statistics_dtype(dtype: Any) -> Any:
+    """The dtype for means, variances and softmax: float32, or float64 if given.
+
+    >>> statistics_dtype(jnp.bfloat16).name
+    'float32'
+    """
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def resolve(parameters: str, compute: str, platform: str) -> Precision:
+    """Turns the names in a config into dtypes.
+
+    Args:
+      parameters: "float32", "bfloat16" or "float64".
+      compute: The same, or "auto": bfloat16 where the hardware multiplies it
+        natively (TPU, GPU, CPUs with AMX or AVX512-BF16), float32 elsewhere.
+      platform: The JAX platform name that will run the program.
+
+    Raises:
+      ReslabError: If a name is not one of these.
+    """
+    if compute == "auto":
+        is_fast = platform != "cpu" or _cpu_multiplies_bfloat16()
+        compute = "bfloat16" if is_fast else "float32"
+    for field, name in (("parameters", parameters), ("compute", compute)):
+        if name not in _DTYPES:
+            raise ReslabError(
+                f"precision.{field}", expected=", ".join(_DTYPES), got=repr(name)
+            )
+    return Precision(_DTYPES[parameters], _DTYPES[compute])
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

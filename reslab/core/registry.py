@@ -1,0 +1,226 @@
+"""Names in configs become objects from files.
+
+A *spec string* such as `"dyt(alpha=0.8)"` names a variant of a family and its
+keyword arguments. The family is a folder, the variant a file in it that defines
+`build`; adding a variant therefore edits no existing file. A dotted name is a
+module of the caller's own.
+"""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from reslab.core.errors import ReslabError, nearest
+
+FAMILIES: Mapping[str, str] = types.MappingProxyType(
+    {
+        "norms": "reslab.nn.norms",
+        "placements": "reslab.nn.placements",
+        "residuals": "reslab.nn.residuals",
+        "mixers": "reslab.nn.mixers",
+        "ffns": "reslab.nn.ffns",
+        "linears": "reslab.nn.linears",
+        "positions": "reslab.nn.positions",
+        "blocks": "reslab.nn.blocks",
+        "stacks": "reslab.nn.stacks",
+        "optimizers": "reslab.optim",
+        "schedules": "reslab.optim.schedules",
+        "sources": "reslab.data.sources",
+        "tokenizers": "reslab.data.tokenizers",
+        "writers": "reslab.observe.writers",
+    }
+)
+
+# A variant by name, or any callable that takes the same keyword arguments.
+Spec = str | Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """A spec string taken apart: the variant's name and its literal arguments."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def parse(spec: str) -> Parsed:
+    """Parses `"name"` or `"name(key=literal, ...)"`; evaluates nothing.
+
+    Args:
+      spec: The spec string.
+
+    Returns:
+      The name and the keyword arguments.
+
+    Raises:
+      ReslabError: If the text is anything else.
+
+    >>> parse("dyt(alpha=0.8)").arguments
+    {'alpha': 0.8}
+    """
+    form = "name or name(key=literal, ...)"
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if call.args or not isinstance(call.func, ast.Name | ast.Attribute):
+            raise ValueError("only keyword arguments")
+        arguments = {}
+        for keyword in call.keywords:
+            if keyword.arg is None or keyword.arg in arguments:
+                raise ValueError("repeated or starred argument")
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+    except (SyntaxError, ValueError, TypeError, AttributeError):
+        raise ReslabError("malformed spec", expected=form, got=repr(spec)) from None
+    return Parsed(ast.unparse(call.func), arguments)
+
+
+@functools.cache
+def names(family: str) -> tuple[str, ...]:
+    """Lists the variants of a family without importing any of them."""
+    return tuple(sorted(_files(family)))
+
+
+@functools.cache
+def _files(family: str) -> Mapping[str, pathlib.Path]:
+    if family not in FAMILIES:
+        raise ReslabError(f"unknown family {family!r}", hint=nearest(family, FAMILIES))
+    found = importlib.util.find_spec(FAMILIES[family])
+    folders = found.submodule_search_locations if found else ()
+    paths = (p for folder in folders or () for p in pathlib.Path(folder).glob("*.py"))
+    return {p.stem: p for p in paths if p.stem[0] != "_" and _defines_build(p)}
+
+
+def _defines_build(path: pathlib.Path) -> bool:
+    """Whether a file is a variant: helpers beside the variants define no `build`."""
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "build":
+            return True
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == "build"
+            for target in node.targets
+        ):
+            return True
+    return False
+
+
+def file(family: str, name: str) -> pathlib.Path:
+    """The file of a variant."""
+    return _files(family)[name]
+
+
+def module(family: str, name: str) -> types.ModuleType:
+    """Imports the file of one variant; a dotted name is the caller's own module.
+
+    Raises:
+      ReslabError: If there is no such variant, or it has no `build`.
+    """
+    if "." not in name:
+        if name not in names(family):
+            raise ReslabError(
+                f"unknown {family} {name!r}", hint=nearest(name, names(family))
+            )
+        return importlib.import_module(f"{FAMILIES[family]}.{name}")
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise ReslabError(
+                f"{family} {name!r}",
+                expected="an importable module",
+                got=f"no module named {error.name!r}",
+                hint="install it or set PYTHONPATH",
+            ) from None
+        raise
+    if not hasattr(found, "build"):
+        raise ReslabError(f"{family} {name!r}", expected="a module with `build`")
+    return found
+
+
+def arguments(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword arguments that a variant takes, in order."""
+    parameters = inspect.signature(build).parameters
+    # A Linen module takes both beside its own fields.
+    linen = {"parent", "name"}
+    hidden = linen if linen <= parameters.keys() else set()
+    return {name: p for name, p in parameters.items() if name not in hidden}
+
+
+def factory(family: str, spec: Spec) -> Callable[..., Any]:
+    """Resolves a spec to a callable that takes the surrounding context.
+
+    The result is called with everything the surroundings know (`dtype`,
+    `depth`, ...) and passes on what the variant accepts. Arguments written in
+    the spec win over the context.
+
+    Args:
+      family: A key of `FAMILIES`.
+      spec: A spec string, or a callable, which is used as it is.
+
+    Returns:
+      A callable that builds the variant.
+
+    Raises:
+      ReslabError: On a malformed spec, an unknown variant, or an argument that
+        the variant does not have or that has the wrong type.
+    """
+    if not isinstance(spec, str):
+        return functools.partial(_call, spec)
+    parsed = parse(spec)
+    build = module(family, parsed.name).build
+    accepted = arguments(build)
+    hints = _hints(build)
+    for key, value in parsed.arguments.items():
+        if key not in accepted:
+            raise ReslabError(
+                f"{family} {parsed.name!r} has no argument {key!r}",
+                hint=nearest(key, accepted),
+            )
+        _check_type(f"{family} {parsed.name!r}: {key}", hints.get(key), value)
+    return functools.partial(_call, build, **parsed.arguments)
+
+
+def make(family: str, spec: Spec, **context: Any) -> Any:
+    """Builds a variant: `factory(family, spec)(**context)`."""
+    return factory(family, spec)(**context)
+
+
+def _call(build: Callable[..., Any], **keywords: Any) -> Any:
+    parameters = inspect.signature(build).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return build(**keywords)
+    return build(**{k: v for k, v in keywords.items() if k in parameters})
+
+
+def _hints(build: Callable[..., Any]) -> dict[str, Any]:
+    target = build.func if isinstance(build, functools.partial) else build
+    try:
+        return typing.get_type_hints(target)
+    except (NameError, TypeError):
+        return {}
+
+
+def _check_type(where: str, hint: Any, value: Any) -> None:
+    """Checks literals against plain annotations; anything richer is let through."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = {int, float, bool, str, tuple, types.NoneType}
+    if not options or not all(
+        option in plain or typing.get_origin(option) is tuple for option in options
+    ):
+        return
+    wanted = {typing.get_origin(option) or option for option in options}
+    if type(value) in wanted or (float in wanted and type(value) is int):
+        return
+    if tuple in wanted and isinstance(value, list):
+        return
+    expected = " or ".join(
+        sorted("None" if t is types.NoneType else t.__name__ for t in wanted)
+    )
+    raise ReslabError(where, expected=expected, got=repr(value))

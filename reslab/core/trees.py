@@ -1,0 +1,92 @@
+"""Paths into parameter trees, and groups of parameters by first match."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from reslab.core.errors import ReslabError
+
+T = TypeVar("T")
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Writes a JAX key path as `stack/layers_0/mixer/query/kernel`."""
+    return "/".join(
+        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
+    )
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Maps the path of every leaf to the leaf, in tree order.
+
+    >>> named_leaves({"head": {"kernel": 1.0}})
+    {'head/kernel': 1.0}
+    """
+    return {
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def map_named(function: Any, tree: Any) -> Any:
+    """Maps `function(name, leaf)` over a tree."""
+    return jax.tree_util.tree_map_with_path(
+        lambda p, x: function(path_name(p), x), tree
+    )
+
+
+def first_match(
+    names: Sequence[str], patterns: Sequence[tuple[str, T]], default: T
+) -> dict[str, T]:
+    """Gives every name the value of the first pattern that is found in it.
+
+    Args:
+      names: Parameter paths.
+      patterns: Pairs of a regular expression (searched, not anchored) and a
+        value.
+      default: The value of names that no pattern matches.
+
+    Returns:
+      A value for every name.
+
+    Raises:
+      ReslabError: If a pattern is not a regular expression or is found in none
+        of the names, so that a misspelt group cannot pass unnoticed.
+
+    >>> first_match(["a/gain", "a/kernel"], [("gain$", 0.0)], 0.1)
+    {'a/gain': 0.0, 'a/kernel': 0.1}
+    """
+    compiled = []
+    for pattern, value in patterns:
+        try:
+            compiled.append((re.compile(pattern), value))
+        except re.error as error:
+            raise ReslabError(
+                f"parameter group {pattern!r}",
+                expected="a regular expression",
+                got=str(error),
+            ) from None
+        if not any(compiled[-1][0].search(name) for name in names):
+            raise ReslabError(
+                f"parameter group {pattern!r} matches no parameter",
+                hint="`reslab show CONFIG` lists the paths, such as " + names[0],
+            )
+    return {
+        name: next((v for p, v in compiled if p.search(name)), default)
+        for name in names
+    }
+
+
+def count_parameters(tree: Any) -> int:
+    """The number of scalars in a tree of arrays or shapes."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+
+
+def count_bytes(tree: Any) -> int:
+    """The size in bytes of a tree of arrays or shapes."""
+    return sum(
+        int(leaf.size) * jax.numpy.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

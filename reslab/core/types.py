@@ -1,0 +1,141 @@
+"""The protocols: what a part of a model must offer to be combined with the others.
+
+Nothing inherits from these; a module that has the methods fits. Arrays are
+`(batch, length, embed)` unless a docstring says otherwise.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.registry import Spec
+
+Array = jax.Array
+Branch = Callable[[jax.Array], jax.Array]
+# What flows along depth: any pytree of fixed structure and shapes whose leaves
+# end in (batch, length, embed).
+Stream = Any
+# Depth memory, written once by the first layer that has something to share.
+Shared = Mapping[str, jax.Array]
+# What a mixer keeps between calls while generating: a key-value cache or a
+# recurrent state, the same thing to the one who generates.
+State = Any
+
+# Every logical axis name that a parameter or activation may carry.
+LOGICAL_AXES = (
+    "batch",
+    "length",
+    "embed",
+    "mlp",
+    "heads",
+    "head_dim",
+    "vocab",
+    "layers",
+    "streams",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a part may ask of its surroundings, by argument name.
+
+    The registry passes each field to the variants whose `build` takes an
+    argument of that name; an argument written in the spec string wins.
+
+    Attributes:
+      depth: Number of layers applied, counting every pass of a loop.
+      dtype: Compute dtype.
+      param_dtype: Dtype in which parameters are stored.
+      norm: Default normalization, for parts that normalize inside.
+      linear: What a projection is.
+      position: Position encoding.
+      init_std: Standard deviation of projection kernels; 0 is 1/sqrt(fan in).
+      output_scale: Factor on the initial standard deviation of projections
+        that write into the residual stream.
+    """
+
+    depth: int = 1
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    norm: Spec = "rms"
+    linear: Spec = "dense"
+    position: Spec = "none"
+    init_std: float = 0.0
+    output_scale: float = 1.0
+
+
+class Norm(Protocol):
+    """Keeps shape and dtype; statistics in float32 over the last axis."""
+
+    def __call__(self, x: Array) -> Array:
+        """Normalizes `x` of shape (..., features)."""
+        ...
+
+
+class Residual(Protocol):
+    """The depth stream: how sublayers read from it and write to it.
+
+    `reduces_to_plain_at_init` says whether a network with this residual
+    computes, at initialization, what it would compute with `plain`.
+    """
+
+    reduces_to_plain_at_init: bool
+
+    def widen(self, x: Array) -> Stream:
+        """Embeddings to stream, once."""
+        ...
+
+    def __call__(self, stream: Stream, branch: Branch, *, site: int | Array) -> Stream:
+        """Reads from the stream, calls `branch` once, writes its output back.
+
+        `site` counts sublayers from 0 and may be traced.
+        """
+        ...
+
+    def narrow(self, stream: Stream) -> Array:
+        """Stream to features for the final norm, once."""
+        ...
+
+
+class Mixer(Protocol):
+    """A token mixer along the sequence.
+
+    `writes_shared` says whether the first layer leaves something for the rest.
+    """
+
+    writes_shared: bool
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        positions: Array,
+        segments: Array | None,
+        shared: Shared,
+        state: State = None,
+    ) -> tuple[Array, Shared, State]:
+        """Mixes `x`; with a state, continues from it and returns the next one."""
+        ...
+
+    def init_state(self, batch: int, length: int, features: int) -> State:
+        """The state before the first token, for at most `length` tokens."""
+        ...
+
+    def mixing_flops(self, length: int, features: int) -> int:
+        """Matrix-product FLOPs per token, forward, beyond the kernels'."""
+        ...
+
+
+class Position(Protocol):
+    """Where a token stands: added to embeddings, or applied to queries and keys."""
+
+    def embed(self, x: Array, positions: Array) -> Array:
+        """Adds to the embeddings (batch, length, embed)."""
+        ...
+
+    def rotate(self, x: Array, positions: Array) -> Array:
+        """Transforms queries or keys (batch, length, heads, head_dim)."""
+        ...

@@ -1,0 +1,1 @@
+"""From files to batches: sources, tokenizers, windows; nothing here knows a model."""

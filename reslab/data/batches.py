@@ -1,0 +1,172 @@
+"""Batches: shuffled without end for training, once in order for validation."""
+
+import operator
+from collections.abc import Iterator
+from typing import Self
+
+import grain
+import numpy as np
+from absl import flags
+
+from reslab.core.errors import ReslabError
+from reslab.data.corpus import TokenStream
+from reslab.data.windows import Window, WindowSource
+
+
+class TrainBatches(Iterator[Window]):
+    """Shuffled windows without end, in batches.
+
+    The order is a pure function of (seed, index): a new permutation of all
+    windows each epoch, batches running across the seam. It does not depend on
+    the number of processes or workers. Process p of n gets rows p, p + n, ...
+    of each global batch.
+
+    Args:
+      stream: The documents; every process must hold the same.
+      length: Tokens per window.
+      global_batch: Windows per batch, over all processes.
+      seed: Chooses the order.
+      process_index: This process.
+      process_count: How many processes share the batches.
+      worker_count: Processes that cut windows in the background. 0 is the
+        fastest for windows of tokens in memory.
+
+    Raises:
+      ReslabError: If the batch does not divide by the processes, or an argument
+        is out of range.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        length: int,
+        global_batch: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        worker_count: int = 0,
+    ):
+        _check_batch("batch", global_batch, process_index, process_count)
+        if not 0 <= seed < 2**32:
+            raise ReslabError("data seed", expected="0 to 2**32 - 1", got=str(seed))
+        if worker_count < 0:
+            raise ReslabError(
+                "data workers", expected="at least 0", got=str(worker_count)
+            )
+        if worker_count:
+            _allow_unparsed_flags()
+        windows = WindowSource(stream, length)
+        self._global_batch = global_batch
+        self._batches = grain.experimental.ElasticIterator(
+            grain.MapDataset.source(windows).seed(seed).shuffle().repeat(),
+            global_batch,
+            grain.sharding.ShardOptions(process_index, process_count),
+            # Threads cost more than they bring at some 20 us a window.
+            read_options=grain.ReadOptions(num_threads=0, prefetch_buffer_size=0),
+            multiprocessing_options=(
+                grain.MultiprocessingOptions(num_workers=worker_count)
+                if worker_count
+                else None
+            ),
+        )
+
+    def __next__(self) -> Window:
+        """Gives arrays of shape (global_batch / process_count, length)."""
+        return next(self._batches)
+
+    @property
+    def state(self) -> int:
+        """Windows given out so far, over all processes: the next global index.
+
+        Setting it continues from there, with any number of processes. It counts
+        what left this iterator, which a prefetcher keeps ahead of the training:
+        after s steps the state to save is `s * global_batch`.
+        """
+        return self._batches.get_state()["global_next_index"]
+
+    @state.setter
+    def state(self, index: int) -> None:
+        is_integer = isinstance(index, int | np.integer) and not isinstance(index, bool)
+        if not is_integer or index < 0 or index % self._global_batch:
+            raise ReslabError(
+                "data state",
+                expected=f"a multiple of the batch {self._global_batch}, at least 0",
+                got=repr(index),
+            )
+        self._batches.set_state({"global_next_index": operator.index(index)})
+
+    def close(self) -> None:
+        """Ends the worker processes; the state stays."""
+        # Setting the state also drops the closed workers, which would otherwise
+        # be closed again, with a traceback, when the interpreter shuts down.
+        self._batches.set_state(self._batches.get_state())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def validation_batches(
+    stream: TokenStream,
+    length: int,
+    batch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Window]:
+    """Gives every window once, in order.
+
+    Every batch has the same shape. The last is filled up with copies of its
+    first window whose `loss_mask` is False throughout, so they count nothing
+    and yet are ordinary input.
+
+    Args:
+      stream: The documents.
+      length: Tokens per window.
+      batch: Windows per batch, over all processes.
+      process_index: This process, which gets rows p, p + n, ... of each batch.
+      process_count: How many processes share the batches.
+
+    Returns:
+      An iterator of arrays of shape (batch / process_count, length).
+
+    Raises:
+      ReslabError: If the batch does not divide by the processes, or the stream
+        is shorter than one window.
+    """
+    _check_batch("validation batch", batch, process_index, process_count)
+    windows = WindowSource(stream, length)
+    return _in_order(windows, batch, range(process_index, batch, process_count))
+
+
+def _in_order(windows: WindowSource, batch: int, rows: range) -> Iterator[Window]:
+    for begin in range(0, len(windows), batch):
+        filler = windows[begin]
+        filler["loss_mask"] = np.zeros_like(filler["loss_mask"])
+        chosen = [
+            windows[begin + row] if begin + row < len(windows) else filler
+            for row in rows
+        ]
+        yield {key: np.stack([window[key] for window in chosen]) for key in filler}
+
+
+def _check_batch(what: str, batch: int, index: int, count: int) -> None:
+    if batch < 1 or batch % count:
+        raise ReslabError(
+            what,
+            expected=f"a positive multiple of the {count} processes",
+            got=str(batch),
+        )
+    if not 0 <= index < count:
+        raise ReslabError("process index", expected=f"0 to {count - 1}", got=str(index))
+
+
+def _allow_unparsed_flags() -> None:
+    """Lets Grain's workers start in a program that does not use absl's `app.run`.
+
+    Grain reads absl flags when it starts workers, and absl refuses to give even
+    the defaults before a command line was parsed.
+    """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

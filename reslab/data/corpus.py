@@ -1,0 +1,172 @@
+"""Documents become two token streams, one to train on and one held out."""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+
+# Every 20th document is held out; of a single document, the last 20th part.
+HOLD_OUT = 20
+
+
+class Source(Protocol):
+    """Where documents come from.
+
+    A source that has a validation split of its own also defines
+    `validation_documents() -> Iterable[bytes] | None`.
+    """
+
+    def documents(self) -> Iterable[bytes]:
+        """Gives the documents, in an order that is always the same."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """How bytes become token ids."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    @property
+    def bos(self) -> int:
+        """The id that begins a document."""
+        ...
+
+    def encode(self, document: bytes) -> np.ndarray:
+        """Encodes a document to ids of shape (tokens,), without BOS."""
+        ...
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Decodes ids to text; BOS and ids beyond the vocabulary are dropped."""
+        ...
+
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes each id stands for, shape (vocabulary,): 0 for BOS."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStream:
+    """Documents laid end to end, each as BOS and its tokens.
+
+    Attributes:
+      tokens: Ids of shape (tokens,), uint16 or uint32; may be a `np.memmap`.
+      starts: Where each document begins in `tokens`, int64, ascending.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A tokenized corpus and what identifies it.
+
+    Attributes:
+      train: The stream to train on.
+      validation: The held-out stream.
+      tokenizer: The tokenizer of both.
+      sha256: Digest of every document with its length and split, in order.
+      documents: Number of documents in both streams.
+      bytes: Number of bytes in both streams, before tokenization.
+    """
+
+    train: TokenStream
+    validation: TokenStream
+    tokenizer: Tokenizer
+    sha256: str
+    documents: int
+    bytes: int
+
+
+def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
+    """Reads, splits and tokenizes a corpus.
+
+    A source with a validation split of its own keeps it. Otherwise every 20th
+    document (0, 20, 40, ...) is held out, whole: windows of one document would
+    leak from one split into the other. A source of one single document is cut
+    at a character, and its last twentieth held out.
+
+    Args:
+      source: Spec of the family `sources`, for example `"text(path='a.txt')"`.
+      tokenizer: Spec of the family `tokenizers`, for example `"bytes"`.
+
+    Returns:
+      The corpus.
+
+    Raises:
+      ReslabError: If a spec is wrong, the source cannot be read, or a split is
+        empty.
+
+    >>> corpus = load_corpus("synthetic(documents=40)", "bytes")
+    >>> len(corpus.train.starts), len(corpus.validation.starts)
+    (38, 2)
+    """
+    encoder: Tokenizer = registry.make("tokenizers", tokenizer)
+    pieces: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
+    sizes = dict.fromkeys(pieces, 0)
+    digest = hashlib.sha256()
+    dtype = np.uint16 if encoder.vocabulary_size <= 2**16 else np.uint32
+    for split, document in _split(registry.make("sources", source)):
+        digest.update(f"{split} {len(document)}\n".encode())
+        digest.update(document)
+        ids = encoder.encode(document)
+        pieces[split].append(np.concatenate([[encoder.bos], ids]).astype(dtype))
+        sizes[split] += len(document)
+    for split, size in sizes.items():
+        if not size:
+            raise ReslabError(
+                f"source {source!r}: {split} split",
+                expected="text",
+                got="none",
+                hint="give more text",
+            )
+    return Corpus(
+        train=_stream(pieces["train"]),
+        validation=_stream(pieces["validation"]),
+        tokenizer=encoder,
+        sha256=digest.hexdigest(),
+        documents=sum(map(len, pieces.values())),
+        bytes=sum(sizes.values()),
+    )
+
+
+def _split(source: Source) -> Iterator[tuple[str, bytes]]:
+    """Gives each document with the name of the split it belongs to."""
+    held_out = getattr(source, "validation_documents", lambda: None)()
+    if held_out is not None:
+        yield from (("train", document) for document in source.documents())
+        yield from (("validation", document) for document in held_out)
+        return
+    documents = iter(source.documents())
+    opening = list(itertools.islice(documents, 2))
+    if len(opening) == 1:
+        (document,) = opening
+        cut = _cut(document)
+        yield "train", document[:cut]
+        yield "validation", document[cut:]
+        return
+    for index, document in enumerate(itertools.chain(opening, documents)):
+        yield ("train" if index % HOLD_OUT else "validation"), document
+
+
+def _cut(document: bytes) -> int:
+    """Where the last twentieth begins, moved back to the start of a character."""
+    cut = len(document) - -(-len(document) // HOLD_OUT)
+    while cut > 0 and document[cut] & 0xC0 == 0x80:
+        cut -= 1
+    return cut
+
+
+def _stream(pieces: list[np.ndarray]) -> TokenStream:
+    lengths = np.array([len(piece) for piece in pieces], np.int64)
+    return TokenStream(np.concatenate(pieces), np.cumsum(lengths) - lengths)

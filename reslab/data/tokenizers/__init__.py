@@ -1,0 +1,1 @@
+"""How bytes become token ids: one tokenizer a file, named by its file."""

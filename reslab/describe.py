@@ -1,0 +1,281 @@
+"""Variants and configs as text: what `reslab list` and `reslab show` print."""
+
+import ast
+import dataclasses
+import inspect
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from reslab.core import config as configs
+from reslab.core import registry
+from reslab.core.errors import ReslabError, nearest
+from reslab.core.trees import count_bytes, count_parameters, named_leaves, path_name
+from reslab.core.types import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row of the list of variants.
+
+    Attributes:
+      family: Family of the variant.
+      name: Name to write in a config.
+      summary: First line of its docstring.
+      reference: Author, year and address, or an empty string.
+    """
+
+    family: str
+    name: str
+    summary: str
+    reference: str
+
+
+def entries(family: str) -> Iterator[Entry]:
+    """Reads the rows of a family from its files, importing none of them."""
+    for name in registry.names(family):
+        path = registry.file(family, name)
+        summary, reference = _docstring_heads(path)
+        yield Entry(family, name, summary, reference)
+
+
+def _docstring_heads(path: pathlib.Path) -> tuple[str, str]:
+    tree = ast.parse(path.read_bytes())
+    definitions = {
+        node.name: node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+    target = "build"
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "build":
+            target = ast.unparse(node.value)
+    node = definitions.get(target)
+    text = (ast.get_docstring(node) if node else None) or ast.get_docstring(tree) or ""
+    paragraph = ""
+    if "Reference:" in text:
+        paragraph = text.split("Reference:", 1)[1].split("\n\n", 1)[0]
+    reference = " ".join(paragraph.split()).split(";", 1)[0].rstrip(".")
+    return text.partition("\n")[0], reference
+
+
+def list_variants(family: str | None = None) -> str:
+    """Every variant of one family or of all: name, one line, reference.
+
+    Raises:
+      ReslabError: If there is no such family.
+    """
+    lines = []
+    for one in [family] if family else registry.FAMILIES:
+        rows = list(entries(one))
+        lines.append(f"{one} ({len(rows)})")
+        wide = max((len(row.name) for row in rows), default=0)
+        for row in rows:
+            lines.append(f"  {row.name:{wide}}  {row.summary}")
+            if row.reference:
+                lines.append(f"  {'':{wide}}  {row.reference}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def show_variant(name: str, width: int) -> str:
+    """Docstring, arguments with defaults, and parameter shapes of a variant.
+
+    Args:
+      name: `family/name`.
+      width: Width at which the shapes are given.
+
+    Raises:
+      ReslabError: If there is no such variant.
+    """
+    family, _, variant = name.partition("/")
+    if family not in registry.FAMILIES:
+        raise ReslabError(
+            f"unknown family {family!r}", hint=nearest(family, registry.FAMILIES)
+        )
+    build = registry.module(family, variant).build
+    lines = [name, "", inspect.getdoc(build) or "", "", "Arguments:"]
+    for key, parameter in registry.arguments(build).items():
+        default = parameter.default
+        value = "required" if default is parameter.empty else f"{default!r}"
+        lines.append(f"  {key} = {getattr(default, '__name__', value)}")
+    shapes = parameter_shapes(family, variant, width)
+    if shapes is not None:
+        lines += ["", f"Parameters at width {width}:"]
+        for path, leaf in shapes.items():
+            lines.append(f"  {path}  {tuple(leaf.shape)}")
+        lines.append(f"  {count_parameters(list(shapes.values())):,} in all")
+    return "\n".join(lines)
+
+
+def parameter_shapes(
+    family: str, spec: registry.Spec, width: int
+) -> dict[str, jax.ShapeDtypeStruct] | None:
+    """Shapes of a variant's parameters at a width; None if it can have none."""
+    example = EXAMPLES.get(family)
+    if example is None:
+        return None
+    variables = jax.eval_shape(lambda: example(spec, width)[1])
+    return named_leaves(nn.unbox(variables).get("params", {}))
+
+
+def _init(module: Any, *args: Any, **kwargs: Any) -> Any:
+    return module.init_with_output(jax.random.key(0), *args, **kwargs)
+
+
+def _example_input(width: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (2, 8, width))
+
+
+def _example_norm(spec, width):
+    return _init(registry.make("norms", spec), _example_input(width))
+
+
+def _example_ffn(spec, width):
+    return _init(registry.make("ffns", spec), _example_input(width))
+
+
+def _example_linear(spec, width):
+    module = registry.make("linears", spec, features=width)
+    return _init(module, _example_input(width))
+
+
+def _example_mixer(spec, width):
+    positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
+    module = registry.make("mixers", spec)
+    return _init(module, _example_input(width), positions=positions)
+
+
+def _example_position(spec, width):
+    positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
+    module = registry.make("positions", spec)
+    return _init(module, _example_input(width), positions, method="embed")
+
+
+def _example_residual(spec, width):
+    module = registry.make("residuals", spec)
+    stream = module.widen(_example_input(width))
+    return _init(module, stream, jnp.tanh, site=0)
+
+
+def _example_placement(spec, width):
+    module = registry.make("placements", spec)
+    plain = registry.make("residuals", "plain", parent=None)
+    return _init(module, _example_input(width), plain, jnp.tanh, site=0)
+
+
+def _example_block(spec, width):
+    positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
+    module = registry.make("blocks", spec)
+    return _init(module, _example_input(width), {}, layer=0, positions=positions)
+
+
+def _example_stack(spec, width):
+    block = registry.factory("blocks", "standard")
+    positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
+    module = registry.make("stacks", spec, blocks=(block,), depth=2, context=Context())
+    return _init(module, _example_input(width), positions=positions)
+
+
+# How a variant of each family is called, alone, on an input (2, 8, width): used
+# to show its parameters. Returns the output and the variables.
+EXAMPLES: Mapping[str, Callable[[registry.Spec, int], tuple[Any, Any]]] = {
+    "norms": _example_norm,
+    "ffns": _example_ffn,
+    "linears": _example_linear,
+    "mixers": _example_mixer,
+    "positions": _example_position,
+    "residuals": _example_residual,
+    "placements": _example_placement,
+    "blocks": _example_block,
+    "stacks": _example_stack,
+}
+
+
+def show_config(config: ConfigDict) -> str:
+    """Fields, parameters with their groups, FLOPs per token and memory.
+
+    Args:
+      config: The resolved config.
+
+    Raises:
+      ReslabError: If the config cannot be built on the devices at hand.
+    """
+    from reslab.models.cost import forward_flops_per_token, training_flops_per_token
+    from reslab.parallel.mesh import make_mesh
+    from reslab.train.state import make_setup, parameter_groups
+
+    configs.check(config)
+    tokenizer = registry.make("tokenizers", config.data.tokenizer)
+    setup = make_setup(config, tokenizer.vocabulary_size, make_mesh(config.mesh))
+    params, length = setup.shapes.params, config.data.length
+    groups = parameter_groups(config, params)
+    axes = _logical_axes(setup.boxed_params)
+    rows = [("parameter", "shape", "axes", "lr", "decay")]
+    for name, leaf in named_leaves(params).items():
+        group = groups[name]
+        decay = group.weight_decay
+        decay = config.optim.weight_decay if decay is None else decay
+        rate = config.optim.learning_rate * group.lr_scale
+        rows.append(
+            (
+                name,
+                " x ".join(map(str, leaf.shape)) or "scalar",
+                " ".join(axis or "-" for axis in axes[name]),
+                "frozen" if group.freeze else f"{rate:g}",
+                "-" if group.freeze else f"{decay:g}",
+            )
+        )
+    count = count_parameters(params)
+    forward = forward_flops_per_token(setup.model, params, length)
+    training = training_flops_per_token(setup.model, params, length)
+    devices = setup.mesh.devices.size
+    memory = [
+        ("parameters", _device_bytes(params)),
+        ("gradients", _device_bytes(params)),
+        ("optimizer state", _device_bytes(setup.shapes.opt_state)),
+    ]
+    lines = [f"{key} = {value!r}" for key, value in configs.flatten(config)]
+    lines += ["", *_aligned(rows), "", f"{count:,} parameters"]
+    lines += [
+        f"{forward:,} FLOPs per token forward, {training:,} in training "
+        f"(matrix products, sequences of {length})",
+        f"memory per device, {devices} device{'s' if devices > 1 else ''}: "
+        + ", ".join(f"{what} {size / 2**20:,.1f} MiB" for what, size in memory),
+        "activations are not in it: they depend on the compiler",
+    ]
+    return "\n".join(lines)
+
+
+def _logical_axes(boxed: Any) -> dict[str, tuple[str | None, ...]]:
+    """The logical axis names of every parameter, by path."""
+
+    def is_box(node):
+        return isinstance(node, nn.LogicallyPartitioned)
+
+    flat = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
+    return {path_name(path): getattr(box, "names", ()) for path, box in flat}
+
+
+def _device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a sharded tree."""
+    shards = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.sharding.shard_shape(leaf.shape), leaf.dtype
+        ),
+        tree,
+    )
+    return count_bytes(shards)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,44 @@
+"""What a model costs, in closed form: FLOPs per token from shapes alone."""
+
+from typing import Any
+
+from reslab.core.trees import named_leaves
+from reslab.models.lm import LanguageModel
+
+
+def forward_flops_per_token(model: LanguageModel, params: Any, length: int) -> int:
+    """Matrix-product FLOPs of the forward pass, per token.
+
+        2 * (kernel entries, once per pass) + mixing + 2 * embed * vocabulary
+
+    Attention counts all `length` keys of a query, as the compiled program
+    computes them; element-wise work counts nothing. `reslab.observe.flops` counts
+    the same from the program itself, and a test holds the two equal.
+
+    Args:
+      model: The model.
+      params: Its parameters, or their shapes.
+      length: Tokens in a sequence.
+
+    Returns:
+      FLOPs per token.
+    """
+    stack = model.make_stack(parent=None)
+    kernels = sum(
+        int(leaf.size)
+        for name, leaf in named_leaves(params).items()
+        if name.endswith("/kernel")
+    )
+    head = model.features * model.padded_vocabulary
+    mixing = stack.mixing_flops(length, model.features)
+    return 2 * (stack.passes * kernels + head) + mixing
+
+
+def training_flops_per_token(model: LanguageModel, params: Any, length: int) -> int:
+    """FLOPs of a training step per token: the backward pass is twice the forward.
+
+    What is computed again to save memory (`remat`, vocabulary chunks) is left
+    out, as in the usual definition of model FLOPs utilization (Chowdhery et
+    al., 2022, https://arxiv.org/abs/2204.02311, Appendix B).
+    """
+    return 3 * forward_flops_per_token(model, params, length)

@@ -1,0 +1,1 @@
+"""The parts of a model: nine families, one variant a file."""

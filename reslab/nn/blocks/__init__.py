@@ -1,0 +1,1 @@
+"""Blocks: how sublayers form a layer."""

@@ -1,0 +1,99 @@
+"""The standard layer: a mixer sublayer, then a feed-forward sublayer."""
+
+import flax.linen as nn
+import jax
+
+from reslab.core import registry
+from reslab.core.types import Context, Shared, State, Stream
+
+
+class StandardBlock(nn.Module):
+    """Applies a mixer and then a feed-forward layer to the stream.
+
+        stream = placement(residual, mixer)
+        stream = placement(residual, ffn)
+
+    Each sublayer has a residual and a placement of its own.
+
+    Reference: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, Section
+    3.1.
+
+    Attributes:
+      mixer: Spec of the token mixer.
+      ffn: Spec of the feed-forward layer.
+      norm: Spec of the norms that the placement puts around them.
+      placement: Spec of the placement.
+      residual: Spec of the residual.
+      context: What the parts may ask of their surroundings.
+    """
+
+    mixer: registry.Spec = "attention"
+    ffn: registry.Spec = "swiglu"
+    norm: registry.Spec = "rms"
+    placement: registry.Spec = "pre"
+    residual: registry.Spec = "plain"
+    context: Context = Context()
+
+    def _mixer(self, **keywords) -> nn.Module:
+        return registry.make("mixers", self.mixer, **vars(self.context), **keywords)
+
+    @property
+    def writes_shared(self) -> bool:
+        """Whether the mixer of the first layer leaves something for the others."""
+        return self._mixer(parent=None).writes_shared
+
+    def init_state(self, batch: int, length: int, features: int) -> State:
+        """The mixer's state before the first token."""
+        return self._mixer(parent=None).init_state(batch, length, features)
+
+    def mixing_flops(self, length: int, features: int) -> int:
+        """The mixer's matrix-product FLOPs per token beyond its kernels'."""
+        return self._mixer(parent=None).mixing_flops(length, features)
+
+    @nn.compact
+    def __call__(
+        self,
+        stream: Stream,
+        shared: Shared,
+        *,
+        layer: int | jax.Array,
+        positions: jax.Array,
+        segments: jax.Array | None = None,
+        state: State = None,
+    ) -> tuple[Stream, Shared, State]:
+        """Applies the layer.
+
+        Args:
+          stream: The residual stream.
+          shared: Depth memory.
+          layer: Index of the layer among those applied, from 0; may be traced.
+          positions: Position of each token in its document (batch, length).
+          segments: Document of each token, or None.
+          state: The mixer's state to continue from, or None.
+
+        Returns:
+          The new stream, depth memory, and state.
+        """
+        mixer = self._mixer(name="mixer")
+        ffn = registry.make("ffns", self.ffn, **vars(self.context), name="ffn")
+
+        def mix(h):
+            nonlocal shared, state
+            y, shared, state = mixer(
+                h, positions=positions, segments=segments, shared=shared, state=state
+            )
+            return y
+
+        around = vars(self.context) | {"norm": self.norm}
+        for index, (name, branch) in enumerate((("mixer", mix), ("ffn", ffn))):
+            residual = registry.make(
+                "residuals", self.residual, **around, name=f"{name}_residual"
+            )
+            placement = registry.make(
+                "placements", self.placement, **around, name=f"{name}_placement"
+            )
+            stream = placement(stream, residual, branch, site=2 * layer + index)
+        return stream, shared, state
+
+
+build = StandardBlock

@@ -1,0 +1,1 @@
+"""Ffns: feed-forward layers."""

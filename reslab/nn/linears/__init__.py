@@ -1,0 +1,1 @@
+"""Linears: what a projection is."""

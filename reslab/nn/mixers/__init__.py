@@ -1,0 +1,1 @@
+"""Mixers: token mixers along the sequence."""

@@ -1,0 +1,60 @@
+"""The short causal convolution that recurrent mixers put before their keys."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class ShortConvolution(nn.Module):
+    """Mixes each channel with its own last few values, inside one document.
+
+        y[t] = silu(sum_i taps[i] * x[t - i])
+
+    Attributes:
+      width: Number of taps.
+      dtype: Compute dtype.
+      param_dtype: Dtype in which the taps are stored.
+    """
+
+    width: int = 4
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, segments: jax.Array | None, tail: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Convolves (batch, length, heads, head_dim) along length.
+
+        Args:
+          x: The input.
+          segments: Document of each token; taps do not reach across documents.
+          tail: The `width - 1` inputs before `x`, oldest first, or None.
+
+        Returns:
+          The output, and the new tail if one was given.
+        """
+        taps = self.param(
+            "taps",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.width**-0.5), (None, "heads", "head_dim")
+            ),
+            (self.width, *x.shape[2:]),
+            self.param_dtype,
+        ).astype(self.dtype)
+        reach, length = self.width - 1, x.shape[1]
+        padding = ((0, 0), (reach, 0), (0, 0), (0, 0))
+        past = jnp.pad(x, padding) if tail is None else jnp.concatenate([tail, x], 1)
+        y = jnp.zeros_like(x)
+        for back in range(self.width):
+            shifted = jax.lax.slice_in_dim(
+                past, reach - back, reach - back + length, axis=1
+            )
+            if segments is not None and back:
+                before = jnp.pad(segments, ((0, 0), (back, 0)))[:, :length]
+                is_same = (before == segments)[:, :, None, None]
+                shifted = jnp.where(is_same, shifted, jnp.zeros_like(shifted))
+            y = y + taps[back][None, None] * shifted
+        return nn.silu(y), None if tail is None else past[:, length:]

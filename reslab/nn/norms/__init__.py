@@ -1,0 +1,1 @@
+"""Norms: x -> x, same shape and dtype."""

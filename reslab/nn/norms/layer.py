@@ -1,0 +1,62 @@
+"""Layer normalization (Ba, Kiros & Hinton, 2016)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.precision import statistics_dtype
+
+
+class LayerNorm(nn.Module):
+    """Centres each feature vector and divides it by its standard deviation.
+
+        y = (x - mean(x)) / sqrt(var(x) + epsilon) * (1 + gain) + bias
+
+    The variance is biased and computed from the centred values. The gain is
+    stored as an offset from one, as in `rms`. Statistics and the affine map are
+    taken in float32 whatever the input dtype; the output has the dtype of the
+    input.
+
+    Reference: Ba, Kiros & Hinton, 2016, https://arxiv.org/abs/1607.06450, Eq. 4.
+
+    Attributes:
+      epsilon: Added to the variance before the root.
+      use_gain: Whether to learn a per-feature gain.
+      use_bias: Whether to learn a per-feature bias.
+      param_dtype: Dtype in which gain and bias are stored.
+      logical_axis: Logical name of the normalized axis.
+
+    >>> layer = LayerNorm()
+    >>> x = jnp.array([[1.0, 3.0]])
+    >>> y, params = layer.init_with_output(jax.random.key(0), x)
+    >>> [round(float(v), 3) for v in y[0]]
+    [-1.0, 1.0]
+    """
+
+    epsilon: float = 1e-6
+    use_gain: bool = True
+    use_bias: bool = True
+    param_dtype: Any = jnp.float32
+    logical_axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalizes `x` of shape (..., features) over its last axis."""
+        h = x.astype(statistics_dtype(x.dtype))
+        h = h - jnp.mean(h, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(h), axis=-1, keepdims=True)
+        h = h * jax.lax.rsqrt(variance + self.epsilon)
+        init = nn.with_logical_partitioning(nn.initializers.zeros, (self.logical_axis,))
+        row = (1,) * (x.ndim - 1) + (-1,)
+        if self.use_gain:
+            gain = self.param("gain", init, (x.shape[-1],), self.param_dtype)
+            h = h * (1.0 + gain.astype(h.dtype)).reshape(row)
+        if self.use_bias:
+            bias = self.param("bias", init, (x.shape[-1],), self.param_dtype)
+            h = h + bias.astype(h.dtype).reshape(row)
+        return h.astype(x.dtype)
+
+
+build = LayerNorm

@@ -1,0 +1,58 @@
+"""RMS normalization with a unit-offset gain (Zhang & Sennrich, 2019)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.precision import statistics_dtype
+
+
+class RMSNorm(nn.Module):
+    """Divides each feature vector by its root mean square.
+
+        y = x / sqrt(mean(x**2) + epsilon) * (1 + gain)
+
+    The gain is stored as an offset from one, so weight decay pulls it toward
+    the identity instead of toward zero. Statistics and the gain's product are
+    taken in float32 whatever the input dtype; the output has the dtype of the
+    input.
+
+    Reference: Zhang & Sennrich, 2019, https://arxiv.org/abs/1910.07467, Eq. 4;
+    the offset is the form of Gemma and Qwen3-Next.
+
+    Attributes:
+      epsilon: Added to the mean square before the root.
+      use_gain: Whether to learn a per-feature gain.
+      param_dtype: Dtype in which the gain is stored.
+      logical_axis: Logical name of the normalized axis.
+
+    >>> layer = RMSNorm()
+    >>> x = jnp.full((2, 4), 3.0)
+    >>> y, params = layer.init_with_output(jax.random.key(0), x)
+    >>> [round(float(v), 3) for v in y[0]]
+    [1.0, 1.0, 1.0, 1.0]
+    """
+
+    epsilon: float = 1e-6
+    use_gain: bool = True
+    param_dtype: Any = jnp.float32
+    logical_axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalizes `x` of shape (..., features) over its last axis."""
+        h = x.astype(statistics_dtype(x.dtype))
+        mean_square = jnp.mean(jnp.square(h), axis=-1, keepdims=True)
+        h = h * jax.lax.rsqrt(mean_square + self.epsilon)
+        if self.use_gain:
+            init = nn.with_logical_partitioning(
+                nn.initializers.zeros, (self.logical_axis,)
+            )
+            gain = self.param("gain", init, (x.shape[-1],), self.param_dtype)
+            h = h * (1.0 + gain.astype(h.dtype)).reshape((1,) * (x.ndim - 1) + (-1,))
+        return h.astype(x.dtype)
+
+
+build = RMSNorm

@@ -1,0 +1,1 @@
+"""Placements: where norms sit around a sublayer."""

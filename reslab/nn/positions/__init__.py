@@ -1,0 +1,1 @@
+"""Positions: where a token stands."""

@@ -1,0 +1,44 @@
+"""Learned absolute position embedding (Gehring et al., 2017)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.nn.positions.none import NoPosition
+
+
+class LearnedPosition(NoPosition):
+    """Adds a learned vector for each position to the embeddings.
+
+        x[t] = x[t] + table[position[t]]
+
+    Reference: Gehring et al., 2017, https://arxiv.org/abs/1705.03122, Section
+    3.1.
+
+    Attributes:
+      max_length: Number of positions in the table.
+      embedding_std: Initial standard deviation of the table.
+      param_dtype: Dtype in which the table is stored.
+    """
+
+    max_length: int = 1024
+    embedding_std: float = 0.02
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Adds the rows at `positions` (batch, length) to (batch, length, embed)."""
+        table = self.param(
+            "embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.embedding_std), (None, "embed")
+            ),
+            (self.max_length, x.shape[-1]),
+            self.param_dtype,
+        )
+        return x + jnp.take(table.astype(x.dtype), positions, axis=0)
+
+
+build = LearnedPosition

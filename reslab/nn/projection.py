@@ -1,0 +1,64 @@
+"""What every part with projections shares: which linear, which dtype, which init."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core import registry
+
+
+class ProjectingModule(nn.Module):
+    """Base of mixers and ffns: makes their projections through the registry.
+
+    Attributes:
+      linear: What a projection is.
+      init_std: Initial standard deviation of the projections; 0 is 1/sqrt(fan in).
+      output_scale: Factor on that of the projection into the residual stream.
+      dtype: Compute dtype.
+      param_dtype: Dtype in which parameters are stored.
+    """
+
+    linear: registry.Spec = "dense"
+    init_std: float = 0.0
+    output_scale: float = 1.0
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def project(
+        self,
+        name: str,
+        x: jax.Array,
+        features: int | Sequence[int],
+        kernel_axes: Sequence[str | None],
+        *,
+        use_bias: bool = False,
+        scale: float = 1.0,
+    ) -> jax.Array:
+        """Applies a new projection called `name` to `x`.
+
+        Args:
+          name: Name of the submodule.
+          x: The input.
+          features: Shape of the output axes.
+          kernel_axes: Logical names of the kernel's axes.
+          use_bias: Whether to add a learned bias.
+          scale: Factor on the initial standard deviation.
+
+        Returns:
+          The projected array, in `dtype`.
+        """
+        return registry.make(
+            "linears",
+            self.linear,
+            features=features,
+            kernel_axes=tuple(kernel_axes),
+            use_bias=use_bias,
+            scale=scale,
+            init_std=self.init_std,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )(x)

@@ -1,0 +1,1 @@
+"""Residuals: how sublayers read from and write to the depth stream."""

@@ -1,0 +1,99 @@
+"""Static hyper-connections: several residual streams, mixed at every sublayer."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.types import Branch
+
+
+class HyperConnections(nn.Module):
+    """Keeps n streams; each sublayer reads a mixture and writes to all of them.
+
+        h0     = sum_s mix[s, 0] * H[s]
+        H'[t]  = sum_s mix[s, 1 + t] * H[s] + write[t] * f(h0)
+
+    The streams start as n copies of the embedding and are summed at the end.
+    `mix` starts as [e_(k mod n) | I], with k the site, and `write` as ones: all
+    streams are then equal at initialization and their sum is n times the
+    pre-norm stream, which a final norm cannot tell from it. Mixing is done in
+    float32 and stored in the stream's dtype.
+
+    The paper also multiplies the initial standard deviation of the output
+    projections by sqrt(n) (as reported by later readers of its code); that is
+    not done here, so that the model equals `plain` at initialization.
+
+    Reference: Zhu et al., 2024, https://arxiv.org/abs/2409.19606, Eq. 1-5 and
+    Algorithm 2 (static form).
+
+    Attributes:
+      streams: Number of streams n.
+      param_dtype: Dtype in which `mix` (the paper's A) and `write` (B) are
+        stored.
+
+    Raises:
+      ReslabError: If `streams` is below 1.
+    """
+
+    streams: int = 4
+    param_dtype: Any = jnp.float32
+
+    reduces_to_plain_at_init: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.streams < 1:
+            raise ReslabError(
+                "residuals 'hyper': streams",
+                expected="at least 1",
+                got=str(self.streams),
+            )
+        super().__post_init__()
+
+    def widen(self, x: jax.Array) -> jax.Array:
+        """Copies the embeddings to (streams, batch, length, embed)."""
+        # Streams lead, so that (length, embed) stay the tiled axes on a TPU.
+        return jnp.broadcast_to(x[None], (self.streams, *x.shape))
+
+    @nn.compact
+    def __call__(
+        self, stream: jax.Array, branch: Branch, *, site: int | jax.Array
+    ) -> jax.Array:
+        """Mixes the streams, applies `branch` to the reading, writes to all."""
+        n = self.streams
+
+        def init_mix(key, shape, dtype):
+            del key, shape
+            read = jax.nn.one_hot(jnp.asarray(site) % n, n, dtype=dtype)
+            return jnp.concatenate([read[:, None], jnp.eye(n, dtype=dtype)], axis=1)
+
+        mix = self.param(
+            "mix",
+            nn.with_logical_partitioning(init_mix, ("streams", None)),
+            (n, n + 1),
+            self.param_dtype,
+        )
+        write = self.param(
+            "write",
+            nn.with_logical_partitioning(nn.initializers.ones, ("streams",)),
+            (n,),
+            self.param_dtype,
+        )
+        dtype = jnp.promote_types(stream.dtype, mix.dtype)
+        mix, write, wide = (a.astype(dtype) for a in (mix, write, stream))
+        # Sums of scaled streams, not a matrix product: n is far below the width
+        # of a matrix unit, and these fuse into one pass over the streams.
+        mixed = [sum(mix[s, t] * wide[s] for s in range(n)) for t in range(n + 1)]
+        output = branch(mixed[0].astype(stream.dtype)).astype(dtype)
+        new = [mixed[1 + t] + write[t] * output for t in range(n)]
+        return jnp.stack(new).astype(stream.dtype)
+
+    def narrow(self, stream: jax.Array) -> jax.Array:
+        """Sums the streams."""
+        dtype = jnp.promote_types(stream.dtype, jnp.float32)
+        return jnp.sum(stream.astype(dtype), axis=0).astype(stream.dtype)
+
+
+build = HyperConnections

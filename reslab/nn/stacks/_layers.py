@@ -1,0 +1,147 @@
+"""The loop over layers that stacks are made of."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError, nearest
+from reslab.core.types import Shared, State, Stream
+
+BlockFactory = Callable[..., nn.Module]
+
+# What the backward pass keeps of each layer instead of computing it again.
+REMAT_POLICIES: Mapping[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Period(nn.Module):
+    """One period of the pattern of blocks: the body of the scan.
+
+    Attributes:
+      blocks: One factory for each layer of the period.
+    """
+
+    blocks: tuple[BlockFactory, ...]
+
+    @nn.compact
+    def __call__(
+        self,
+        stream: Stream,
+        scanned: tuple[jax.Array, Any],
+        shared: Shared,
+        positions: jax.Array,
+        segments: jax.Array | None,
+    ) -> tuple[Stream, tuple[Any, Shared]]:
+        """Applies the blocks to the stream, from layer `scanned[0]` on."""
+        first_layer, states = scanned
+        new_states, known = [], set(shared)
+        for index, block in enumerate(self.blocks):
+            stream, shared, state = block(name=f"block_{index}")(
+                stream,
+                shared,
+                layer=first_layer + index,
+                positions=positions,
+                segments=segments,
+                state=None if states is None else states[index],
+            )
+            new_states.append(state)
+        written = {key: value for key, value in shared.items() if key not in known}
+        return stream, (None if states is None else tuple(new_states), written)
+
+
+class Layers(nn.Module):
+    """Applies `depth` layers, tiling a pattern of blocks, in as few scans as it can.
+
+    The parameters of each scan are stacked on axis 0 under `layers_<i>`, in the
+    same tree whether the scan is rolled or unrolled. Where a block writes to the
+    depth memory, the first period runs before the scan, which then closes over
+    what it wrote: a value written once is saved once.
+
+    Attributes:
+      blocks: One period of the pattern.
+      depth: Number of layers.
+      is_unrolled: Whether to lay the layers out one after the other, which runs
+        faster on a CPU and compiles slower everywhere.
+      remat: What the backward pass recomputes: a key of `REMAT_POLICIES`.
+    """
+
+    blocks: tuple[BlockFactory, ...]
+    depth: int
+    is_unrolled: bool = False
+    remat: str = "none"
+
+    def segments(self) -> list[tuple[tuple[BlockFactory, ...], int]]:
+        """The scans: each a period of blocks and how often it is repeated."""
+        period = len(self.blocks)
+        repeats, rest = divmod(self.depth, period)
+        plan = [(self.blocks, repeats), (self.blocks[:rest], 1 if rest else 0)]
+        if any(block(parent=None).writes_shared for block in self.blocks):
+            plan[:1] = [(self.blocks, min(repeats, 1)), (self.blocks, repeats - 1)]
+        return [(blocks, count) for blocks, count in plan if count > 0]
+
+    def init_state(self, batch: int, length: int, features: int) -> State:
+        """The state of every layer before the first token, stacked like parameters."""
+
+        def stacked(block, count):
+            state = block(parent=None).init_state(batch, length, features)
+            return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), state)
+
+        return tuple(
+            tuple(stacked(block, count) for block in blocks)
+            for blocks, count in self.segments()
+        )
+
+    @nn.compact
+    def __call__(
+        self,
+        stream: Stream,
+        first_layer: int | jax.Array,
+        state: State,
+        positions: jax.Array,
+        segments: jax.Array | None,
+    ) -> tuple[Stream, State]:
+        """Applies every layer; returns the stream and the new state.
+
+        Raises:
+          ReslabError: If `remat` names no policy.
+        """
+        if self.remat not in REMAT_POLICIES:
+            raise ReslabError(
+                f"unknown remat policy {self.remat!r}",
+                hint=nearest(self.remat, REMAT_POLICIES),
+            )
+        body: Any = Period
+        if self.remat != "none":
+            # Inside a rolled scan nothing can be merged across the boundary.
+            body = nn.remat(
+                Period,
+                policy=REMAT_POLICIES[self.remat],
+                prevent_cse=self.is_unrolled,
+            )
+        shared: Shared = {}
+        new_states, applied = [], 0
+        for index, (blocks, count) in enumerate(self.segments()):
+            scan = nn.scan(
+                body,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=count,
+                unroll=count if self.is_unrolled else 1,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            layers = first_layer + applied + len(blocks) * jnp.arange(count)
+            scanned = (layers, None if state is None else state[index])
+            stream, (new_state, written) = scan(blocks, name=f"layers_{index}")(
+                stream, scanned, shared, positions, segments
+            )
+            shared = {**shared, **jax.tree.map(lambda a: a[0], written)}
+            new_states.append(new_state)
+            applied += len(blocks) * count
+        return stream, None if state is None else tuple(new_states)

@@ -1,0 +1,76 @@
+"""A stack whose layers are applied several times with the same weights."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.types import State
+from reslab.nn.stacks.uniform import UniformStack
+
+
+class LoopedStack(UniformStack):
+    """Applies all its layers `loops` times over.
+
+        x = layers(layers(... layers(x)))
+
+    Parameters do not grow with `loops`. The depth memory starts anew in each
+    pass, and each pass keeps a state of its own while generating. Layers are
+    counted over all passes, for parts that scale by depth.
+
+    Reference: Dehghani et al., 2018, https://arxiv.org/abs/1807.03819, Section
+    2.1 (fixed number of steps, without step embeddings).
+
+    Attributes:
+      loops: Number of passes.
+      (and those of `UniformStack`)
+
+    Raises:
+      ReslabError: If `loops` is below 1.
+    """
+
+    loops: int = 2
+
+    def __post_init__(self):
+        if self.loops < 1:
+            raise ReslabError(
+                "stacks 'looped': loops", expected="at least 1", got=str(self.loops)
+            )
+        super().__post_init__()
+
+    @property
+    def passes(self) -> int:
+        """How often each layer is applied."""
+        return self.loops
+
+    def init_state(self, batch: int, length: int, features: int) -> State:
+        """The state of every layer in every pass, stacked over passes."""
+        state = super().init_state(batch, length, features)
+        return jax.tree.map(
+            lambda a: jnp.broadcast_to(a, (self.loops, *a.shape)), state
+        )
+
+    def apply_layers(self, stream, state, positions, segments):
+        """Applies the layers `loops` times."""
+        layers = self._layers(name="layers")
+        if self.is_initializing():
+            # One pass makes every parameter; how they start may depend on the
+            # layer, and a loop could not tell the passes apart.
+            once = jax.tree.map(lambda a: a[0], state)
+            return layers(stream, 0, once, positions, segments)[0], state
+
+        def one_pass(layers, stream, scanned):
+            first_layer, state = scanned
+            return layers(stream, first_layer, state, positions, segments)
+
+        scan = nn.scan(
+            one_pass,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            length=self.loops,
+            unroll=self.loops if self.is_unrolled else 1,
+        )
+        return scan(layers, stream, (self.depth * jnp.arange(self.loops), state))
+
+
+build = LoopedStack

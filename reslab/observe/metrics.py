@@ -1,0 +1,58 @@
+"""Metrics go to several writers at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from reslab.core import registry
+
+
+class Writer(Protocol):
+    """A place that metrics are written to, one file of `writers/` each.
+
+    `build(directory=..., **options)` makes one.
+    """
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of a step."""
+
+    def truncate(self, step: int) -> None:
+        """Forgets every step after `step`: the run goes on from there."""
+
+    def close(self) -> None:
+        """Writes what is pending and lets go of the files."""
+
+
+class Writers:
+    """Several writers as one; `jsonl` is always among them.
+
+    In a multi-process run only process 0 should build one.
+
+    Args:
+      specs: Spec strings of the family `writers`, such as `"tensorboard"`.
+      directory: The run directory, which exists.
+    """
+
+    def __init__(self, specs: Sequence[str], directory: str):
+        factories = {
+            registry.parse(spec).name: registry.factory("writers", spec)
+            for spec in ("jsonl", *specs)
+        }
+        jsonl = factories.pop("jsonl")
+        # The optional ones first: where a package is missing nothing is written.
+        others = [build(directory=directory) for build in factories.values()]
+        self._writers: list[Writer] = [jsonl(directory=directory), *others]
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of a step everywhere."""
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def truncate(self, step: int) -> None:
+        """Forgets every step after `step` everywhere."""
+        for writer in self._writers:
+            writer.truncate(step)
+
+    def close(self) -> None:
+        """Closes every writer."""
+        for writer in self._writers:
+            writer.close()

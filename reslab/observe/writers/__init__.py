@@ -1,0 +1,1 @@
+"""Places that metrics are written to; `jsonl` is always among them."""

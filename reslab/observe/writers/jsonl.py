@@ -1,0 +1,82 @@
+"""Metrics as JSON lines: `metrics.jsonl`, one object a line."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+
+class JsonLines:
+    """Appends `{"step": ..., name: value, ...}` to `metrics.jsonl`.
+
+    Every line is flushed, so a kill loses at most the line being written; such a
+    half line is dropped when the file is opened again. JSON has no infinity and
+    no NaN: they are written as null.
+
+    Attributes:
+      path: The file.
+    """
+
+    def __init__(self, directory: str):
+        self.path = pathlib.Path(directory) / "metrics.jsonl"
+        self._keep(lambda record: True)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one line."""
+        record = {"step": step} | {k: _number(v) for k, v in metrics.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def truncate(self, step: int) -> None:
+        """Drops the lines after `step`: the file reads as an unbroken run."""
+        self._file.close()
+        self._keep(lambda record: record["step"] <= step)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _keep(self, is_kept: Any) -> None:
+        """Rewrites the file with the whole lines that are kept, if any must go."""
+        if not self.path.exists():
+            return
+        old = self.path.read_text(encoding="utf-8", errors="replace")
+        lines = old.splitlines(keepends=True)
+        new = "".join(
+            line for line in lines if (record := _record(line)) and is_kept(record)
+        )
+        if new != old:
+            # Replaced in one move: a kill here leaves the old file or the new.
+            temporary = self.path.with_suffix(".jsonl.tmp")
+            temporary.write_text(new, encoding="utf-8")
+            os.replace(temporary, self.path)
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the records of a `metrics.jsonl`, without a half-written last line."""
+    text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
+    records = (_record(line) for line in text.splitlines(keepends=True))
+    return [record for record in records if record]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The object on a line, or None when a kill left it incomplete."""
+    if not line.endswith("\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and "step" in record else None
+
+
+def _number(value: Any) -> int | float | None:
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
+
+
+build = JsonLines

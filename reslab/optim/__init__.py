@@ -1,0 +1,1 @@
+"""Optimizers as plain optax transformations, groups of parameters, schedules."""

@@ -1,0 +1,39 @@
+"""AdamW (Loshchilov & Hutter, 2017), from optax."""
+
+import optax
+
+
+def build(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    epsilon: float = 1e-8,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """Adam with decay applied to the weights and not to the gradient.
+
+    Moments are kept in the dtype of the parameters.
+
+    Reference: Loshchilov & Hutter, 2017, https://arxiv.org/abs/1711.05101,
+    Algorithm 2; `optax.adamw`.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      b1: Decay of the mean of gradients.
+      b2: Decay of the mean of squared gradients.
+      epsilon: Added to the root of the mean of squares.
+      nesterov: Whether to look one step ahead.
+
+    Returns:
+      The gradient transformation.
+    """
+    return optax.adamw(
+        learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=epsilon,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+    )

@@ -1,0 +1,20 @@
+"""The linear schedule."""
+
+import optax
+
+from reslab.optim.schedules._warmup import after_warmup
+
+
+def build(steps: int, warmup: int = 0, final: float = 0.0) -> optax.Schedule:
+    """Falls from the peak to `final` along a line.
+
+    Args:
+      steps: Length of the run.
+      warmup: Steps of linear rise.
+      final: Factor at the end.
+
+    Returns:
+      The factor at each step.
+    """
+    fall = optax.linear_schedule(1.0, final, max(steps - warmup, 1))
+    return after_warmup(warmup, steps, fall)

@@ -1,0 +1,1 @@
+"""Devices as a mesh, and logical axes mapped to it."""

@@ -1,0 +1,115 @@
+"""The device mesh, and the rules that map logical axes to its axes."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from reslab.core.errors import ReslabError
+from reslab.core.trees import named_leaves
+from reslab.core.types import LOGICAL_AXES
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# The batch is spread over data and fsdp; fsdp also spreads parameters over their
+# embed axis, tensor over the axis inside each sublayer (Megatron's split).
+RULES: Mapping[str, Any] = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "head_dim": None,
+    "vocab": "tensor",
+    "layers": None,
+    "streams": None,
+}
+assert set(RULES) == set(LOGICAL_AXES)
+
+
+def make_mesh(
+    shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Arranges devices in a mesh with the axes `data`, `fsdp` and `tensor`.
+
+    Args:
+      shape: Size of each axis; at most one may be -1, which takes what is left.
+      devices: The devices; all of them if None.
+
+    Returns:
+      The mesh.
+
+    Raises:
+      ReslabError: If the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [int(shape[axis]) for axis in MESH_AXES]
+    free = [i for i, size in enumerate(sizes) if size == -1]
+    known = math.prod(size for size in sizes if size != -1)
+    if len(free) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[free[0]] = len(devices) // known
+    if len(free) > 1 or math.prod(sizes) != len(devices) or min(sizes) < 1:
+        raise ReslabError(
+            "mesh",
+            expected=f"axes that multiply to the {len(devices)} devices",
+            got=" x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True)),
+            hint="set one axis to -1 to take what is left",
+        )
+    kinds = (AxisType.Auto,) * len(MESH_AXES)
+    if devices[0].platform == "tpu":
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
+    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=kinds)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
+    """Makes the mesh and the logical-axis rules current for traced code."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
+        yield mesh
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of the global batch over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_sharding(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree of shapes boxed with logical axis names.
+
+    Args:
+      boxed: Abstract tree whose parameters carry logical axis names.
+      mesh: The mesh.
+
+    Returns:
+      A `NamedSharding` for every leaf of the unboxed tree.
+
+    Raises:
+      ReslabError: If an axis of a parameter is not divided by its mesh axis.
+    """
+    specs = nn.get_partition_spec(boxed)
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, tuple(RULES.items()))
+    leaves = named_leaves(nn.unbox(boxed))
+    for (name, leaf), sharding in zip(
+        leaves.items(), jax.tree.leaves(shardings), strict=True
+    ):
+        for size, axis in zip(leaf.shape, sharding.spec, strict=False):
+            axes = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+            parts = math.prod(mesh.shape[a] for a in axes)
+            if size % parts:
+                raise ReslabError(
+                    f"parameter {name} of shape {leaf.shape}",
+                    expected=f"an axis of {size} that mesh axis {axis}={parts} divides",
+                    hint="change the mesh, or the size (model.vocabulary_multiple "
+                    "pads the vocabulary)",
+                )
+    return shardings

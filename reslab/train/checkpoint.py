@@ -1,0 +1,419 @@
+"""Checkpoints that are verified: Orbax for storage, our own digests for trust.
+
+Orbax commits a step atomically and restores it on any mesh, but it does not
+notice flipped bits, it casts dtypes without a word, and its errors name no
+parameter. So every step also stores the name, shape, dtype and digest of each
+leaf, compared before and after a restore. This is the only file that knows Orbax.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import types
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from absl import logging
+
+from reslab.core.errors import ReslabError
+from reslab.core.trees import named_leaves
+
+Tree = Any
+
+
+class DamagedCheckpoint(ReslabError):
+    """A committed checkpoint whose files no longer hold what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held.
+
+    Attributes:
+      step: The step it was saved at.
+      state: The train state, on the shardings of the target.
+      data_index: The index of the next example, for the data iterator.
+    """
+
+    step: int
+    state: Tree
+    data_index: int
+
+
+class Checkpoints:
+    """The checkpoints of one run, one folder per step.
+
+    A step is written to a temporary folder and renamed when complete, so a kill
+    at any moment leaves the earlier steps intact. Asynchronous saves copy the
+    state to the host before `save` returns: the caller may donate it at once.
+    In a multi-process run every process makes the same calls.
+
+    Args:
+      directory: Where the steps are; created unless `is_read_only`.
+      keep: How many of the newest steps are kept.
+      every: Number of steps between two saves.
+      is_async: Whether files are written behind the caller's back.
+      is_read_only: Whether to leave the directory exactly as it is. Set it to
+        read the checkpoints of a run that may still be going on: otherwise
+        half-written steps are taken for the remains of a kill and removed.
+
+    Raises:
+      ReslabError: If the directory cannot be created or read.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        every: int = 1000,
+        is_async: bool = True,
+        is_read_only: bool = False,
+    ):
+        logging.set_verbosity(logging.ERROR)
+        self._every = every
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=not is_read_only,
+            read_only=is_read_only,
+            cleanup_tmp_directories=not is_read_only,
+            enable_async_checkpointing=is_async,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                os.path.abspath(directory)
+                if "://" not in str(directory)
+                else directory,
+                options=options,
+            )
+        except OSError as error:
+            raise ReslabError(
+                f"checkpoint directory {directory}",
+                expected="a directory that can be used",
+                got=error.strerror or str(error),
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        # A second failure while closing must not hide the first.
+        guard = contextlib.suppress(Exception) if error else contextlib.nullcontext()
+        with guard:
+            self.close()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the interval asks for a checkpoint at `step`."""
+        return step > 0 and step % self._every == 0
+
+    def save(
+        self,
+        step: int,
+        state: Tree,
+        *,
+        data_index: int,
+        metrics: Mapping[str, float] | None = None,
+        force: bool = False,
+    ) -> bool:
+        """Saves a step if it is due, or if `force` is set.
+
+        Args:
+          step: Number of completed steps, greater than that of any saved step.
+          state: Pytree of JAX arrays.
+          data_index: The index of the next example.
+          metrics: Kept beside the state for the reader; values that are not
+            finite are left out.
+          force: Whether to save between two intervals.
+
+        Returns:
+          Whether a checkpoint was started. False when it is not due or when the
+          newest checkpoint is already of this step.
+
+        Raises:
+          ReslabError: If a newer checkpoint exists: Orbax would drop this one.
+        """
+        newest = self._manager.latest_step()
+        if step == newest or not (force or self.is_due(step)):
+            return False
+        if newest is not None and step < newest:
+            raise ReslabError(
+                f"checkpoint of step {step} in {self._manager.directory}",
+                expected=f"a step after the newest checkpoint, {newest}",
+                hint="resume from it, or move the newer folders away",
+            )
+        finite = {
+            name: float(value)
+            for name, value in (metrics or {}).items()
+            if math.isfinite(value)
+        }
+        record = {
+            "step": step,
+            "data_index": int(data_index),
+            "leaves": _describe(state, digests(state)),
+        }
+        integrity = {"record": record, "sha256": _seal(record)}
+        # `force` only skips Orbax's own interval, which is decided above.
+        return self._manager.save(
+            step,
+            force=True,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state),
+                data=ocp.args.JsonSave({"index": int(data_index)}),
+                integrity=ocp.args.JsonSave(integrity),
+                metrics=ocp.args.JsonSave(finite),
+            ),
+        )
+
+    def steps(self) -> tuple[int, ...]:
+        """The committed steps, oldest first, as the directory has them now."""
+        directory = self._manager.directory
+        if not directory.exists():
+            return ()
+        return tuple(
+            step
+            for step in sorted(ocp.utils.checkpoint_steps(directory))
+            if (directory / str(step) / "integrity").exists()
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest committed step, or None."""
+        return max(self.steps(), default=None)
+
+    def restore(self, target: Tree, step: int | None = None) -> Restored:
+        """Restores and verifies a step.
+
+        Args:
+          target: The train state as `jax.ShapeDtypeStruct` leaves with the
+            shardings to restore to, or as arrays. A leaf without a sharding is
+            put on the first device.
+          step: Which step; the newest when None.
+
+        Returns:
+          The state, bit for bit as it was saved.
+
+        Raises:
+          DamagedCheckpoint: If the files do not hold what was saved.
+          ReslabError: If there is no such checkpoint, or if it holds other
+            parameters than the target: it names the first that differ.
+        """
+        step = self._choose(step)
+        record = self._record(step)
+        state = self._read(step, target, record["leaves"])
+        return Restored(step, state, record["data_index"])
+
+    def restore_params(self, target: Tree, step: int | None = None) -> Tree:
+        """Restores and verifies `params` alone; the rest is not read.
+
+        Args:
+          target: The parameters, given as in `restore`.
+          step: Which step; the newest when None.
+
+        Returns:
+          The parameters.
+
+        Raises:
+          DamagedCheckpoint: If the files do not hold what was saved.
+          ReslabError: As in `restore`.
+        """
+        step = self._choose(step)
+        stored = {
+            name: leaf
+            for name, leaf in self._record(step)["leaves"].items()
+            if name.split("/")[0] == "params"
+        }
+        return self._read(step, {"params": target}, stored)["params"]
+
+    def wait(self) -> None:
+        """Waits for the save in progress; raises if it failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, raises if the last save failed, and frees the threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _choose(self, step: int | None) -> int:
+        self.wait()  # A save in progress counts: what was saved can be restored.
+        steps = self.steps()
+        where = self._manager.directory
+        if not steps:
+            raise ReslabError(
+                f"{where} has no checkpoint", hint="train first, or check the path"
+            )
+        if step is None:
+            return steps[-1]
+        if step not in steps:
+            raise ReslabError(
+                f"{where} has no checkpoint of step {step}",
+                expected=f"one of {', '.join(map(str, steps))}",
+            )
+        return step
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """Reads what a step should hold; the record is sealed against damage too."""
+        items = self._load(
+            step, integrity=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()
+        )
+        try:
+            integrity, data = items["integrity"], items["data"]
+            record = integrity["record"]
+            is_sound = integrity["sha256"] == _seal(record)
+            is_sound &= record["step"] == step
+            is_sound &= record["data_index"] == data["index"]
+        except (KeyError, TypeError):
+            is_sound = False
+        if not is_sound:
+            raise self._damaged(step, "records that contradict each other")
+        return record
+
+    def _read(self, step: int, target: Tree, stored: Mapping[str, Any]) -> Tree:
+        """Restores the leaves of `target`, compared with `stored` before and after."""
+        target = jax.tree.map(_abstract, target)
+        if differences := _differences(stored, _describe(target)):
+            raise ReslabError(
+                f"the checkpoint of step {step} holds other parameters than the "
+                f"config asks for: {'; '.join(differences[:3])}"
+                + (f"; and {len(differences) - 3} more" * (len(differences) > 3)),
+                hint="the config that the run was started with",
+            )
+        arguments = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        state = self._load(step, state=arguments)["state"]
+        restored = _describe(state, digests(state))
+        if wrong := [name for name in stored if restored[name] != stored[name]]:
+            raise self._damaged(
+                step, f"other bits in {', '.join(wrong[:3])} ({len(wrong)} in all)"
+            )
+        return state
+
+    def _load(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except jax.errors.JaxRuntimeError:
+            raise  # The device failed, out of memory for one; not the files.
+        except Exception as error:
+            # Orbax has no error of its own: JSON, TensorStore and bare exceptions.
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise self._damaged(step, lines[0][:160]) from error
+
+    def _damaged(self, step: int, got: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
+            f"the checkpoint of step {step} in {self._manager.directory} is damaged",
+            got=got,
+            hint=f"move the folder {step} away to resume from the step before",
+        )
+
+
+def digests(tree: Tree) -> dict[str, int]:
+    """Digests every leaf; the same on any mesh, without gathering.
+
+        digest = sum_i bits_i * (2 i + 1)  mod 2**32
+
+    `bits_i` is element i (row-major) as an unsigned integer; 64-bit elements count
+    as two of 32 bits, random keys as their key data. Unsigned addition wraps
+    around, hence is associative: the order in which shards are summed does not
+    matter. Odd weights make every single flipped bit visible.
+
+    Args:
+      tree: Pytree of JAX arrays.
+
+    Returns:
+      The digest by leaf name.
+
+    Raises:
+      ReslabError: If a leaf is not a JAX array.
+
+    >>> digests({"w": jnp.arange(3, dtype=jnp.uint32)})
+    {'w': 13}
+    """
+    leaves = named_leaves(tree)
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, jax.Array):
+            raise ReslabError(
+                f"state leaf {name}", expected="a JAX array", got=type(leaf).__name__
+            )
+    values = jax.device_get(_digest_all(list(leaves.values())))
+    return dict(zip(leaves, map(int, values), strict=True))
+
+
+@jax.jit
+def _digest_all(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_digest(leaf) for leaf in leaves]
+
+
+def _digest(leaf: jax.Array) -> jax.Array:
+    bits = _as_uint32(leaf)
+    # The flat index from one iota per axis: `reshape(-1)` would gather the shards.
+    index = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        index = index * jnp.uint32(size % 2**32) + position
+    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _as_uint32(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        return leaf.astype(jnp.uint32)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
+    # A 64-bit element becomes a new last axis of two.
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(tree: Tree, digest: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The names, shapes and dtypes of a tree as JSON, with digests when given."""
+    return {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        | ({"digest": digest[name]} if digest else {})
+        for name, leaf in named_leaves(tree).items()
+    }
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _differences(stored: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
+    """Says how two descriptions differ, parameters before the rest of the state."""
+    found = []
+    for name in sorted({*stored, *target}, key=lambda n: (n[:7] != "params/", n)):
+        if name not in stored:
+            found.append(f"{name} is missing in the checkpoint")
+        elif name not in target:
+            found.append(f"{name} is only in the checkpoint")
+        else:
+            for field in ("shape", "dtype"):
+                old, new = stored[name][field], target[name][field]
+                if old != new:
+                    show = tuple if field == "shape" else str
+                    found.append(
+                        f"{name} has {field} {show(old)} in the checkpoint, "
+                        f"{show(new)} in the config"
+                    )
+    return found

@@ -1,0 +1,132 @@
+"""Sampling text: one prefill, then one token at a time from the mixers' state."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.models.lm import LanguageModel
+
+
+def sample_token(
+    logits: jax.Array,
+    key: jax.Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> jax.Array:
+    """Draws a token from each row of logits.
+
+        p = softmax(logits / temperature), restricted to the top_k most likely
+        tokens and to the smallest set of them that has probability top_p
+
+    Reference: Holtzman et al., 2019, https://arxiv.org/abs/1904.09751, Section 3.1
+    (top-p); Fan et al., 2018, https://arxiv.org/abs/1805.04833, Section 5.4 (top-k).
+
+    Args:
+      logits: (batch, vocabulary).
+      key: Random key.
+      temperature: 0 takes the most likely token.
+      top_k: Number of tokens kept; 0 keeps all.
+      top_p: Probability kept, in (0, 1].
+
+    Returns:
+      Token ids (batch,).
+    """
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1)
+    logits = logits / temperature
+    vocabulary = logits.shape[-1]
+    if 0 < top_k < vocabulary:
+        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p < 1:
+        descending = jnp.sort(logits, axis=-1)[:, ::-1]
+        probability = jax.nn.softmax(descending, axis=-1)
+        # A token is kept if those before it have not reached top_p: the first
+        # always is.
+        is_kept = jnp.cumsum(probability, axis=-1) - probability < top_p
+        least = jnp.min(jnp.where(is_kept, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits)
+
+
+def generate(
+    model: LanguageModel,
+    params: Any,
+    prompt: jax.Array,
+    length: int,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> jax.Array:
+    """Continues prompts, all of one length.
+
+    Args:
+      model: The model.
+      params: Its parameters.
+      prompt: Token ids (batch, prompt length), BOS included.
+      length: Number of tokens to add.
+      seed: Chooses the sample.
+      temperature: 0 takes the most likely token each time.
+      top_k: Number of most likely tokens kept; 0 keeps all.
+      top_p: Probability kept, in (0, 1].
+
+    Returns:
+      The new tokens (batch, length).
+
+    Raises:
+      ReslabError: If the prompt has no tokens or an option is out of range.
+    """
+    if prompt.ndim != 2 or not prompt.size:
+        raise ReslabError(
+            "prompt", expected="at least one token", got=f"shape {prompt.shape}"
+        )
+    for name, value, is_right, expected in (
+        ("length", length, length >= 1, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "at least 0"),
+        ("top_k", top_k, top_k >= 0, "at least 0"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+    ):
+        if not is_right:
+            raise ReslabError(name, expected=expected, got=str(value))
+    run = functools.partial(
+        _generate, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    return jax.jit(run, static_argnums=(0, 3))(
+        model, params, jnp.asarray(prompt, jnp.int32), length, jax.random.key(seed)
+    )
+
+
+def _generate(model, params, prompt, length, key, **sampling):
+    batch, start = prompt.shape
+    state = model.init_state(batch, start + length)
+
+    def logits_after(tokens, positions, state):
+        x, state = model.apply(
+            {"params": params},
+            tokens,
+            positions=positions,
+            state=state,
+            method="hidden",
+        )
+        logits = model.apply({"params": params}, x[:, -1:], method="logits")
+        return logits[:, 0], state
+
+    positions = jnp.broadcast_to(jnp.arange(start), prompt.shape)
+    logits, state = logits_after(prompt, positions, state)
+
+    def one_token(carry, index):
+        logits, state = carry
+        token = sample_token(logits, jax.random.fold_in(key, index), **sampling)
+        token = token.astype(jnp.int32)
+        positions = jnp.full((batch, 1), start + index, jnp.int32)
+        return logits_after(token[:, None], positions, state), token
+
+    _, tokens = jax.lax.scan(one_token, (logits, state), jnp.arange(length))
+    return tokens.T

@@ -1,0 +1,255 @@
+"""The training loop."""
+
+import contextlib
+import math
+import pathlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError
+from reslab.data.batches import TrainBatches
+from reslab.data.corpus import Corpus, load_corpus
+from reslab.data.prefetch import prefetch
+from reslab.models.cost import training_flops_per_token
+from reslab.observe.environment import environment
+from reslab.observe.meter import Meter
+from reslab.observe.metrics import Writers
+from reslab.observe.progress import progress
+from reslab.parallel.mesh import make_mesh, use_mesh
+from reslab.train.checkpoint import Checkpoints
+from reslab.train.evaluate import Evaluator, place_on
+from reslab.train.run import Run
+from reslab.train.state import Setup, TrainState, make_setup
+from reslab.train.step import make_step
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped and saved at step {step}")
+        self.step = step
+
+
+def prepare(config: ConfigDict) -> tuple[Setup, Corpus]:
+    """Checks a config against its corpus and the devices; writes nothing.
+
+    Args:
+      config: The resolved config.
+
+    Returns:
+      The setup and the corpus.
+
+    Raises:
+      ReslabError: If anything does not fit.
+    """
+    configs.check(config)
+    mesh = make_mesh(config.mesh)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    for key, size in (
+        ("data.batch", config.data.batch // config.train.accumulate),
+        ("eval.batch", config.eval.batch),
+    ):
+        if size % rows:
+            raise ReslabError(
+                key,
+                expected=f"a multiple of the {rows} devices that share the batch",
+                got=str(size),
+            )
+    corpus = load_corpus(config.data.source, config.data.tokenizer)
+    setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
+    return setup, corpus
+
+
+def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
+    """Trains, or goes on training, the run in a directory.
+
+    Started again with the same config, a run continues from its newest
+    checkpoint and ends bit for bit as if it had never been stopped.
+
+    Args:
+      config: The resolved config.
+      directory: The run directory.
+
+    Returns:
+      The run's result: step, held-out loss and bits per byte, tokens per second.
+
+    Raises:
+      ReslabError: On a mistake in the config, or a loss that is not finite.
+      Stopped: After SIGTERM or an interrupt, when the state has been saved.
+    """
+    setup, corpus = prepare(config)
+    data = config.data
+    batches = TrainBatches(
+        corpus.train,
+        data.length,
+        data.batch,
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+        worker_count=data.workers,
+    )
+    evaluator = Evaluator(
+        setup.model, setup.mesh, corpus, length=data.length, batch=config.eval.batch
+    )
+    run = Run(pathlib.Path(directory))
+    is_resumed = run.open(config, describe(setup, corpus))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(batches)
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                run.checkpoints,
+                keep=config.train.keep_checkpoints,
+                every=config.train.checkpoint_every,
+            )
+        )
+        state, start = setup.init(), 0
+        if is_resumed and checkpoints.latest_step() is not None:
+            restored = checkpoints.restore(setup.shapes)
+            state, start = restored.state, restored.step
+            batches.state = restored.data_index
+        writers = Writers(config.train.writers, str(run.directory))
+        stack.callback(writers.close)
+        writers.truncate(start)
+
+        trainer = _Trainer(setup, corpus, checkpoints, writers, evaluator)
+        state, speed = trainer.run(state, start, batches)
+        result = {"step": config.train.steps, **speed, **evaluator(state.params)}
+        writers.write(config.train.steps, result)
+        checkpoints.wait()
+    run.write("result.json", result)
+    return result
+
+
+def describe(setup: Setup, corpus: Corpus) -> dict[str, Any]:
+    """What `run.json` says of a run besides its config."""
+    return {
+        "environment": environment(),
+        "mesh": dict(setup.mesh.shape),
+        "compute_dtype": jax.numpy.dtype(setup.model.dtype).name,
+        "corpus": {
+            "sha256": corpus.sha256,
+            "documents": corpus.documents,
+            "bytes": corpus.bytes,
+        },
+    }
+
+
+class _Trainer:
+    """The loop's surroundings, so that the loop itself reads like prose."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        corpus: Corpus,
+        checkpoints: Checkpoints,
+        writers: Writers,
+        evaluator: Evaluator,
+    ):
+        self._setup = setup
+        self._config = setup.config
+        self._checkpoints = checkpoints
+        self._writers = writers
+        self._evaluator = evaluator
+        byte_lengths = corpus.tokenizer.byte_lengths()
+        self._step = jax.jit(make_step(setup, byte_lengths), donate_argnums=0)
+
+    def run(
+        self, state: TrainState, start: int, batches: TrainBatches
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Steps from `start` to the end; returns the last state and the speed."""
+        train, devices = self._config.train, self._setup.mesh.devices
+        meter = Meter(
+            self._config.data.batch * self._config.data.length,
+            training_flops_per_token(
+                self._setup.model, self._setup.shapes.params, self._config.data.length
+            ),
+            devices.flat[0].device_kind,
+            devices.size,
+        )
+        placed = prefetch(batches, place_on(self._setup.mesh))
+        previous = None
+        with (
+            contextlib.closing(placed),
+            use_mesh(self._setup.mesh),
+            _asked_to_stop() as stop,
+            progress(train.steps, start) as bar,
+        ):
+            for step in range(start + 1, train.steps + 1):
+                state, metrics = self._step(state, next(placed))
+                # Waiting for the step before this one keeps the devices busy and
+                # Python at most one step ahead of them.
+                jax.block_until_ready(previous)
+                previous = metrics
+                meter.step()
+
+                is_last = step == train.steps or stop.is_set
+                if step % train.log_every == 0 or is_last:
+                    row = self._row(step, metrics, meter)
+                    if step % train.eval_every == 0 and not is_last:
+                        with meter.paused():
+                            row |= self._evaluator(
+                                state.params, self._config.eval.batches
+                            )
+                    self._writers.write(step, row)
+                    bar.update(step, row)
+                if self._checkpoints.is_due(step) or is_last:
+                    with meter.paused():
+                        self._save(step, state, metrics)
+                if stop.is_set and step < train.steps:
+                    self._checkpoints.wait()
+                    raise Stopped(step)
+            jax.block_until_ready(state)
+        speed = meter.read()
+        return state, {k: v for k, v in speed.items() if k != "elapsed"}
+
+    def _row(self, step: int, metrics: Any, meter: Meter) -> dict[str, float]:
+        row = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        if not math.isfinite(row["loss"]):
+            raise ReslabError(
+                f"step {step}: the loss is not finite",
+                got=str(row["loss"]),
+                hint="a lower optim.learning_rate or a longer warmup",
+            )
+        return row | meter.read()
+
+    def _save(self, step: int, state: TrainState, metrics: Any) -> None:
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            raise ReslabError(f"step {step}: the loss is not finite; not saved")
+        self._checkpoints.save(
+            step,
+            state,
+            data_index=step * self._config.data.batch,
+            metrics=values,
+            force=True,
+        )
+
+
+class _StopRequest:
+    is_set = False
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[_StopRequest]:
+    """Turns SIGTERM and SIGINT into a request, so that the state can be saved."""
+    request = _StopRequest()
+
+    def ask(*_):
+        request.is_set = True
+
+    try:
+        previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # Not the main thread: the caller handles signals.
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,135 @@
+"""The run directory: what a run was asked to do, and everything it wrote."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    It holds `config.json` (the resolved config, canonical), `run.json` (its
+    digest, versions, devices, mesh, corpus, command line), `metrics.jsonl`,
+    `checkpoints/` and, when the run has ended, `result.json`.
+
+    Attributes:
+      directory: The directory.
+    """
+
+    directory: pathlib.Path
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """Where the checkpoints are."""
+        return self.directory / "checkpoints"
+
+    def config(self) -> ConfigDict:
+        """Reads the recorded config, as data.
+
+        Raises:
+          ReslabError: If this is no run directory or its config was damaged.
+        """
+        path = self.directory / "config.json"
+        if not path.is_file():
+            raise ReslabError(
+                f"{self.directory}", expected="a run directory", got="no config.json"
+            )
+        return configs.from_json(path.read_text(), str(path))
+
+    def record(self) -> dict[str, Any]:
+        """Reads `run.json`."""
+        path = self.directory / "run.json"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ReslabError(
+                f"{path}", expected="the record of a run", got=str(error)
+            ) from None
+
+    def open(self, config: ConfigDict, about: Mapping[str, Any]) -> bool:
+        """Creates the directory, or checks that it holds this very run.
+
+        Args:
+          config: The resolved config.
+          about: Versions, devices, mesh and corpus, for `run.json`.
+
+        Returns:
+          Whether the run was there before.
+
+        Raises:
+          ReslabError: If the directory cannot be written, holds another config,
+            or was begun on another corpus.
+        """
+        if (self.directory / "config.json").is_file():
+            self._check_same(config, about)
+            return True
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            record = {
+                "config_sha256": configs.sha256(config),
+                "command": shlex.join(["reslab", *sys.argv[1:]]),
+                **about,
+            }
+            self.write("run.json", record)
+            # The config comes last: with it, the directory is a run.
+            _write(self.directory / "config.json", configs.canonical_json(config))
+        except OSError as error:
+            raise ReslabError(
+                f"run directory {self.directory}",
+                expected="a directory that can be written",
+                got=error.strerror or str(error),
+                hint="--run DIR",
+            ) from None
+        return False
+
+    def _check_same(self, config: ConfigDict, about: Mapping[str, Any]) -> None:
+        if not os.access(self.directory, os.W_OK):
+            raise ReslabError(
+                f"run directory {self.directory}",
+                expected="a directory that can be written",
+                got="no permission",
+                hint="--run DIR",
+            )
+        differing = configs.differences(self.config(), config)
+        if differing:
+            raise ReslabError(
+                f"run directory {self.directory} holds another config",
+                got=f"different {', '.join(differing[:3])}",
+                hint="--run with another directory",
+            )
+        began = self.record().get("corpus", {}).get("sha256")
+        now = about.get("corpus", {}).get("sha256")
+        if began != now:
+            raise ReslabError(
+                "the corpus changed since the run began",
+                expected=f"sha256 {str(began)[:12]}",
+                got=str(now)[:12],
+                hint="restore the files, or start a new run with --run",
+            )
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file of the run, whole or not at all."""
+        text = json.dumps(content, indent=1, sort_keys=True)
+        _write(self.directory / name, text)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n")
+    partial.replace(path)
+
+
+def default_directory(name: str, config: ConfigDict) -> pathlib.Path:
+    """`runs/<name>-<digest>`: the same config is the same run."""
+    return pathlib.Path("runs") / f"{name}-{configs.sha256(config)[:8]}"

@@ -1,0 +1,176 @@
+"""What a run is made of: model, optimizer, state, and where each lies."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from reslab.core import precision, registry
+from reslab.models.lm import LanguageModel
+from reslab.optim.groups import Group, assign, grouped, parse_groups
+from reslab.parallel.mesh import replicated, tree_sharding, use_mesh
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes.
+
+    Attributes:
+      step: Number of completed steps, int32.
+      params: The model's parameters.
+      opt_state: The optimizer's state.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+def build_model(
+    config: ConfigDict, vocabulary_size: int, platform: str
+) -> LanguageModel:
+    """Builds the model that a config describes.
+
+    Args:
+      config: The resolved config.
+      vocabulary_size: Number of token ids.
+      platform: The JAX platform that will run it.
+
+    Returns:
+      The model, without parameters.
+
+    Raises:
+      ReslabError: If a value is out of range.
+    """
+    model = config.model
+    dtypes = precision.resolve(
+        config.precision.parameters, config.precision.compute, platform
+    )
+    fields = {key: model[key] for key in model if key != "layers"}
+    return LanguageModel(
+        vocabulary_size=vocabulary_size,
+        max_length=config.data.length,
+        # Scanned layers cost a CPU some 30%; unrolled ones cost everyone compile
+        # time that grows with depth.
+        is_unrolled={"auto": platform == "cpu", "scan": False, "unroll": True}[
+            model.layers
+        ],
+        dtype=dtypes.compute,
+        param_dtype=dtypes.parameters,
+        **fields,
+    )
+
+
+def build_optimizer(
+    config: ConfigDict, params: Any
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Builds the optimizer over groups of parameters, and the learning rate.
+
+    Args:
+      config: The resolved config.
+      params: The parameters, or their shapes.
+
+    Returns:
+      The gradient transformation and the learning rate at each step.
+
+    Raises:
+      ReslabError: If a group matches nothing or an option is wrong.
+    """
+    optim = config.optim
+    factor = registry.make("schedules", optim.schedule, steps=config.train.steps)
+    transformation = grouped(
+        registry.factory("optimizers", optim.name),
+        params,
+        parse_groups(optim.groups),
+        learning_rate=optim.learning_rate,
+        schedule=factor,
+        weight_decay=optim.weight_decay,
+        clip=optim.clip,
+    )
+    return transformation, lambda step: optim.learning_rate * factor(step)
+
+
+def parameter_groups(config: ConfigDict, params: Any) -> dict[str, Group]:
+    """The group of every parameter path."""
+    return assign(params, parse_groups(config.optim.groups))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A model, its optimizer, and the shapes and places of their state.
+
+    Attributes:
+      config: The resolved config.
+      mesh: The devices.
+      model: The model.
+      optimizer: The gradient transformation.
+      learning_rate: Learning rate at each step.
+      shapes: Abstract train state with shardings.
+      boxed_params: Abstract parameters with their logical axis names.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    model: LanguageModel
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    shapes: TrainState
+    boxed_params: Any
+
+    def init(self) -> TrainState:
+        """Makes the state of step 0, each part on the device where it belongs."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+        with use_mesh(self.mesh):
+            make = jax.jit(self._init, out_shardings=shardings)
+            return make(jax.random.key(self.config.seed))
+
+    def _init(self, key: jax.Array) -> TrainState:
+        params = nn.unbox(_init_params(self.model, key))
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+
+def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
+    """Builds model and optimizer and works out all shapes; computes nothing.
+
+    Args:
+      config: The resolved config.
+      vocabulary_size: Number of token ids.
+      mesh: The devices.
+
+    Returns:
+      The setup.
+
+    Raises:
+      ReslabError: If the config cannot be built on this mesh.
+    """
+    model = build_model(config, vocabulary_size, mesh.devices.flat[0].platform)
+    with use_mesh(mesh):
+        boxed = jax.eval_shape(lambda: _init_params(model, jax.random.key(config.seed)))
+        optimizer, learning_rate = build_optimizer(config, nn.unbox(boxed))
+        # Optimizer states are trees like the parameters, so the boxes carry the
+        # logical axes over to them.
+        boxed_state = TrainState(
+            jax.ShapeDtypeStruct((), jnp.int32),
+            boxed,
+            jax.eval_shape(optimizer.init, boxed),
+        )
+        shardings = tree_sharding(boxed_state, mesh)
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape,
+            leaf.dtype,
+            sharding=sharding if leaf.ndim else replicated(mesh),
+        ),
+        nn.unbox(boxed_state),
+        shardings,
+    )
+    return Setup(config, mesh, model, optimizer, learning_rate, shapes, boxed)
+
+
+def _init_params(model: LanguageModel, key: jax.Array) -> Any:
+    tokens = jnp.zeros((1, min(2, model.max_length)), jnp.int32)
+    return model.init(key, tokens)["params"]

@@ -1,0 +1,127 @@
+"""One training step: a pure function of the state and a batch."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from reslab.models.lm import LanguageModel
+from reslab.train.state import Setup, TrainState
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def loss_sums(
+    model: LanguageModel,
+    params: Any,
+    batch: Batch,
+    byte_lengths: np.ndarray,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, Metrics]:
+    """Adds up the losses of the tokens that count.
+
+        objective = sum over tokens of nll + z_loss * log_normalizer ** 2
+
+    Args:
+      model: The model.
+      params: Its parameters.
+      batch: `tokens`, `targets`, `positions`, `segment_ids` and `loss_mask`, each
+        (batch, length).
+      byte_lengths: Bytes that each token id stands for.
+      z_loss: Factor of the second term (Chowdhery et al., 2022,
+        https://arxiv.org/abs/2204.02311, Section 5).
+
+    Returns:
+      The objective, and the sums `nll` (nats), `tokens` and `bytes`.
+    """
+    nll, log_normalizer = model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["targets"],
+        positions=batch["positions"],
+        segments=batch["segment_ids"],
+        method="losses",
+    )
+    mask = batch["loss_mask"].astype(nll.dtype)
+    lengths = jnp.asarray(byte_lengths, nll.dtype)[batch["targets"]]
+    total = jnp.sum(nll * mask)
+    sums = {
+        "nll": total,
+        "tokens": jnp.sum(mask),
+        "bytes": jnp.sum(lengths * mask),
+    }
+    if z_loss:
+        total = total + z_loss * jnp.sum(jnp.square(log_normalizer) * mask)
+    return total, sums
+
+
+def bits_per_byte(sums: Mapping[str, Any]) -> Any:
+    """Compression in bits per byte of text: independent of the tokenizer."""
+    return sums["nll"] / (sums["bytes"] * math.log(2))
+
+
+def make_step(setup: Setup, byte_lengths: np.ndarray) -> Step:
+    """Builds the training step of a setup.
+
+    With `train.accumulate`, the gradients of that many parts of the batch are
+    added up before the update; each token weighs the same whatever its part.
+
+    Args:
+      setup: Model, optimizer and config.
+      byte_lengths: Bytes that each token id stands for.
+
+    Returns:
+      A pure function `(state, batch) -> (state, metrics)`; the metrics are
+      scalars: `loss`, `bpb`, `learning_rate`, `gradient_norm`.
+    """
+    config = setup.config
+    parts = config.train.accumulate
+
+    def objective(params, batch, total_tokens):
+        total, sums = loss_sums(
+            setup.model, params, batch, byte_lengths, config.train.z_loss
+        )
+        return total / total_tokens.astype(total.dtype), sums
+
+    gradient = jax.grad(objective, has_aux=True)
+
+    def accumulated(params, batch, total_tokens):
+        if parts == 1:
+            return gradient(params, batch, total_tokens)
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, gradient(params, part, total_tokens)), ()
+
+        split = jax.tree.map(lambda x: _split_rows(x, parts), batch)
+        first = jax.tree.map(lambda x: x[0], split)
+        shapes = jax.eval_shape(gradient, params, first, total_tokens)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, zeros, split)[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        total_tokens = jnp.maximum(jnp.sum(batch["loss_mask"].astype(jnp.float32)), 1)
+        gradients, sums = accumulated(state.params, batch, total_tokens)
+        updates, opt_state = setup.optimizer.update(
+            gradients, state.opt_state, state.params
+        )
+        metrics = {
+            "loss": sums["nll"] / jnp.maximum(sums["tokens"], 1),
+            "bpb": bits_per_byte(sums),
+            "learning_rate": jnp.asarray(setup.learning_rate(state.step)),
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def _split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """(batch, ...) to (parts, batch / parts, ...), each part from every device."""
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)

@@ -1,0 +1,43 @@
+"""Strict by default: eight fake devices, no silent promotion, warnings are errors."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's collectives need more threads than devices, or they wait for ever.
+os.environ.setdefault("NPROC", "32")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+@pytest.fixture
+def golden():
+    """Loads arrays of the authors' implementations, floats as float64."""
+
+    def load(name):
+        with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as archive:
+            return {
+                key: value.astype(np.float64) if value.dtype.kind == "f" else value
+                for key, value in archive.items()
+            }
+
+    return load
+
+
+@pytest.fixture
+def x64():
+    """Double precision inside the test."""
+    with jax.enable_x64(True):
+        yield

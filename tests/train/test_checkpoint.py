@@ -1,0 +1,425 @@
+"""Checkpoints: what is restored is what was saved, or an error says why not."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from reslab.core.errors import ReslabError
+from reslab.train.checkpoint import Checkpoints, DamagedCheckpoint, digests
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    opt_state: Any
+    rng: Any
+
+
+def mesh_of(devices):
+    return Mesh(np.array(jax.devices()[:devices]), ("fsdp",))
+
+
+def shardings(tree, devices):
+    """Shards the first axis where it divides, like fully sharded parameters."""
+
+    def one(leaf):
+        is_split = leaf.ndim > 0 and leaf.shape[0] % devices == 0
+        spec = PartitionSpec("fsdp") if is_split else PartitionSpec()
+        return NamedSharding(mesh_of(devices), spec)
+
+    return jax.tree.map(one, tree)
+
+
+def init():
+    params = {
+        "dense": {"kernel": jax.random.normal(jax.random.key(1), (16, 24))},
+        "scale": jnp.arange(8, dtype=jnp.bfloat16),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return State(jnp.int32(0), params, optimizer.init(params), jax.random.key(7))
+
+
+def make_state(devices=1):
+    shapes = jax.eval_shape(init)
+    return jax.jit(init, out_shardings=shardings(shapes, devices))()
+
+
+def target_of(tree, devices=1):
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        tree,
+        shardings(tree, devices),
+    )
+
+
+def values(tree):
+    return [
+        np.asarray(jax.random.key_data(x))
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        else np.asarray(x)
+        for x in jax.tree.leaves(tree)
+    ]
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(values(a), values(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A directory with one checkpoint, of step 5."""
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.save(5, make_state(), data_index=40, force=True)
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_round_trip(tmp_path, is_async):
+    state = make_state()
+    with Checkpoints(tmp_path, every=2, is_async=is_async) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert not checkpoints.save(1, state, data_index=8)
+        assert checkpoints.save(2, state, data_index=16, metrics={"loss": 2.5})
+        assert not checkpoints.save(2, state, data_index=16, force=True)
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 2
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(target_of(state))
+    assert (restored.step, restored.data_index) == (2, 16)
+    assert_same(restored.state, state)
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 4), (4, 1), (1, 8), (8, 8)])
+def test_another_mesh(tmp_path, before, after):
+    state = make_state(before)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, data_index=0, force=True)
+        restored = checkpoints.restore(target_of(state, after)).state
+    assert digests(restored) == digests(state)
+    assert restored.params["dense"]["kernel"].sharding.num_devices == after
+    assert_same(restored, state)
+
+
+def test_state_may_be_donated_after_an_async_save(tmp_path):
+    state = make_state(8)
+    expected = values(state)
+    shift = jax.jit(
+        lambda params: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), params),
+        donate_argnums=0,
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, data_index=0, force=True)
+        params = state.params
+        for _ in range(5):
+            params = shift(params)
+        restored = checkpoints.restore(target_of(jax.eval_shape(init))).state
+    for x, y in zip(values(restored), expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_dict_state_and_plain_target_without_sharding(tmp_path):
+    state = {"step": jnp.int32(3), "params": {"w": jnp.ones((4, 2))}}
+    target = jax.eval_shape(lambda: state)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state, data_index=1, force=True)
+        assert_same(checkpoints.restore(target).state, state)
+
+
+def test_params_only(saved):
+    state = make_state()
+    with Checkpoints(saved, is_read_only=True) as checkpoints:
+        params = checkpoints.restore_params(target_of(state.params, 8))
+        assert_same(params, state.params)
+        # The same object may restore everything, too.
+        assert_same(checkpoints.restore(target_of(state)).state, state)
+        with pytest.raises(ReslabError, match="params/scale has shape"):
+            checkpoints.restore_params(
+                {**state.params, "scale": jnp.zeros(3, jnp.bfloat16)}
+            )
+
+
+def test_structure_mismatch_names_the_parameters(saved):
+    state = make_state()
+    kernel = jnp.zeros((16, 25))
+    other = state._replace(
+        params={"dense": {"kernel": kernel}, "extra": jnp.zeros(1)},
+    )
+    with Checkpoints(saved) as checkpoints, pytest.raises(ReslabError) as caught:
+        checkpoints.restore(target_of(other))
+    message = str(caught.value)
+    assert "params/dense/kernel has shape (16, 24) in the checkpoint, (16, 25)" in (
+        message
+    )
+    assert "params/extra is missing in the checkpoint" in message
+    assert "params/scale is only in the checkpoint" in message
+    assert "\n" not in message and not isinstance(caught.value, DamagedCheckpoint)
+
+
+def test_many_differences_are_counted(saved):
+    with Checkpoints(saved) as checkpoints, pytest.raises(ReslabError) as caught:
+        checkpoints.restore({"w": jnp.zeros(2)})
+    total = len(jax.tree.leaves(make_state())) + 1
+    assert f"and {total - 3} more" in str(caught.value)
+
+
+def test_dtype_mismatch_is_refused(saved):
+    state = make_state()
+    half = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, state.params
+    )
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.raises(ReslabError, match=r"kernel has dtype float32 .* bfloat16"),
+    ):
+        checkpoints.restore(target_of(state._replace(params=half)))
+
+
+def files_of(directory):
+    return sorted(p for p in directory.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+def damages(content, generator):
+    flipped = bytearray(content)
+    flipped[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
+    yield bytes(flipped)
+    middle = len(content) // 2
+    yield content[:middle]
+    yield content[:middle] + bytes(len(content) - middle)
+
+
+def test_damaged_files_never_give_wrong_values(saved):
+    """Every file of the step, three ways: the true state, or `DamagedCheckpoint`."""
+    state = make_state()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for path in files_of(saved / "5"):
+        content = path.read_bytes()
+        for damaged in damages(content, generator):
+            path.write_bytes(damaged)
+            with Checkpoints(saved, is_read_only=True) as checkpoints:
+                try:
+                    restored = checkpoints.restore(target_of(state))
+                except DamagedCheckpoint as error:
+                    assert "\n" not in str(error)
+                    refused += 1
+                else:
+                    assert (restored.step, restored.data_index) == (5, 40)
+                    assert_same(restored.state, state)
+        path.write_bytes(content)
+    assert refused >= 10
+
+
+def test_flipped_array_bits_are_named(saved):
+    """Orbax itself restores flipped array data without a word."""
+    state = make_state()
+    kernel = np.asarray(state.params["dense"]["kernel"])
+    other = kernel.copy()
+    other[0, 0] += 1.0
+    changed = state._replace(params={**state.params, "dense": {"kernel": other}})
+    with Checkpoints(saved.parent / "other") as checkpoints:
+        checkpoints.save(5, jax.device_put(changed), data_index=40, force=True)
+    shutil.rmtree(saved / "5" / "state")
+    shutil.copytree(saved.parent / "other" / "5" / "state", saved / "5" / "state")
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.raises(DamagedCheckpoint, match="bits in params/dense/kernel"),
+    ):
+        checkpoints.restore(target_of(state))
+
+
+def test_no_checkpoint(tmp_path):
+    directory = tmp_path / "none"
+    with Checkpoints(directory, is_read_only=True) as checkpoints:
+        assert checkpoints.latest_step() is None
+        with pytest.raises(ReslabError, match="no checkpoint"):
+            checkpoints.restore(target_of(make_state()))
+    assert not directory.exists()
+
+
+def test_unknown_step(saved):
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.raises(ReslabError, match="no checkpoint of step 4: expected one of 5"),
+    ):
+        checkpoints.restore(target_of(make_state()), step=4)
+
+
+def test_unusable_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReslabError, match="checkpoint directory"):
+        Checkpoints(tmp_path / "file" / "c")
+
+
+def test_newest_are_kept_and_older_refused(tmp_path):
+    state = make_state()
+    with Checkpoints(tmp_path, keep=2, every=1) as checkpoints:
+        for step in range(1, 5):
+            checkpoints.save(step, state, data_index=step)
+        checkpoints.wait()
+        assert checkpoints.steps() == (3, 4)
+        with pytest.raises(ReslabError, match="newest checkpoint, 4"):
+            checkpoints.save(2, state, data_index=2)
+        assert checkpoints.restore(target_of(state), step=3).data_index == 3
+
+
+def test_metrics_that_are_not_finite_are_left_out(tmp_path):
+    metrics = {"loss": float("nan"), "bpb": 2.0, "norm": float("inf")}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), data_index=0, metrics=metrics, force=True)
+    stored = json.loads((tmp_path / "1" / "metrics" / "metrics").read_text())
+    assert stored == {"bpb": 2.0}
+
+
+def test_a_failed_async_save_is_raised(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    shutil.rmtree(tmp_path / "c")
+    (tmp_path / "c").write_text("in the way")
+    with pytest.raises((OSError, ValueError)):
+        checkpoints.save(1, make_state(), data_index=0, force=True)
+        checkpoints.wait()
+
+
+def test_an_error_inside_is_not_hidden_by_closing(tmp_path, monkeypatch):
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints, "wait", lambda: 1 / "a")
+        raise ZeroDivisionError
+
+
+def test_leaves_must_be_arrays(tmp_path):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ReslabError, match="state leaf step: expected a JAX array"),
+    ):
+        checkpoints.save(1, {"step": 1, "params": {}}, data_index=0, force=True)
+
+
+def test_remains_of_a_kill_are_ignored_and_removed(saved):
+    remains = saved / "6.orbax-checkpoint-tmp"
+    shutil.copytree(saved / "5", remains)
+    (saved / "7").mkdir()  # Empty: Orbax alone would call it the newest step.
+    with Checkpoints(saved, is_read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == 5
+    assert remains.exists()
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.restore(target_of(make_state())).step == 5
+    assert not remains.exists()
+
+
+def test_kill_during_a_save(tmp_path):
+    """The process dies as soon as the save has begun to write files."""
+    script = textwrap.dedent("""
+        import os, pathlib, signal, sys, threading, time
+        import jax.numpy as jnp
+        from reslab.train.checkpoint import Checkpoints
+
+        directory = pathlib.Path(sys.argv[1])
+
+        def kill():
+            while not list(directory.glob("2.orbax*")):
+                time.sleep(0.0005)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoints = Checkpoints(directory, every=1)
+        checkpoints.save(1, {"params": {"w": jnp.full((64, 64), 1.0)}}, data_index=1)
+        checkpoints.wait()
+        threading.Thread(target=kill, daemon=True).start()
+        checkpoints.save(2, {"params": {"w": jnp.full((512, 512), 2.0)}}, data_index=2)
+        checkpoints.wait()
+        time.sleep(5)
+    """)
+    root = str(pathlib.Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=environment, timeout=100
+    )
+    assert done.returncode == -9
+    with Checkpoints(tmp_path) as checkpoints:
+        step = checkpoints.latest_step()
+        assert step in (1, 2)
+        size = 64 if step == 1 else 512
+        target = {"params": {"w": jax.ShapeDtypeStruct((size, size), jnp.float32)}}
+        restored = checkpoints.restore(target)
+    assert restored.data_index == step
+    assert np.all(np.asarray(restored.state["params"]["w"]) == step)
+    assert not list(tmp_path.glob("*orbax*"))
+
+
+def oracle(array):
+    """The digest in NumPy, with Python's own integers."""
+    array = np.ascontiguousarray(array)
+    words = {1: np.uint8, 2: np.uint16}.get(array.dtype.itemsize, np.uint32)
+    bits = array.reshape(-1).view(words).tolist()
+    return sum(b * (2 * i + 1) for i, b in enumerate(bits)) % 2**32
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "int8", "uint8", "float16", "bfloat16", "int32", "float32", "complex64"],
+)
+def test_digest_is_that_of_the_formula(dtype):
+    generator = np.random.default_rng(3)
+    array = jnp.asarray(generator.integers(0, 2**31, (6, 5, 4))).astype(dtype)
+    assert digests({"x": array}) == {"x": oracle(np.asarray(array))}
+
+
+def test_digest_of_64_bits():
+    with jax.enable_x64(True):
+        array = jnp.linspace(0.0, 1.0, 15, dtype=jnp.float64).reshape(3, 5)
+        assert digests({"x": array}) == {"x": oracle(np.asarray(array))}
+
+
+def test_digest_of_random_keys_scalars_and_nothing():
+    keys = jax.random.split(jax.random.key(0), 3)
+    tree = {"keys": keys, "one": jnp.float32(1.0), "none": jnp.zeros((0, 3))}
+    assert digests(tree) == {
+        "keys": oracle(np.asarray(jax.random.key_data(keys))),
+        "one": oracle(np.float32(1.0)),
+        "none": 0,
+    }
+
+
+def test_every_flipped_bit_and_swap_changes_the_digest():
+    bits = np.random.default_rng(4).integers(0, 2**32, 12, dtype=np.uint32)
+    good = digests({"x": jnp.asarray(bits)})
+    for index in range(bits.size):
+        for bit in range(32):
+            flipped = bits.copy()
+            flipped[index] ^= np.uint32(1 << bit)
+            assert digests({"x": jnp.asarray(flipped)}) != good
+    swapped = bits[[1, 0, *range(2, 12)]]
+    assert digests({"x": jnp.asarray(swapped)}) != good
+
+
+@pytest.mark.parametrize(
+    "spec", [("a", "b"), (("a", "b"), None), (None, "a"), ("b",), ()]
+)
+def test_digest_is_the_same_on_any_mesh_and_gathers_nothing(spec):
+    array = jax.random.normal(jax.random.key(0), (16, 8, 3))
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("a", "b"))
+    sharded = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+    assert digests({"x": sharded}) == digests({"x": array})
+    compiled = jax.jit(lambda x: digest_leaf(x)).lower(sharded).compile().as_text()
+    assert "all-gather" not in compiled and "all-to-all" not in compiled
+
+
+def digest_leaf(leaf):
+    from reslab.train import checkpoint
+
+    return checkpoint._digest(leaf)

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -15,7 +14,14 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.trees import count_bytes, count_parameters, named_leaves, path_name
+from reslab.core.trees import (
+    count_bytes,
+    count_parameters,
+    is_box,
+    named_leaves,
+    path_name,
+    unbox,
+)
 from reslab.core.types import Context
 
 
@@ -121,7 +127,7 @@ def parameter_shapes(
     if example is None:
         return None
     variables = jax.eval_shape(lambda: example(spec, width)[1])
-    return named_leaves(nn.unbox(variables).get("params", {}))
+    return named_leaves(unbox(variables).get("params", {}))
 
 
 def _init(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -254,10 +260,6 @@ def show_config(config: ConfigDict) -> str:
 
 def _logical_axes(boxed: Any) -> dict[str, tuple[str | None, ...]]:
     """The logical axis names of every parameter, by path."""
-
-    def is_box(node):
-        return isinstance(node, nn.LogicallyPartitioned)
-
     flat = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
     return {path_name(path): getattr(box, "names", ()) for path, box in flat}
 

@@ -25,7 +25,9 @@ def statistics_dtype(dtype: Any) -> Any:
     >>> statistics_dtype(jnp.bfloat16).name
     'float32'
     """
-    return jnp.promote_types(dtype, jnp.float32)
+    # Not `promote_types`, which refuses under JAX's strict dtype promotion.
+    is_double = jnp.dtype(dtype) == jnp.float64
+    return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
 def resolve(parameters: str, compute: str, platform: str) -> Precision:

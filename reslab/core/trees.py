@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 
 from reslab.core.errors import ReslabError
@@ -12,7 +13,7 @@ T = TypeVar("T")
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """Writes a JAX key path as `stack/layers_0/mixer/query/kernel`."""
+    """Writes a JAX key path as `layers/body/segment_0/block_0/mixer/query/kernel`."""
     return "/".join(
         str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
     )
@@ -77,6 +78,18 @@ def first_match(
         name: next((v for p, v in compiled if p.search(name)), default)
         for name in names
     }
+
+
+def is_box(node: Any) -> bool:
+    """Whether a node carries the logical axis names of the array inside."""
+    return isinstance(node, nn.LogicallyPartitioned)
+
+
+def unbox(tree: Any) -> Any:
+    """Takes arrays or shapes out of their boxes, without touching a device."""
+    return jax.tree.map(
+        lambda node: node.value if is_box(node) else node, tree, is_leaf=is_box
+    )
 
 
 def count_parameters(tree: Any) -> int:

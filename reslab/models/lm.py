@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.precision import statistics_dtype
 from reslab.core.types import Context, State
 from reslab.ops.cross_entropy.api import token_losses
 
@@ -209,7 +210,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Float32 logits of features that `hidden` returned."""
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        wide = statistics_dtype(self.dtype)
         y = jnp.matmul(x, self.head_kernel(), preferred_element_type=wide)
         return y[..., : self.vocabulary_size]
 

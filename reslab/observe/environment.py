@@ -19,7 +19,7 @@ _PACKAGES += ("grain", "numpy")
 def environment() -> dict[str, Any]:
     """Describes software and hardware, as JSON values.
 
-    It says nothing of who or where: no host, user or path.
+    Neither host nor user is named.
 
     Returns:
       `versions` (of the packages that are installed), `platform`, `device_kind`,

@@ -87,13 +87,21 @@ class Meter:
         rates = {"elapsed_seconds": now - self._created}
         steps = self._steps - self._read_steps
         if steps and now > self._read_at:
-            step_seconds = (now - self._read_at) / steps
-            tokens_per_second = self._tokens_per_step / step_seconds
-            rates["tokens_per_second"] = tokens_per_second
-            rates["step_seconds"] = step_seconds
-            if self._mfu_per_rate is not None:
-                rates["mfu"] = tokens_per_second * self._mfu_per_rate
+            rates |= self._rates((now - self._read_at) / steps)
             self._read_at, self._read_steps = now, self._steps
+        return rates
+
+    def average(self) -> dict[str, float]:
+        """The averages since the first step was through, like those of `read`."""
+        if self._began is None or not self._steps:
+            return {}
+        return self._rates((self._clock() - self._began) / self._steps)
+
+    def _rates(self, step_seconds: float) -> dict[str, float]:
+        tokens_per_second = self._tokens_per_step / step_seconds
+        rates = {"tokens_per_second": tokens_per_second, "step_seconds": step_seconds}
+        if self._mfu_per_rate is not None:
+            rates["mfu"] = tokens_per_second * self._mfu_per_rate
         return rates
 
     @contextlib.contextmanager

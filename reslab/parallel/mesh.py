@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reslab.core.errors import ReslabError
-from reslab.core.trees import named_leaves
+from reslab.core.trees import named_leaves, unbox
 from reslab.core.types import LOGICAL_AXES
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -98,7 +98,7 @@ def tree_sharding(boxed: Any, mesh: Mesh) -> Any:
     """
     specs = nn.get_partition_spec(boxed)
     shardings = nn.logical_to_mesh_sharding(specs, mesh, tuple(RULES.items()))
-    leaves = named_leaves(nn.unbox(boxed))
+    leaves = named_leaves(unbox(boxed))
     for (name, leaf), sharding in zip(
         leaves.items(), jax.tree.leaves(shardings), strict=True
     ):

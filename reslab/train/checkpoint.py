@@ -6,20 +6,24 @@ parameter. So every step also stores the name, shape, dtype and digest of each
 leaf, compared before and after a restore. This is the only file that knows Orbax.
 """
 
+import asyncio
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
+import logging
 import math
 import os
+import sys
+import time
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from absl import logging
 
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves
@@ -76,7 +80,8 @@ class Checkpoints:
         is_async: bool = True,
         is_read_only: bool = False,
     ):
-        logging.set_verbosity(logging.ERROR)
+        # Failures are raised here, in one line; Orbax would also log them in many.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._every = every
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -171,7 +176,9 @@ class Checkpoints:
                 state=ocp.args.PyTreeSave(state),
                 data=ocp.args.JsonSave({"index": int(data_index)}),
                 integrity=ocp.args.JsonSave(integrity),
-                metrics=ocp.args.JsonSave(finite),
+                # Not `metrics`: Orbax reads an item of that name at every start,
+                # and one damaged file would bar the whole directory.
+                summary=ocp.args.JsonSave(finite),
             ),
         )
 
@@ -268,16 +275,15 @@ class Checkpoints:
             step, integrity=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()
         )
         try:
-            integrity, data = items["integrity"], items["data"]
-            record = integrity["record"]
-            is_sound = integrity["sha256"] == _seal(record)
+            record = items["integrity"]["record"]
+            is_sound = items["integrity"]["sha256"] == _seal(record)
             is_sound &= record["step"] == step
-            is_sound &= record["data_index"] == data["index"]
+            is_sound &= record["data_index"] == items["data"]["index"]
         except (KeyError, TypeError):
             is_sound = False
         if not is_sound:
             raise self._damaged(step, "records that contradict each other")
-        return record
+        return items["integrity"]["record"]
 
     def _read(self, step: int, target: Tree, stored: Mapping[str, Any]) -> Tree:
         """Restores the leaves of `target`, compared with `stored` before and after."""
@@ -303,14 +309,16 @@ class Checkpoints:
         return state
 
     def _load(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except jax.errors.JaxRuntimeError:
-            raise  # The device failed, out of memory for one; not the files.
-        except Exception as error:
-            # Orbax has no error of its own: JSON, TensorStore and bare exceptions.
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise self._damaged(step, lines[0][:160]) from error
+        with _quiet():
+            try:
+                return self._manager.restore(step, args=ocp.args.Composite(**items))
+            except jax.errors.JaxRuntimeError:
+                raise  # The device failed, out of memory for one; not the files.
+            except Exception as error:
+                # Orbax has no error of its own: JSON, TensorStore, bare exceptions.
+                lines = str(error).splitlines() or [type(error).__name__]
+            _await_abandoned_reads()
+        raise self._damaged(step, lines[0][:160])
 
     def _damaged(self, step: int, got: str) -> DamagedCheckpoint:
         return DamagedCheckpoint(
@@ -318,6 +326,34 @@ class Checkpoints:
             got=got,
             hint=f"move the folder {step} away to resume from the step before",
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what is printed when the first failed read abandons the others."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    logger = logging.getLogger("asyncio")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        sys.unraisablehook, logger.disabled = hook, was_disabled
+
+
+def _await_abandoned_reads(seconds: float = 5.0) -> None:
+    """Waits for the reads that Orbax left running, and takes note of their errors."""
+    end = time.monotonic() + seconds
+    is_pending = True
+    while is_pending and time.monotonic() < end:
+        gc.collect()
+        is_pending = False
+        for thing in gc.get_objects():
+            if isinstance(thing, asyncio.Future) and thing.get_loop().is_closed():
+                if not thing.done():
+                    is_pending = True
+                elif not thing.cancelled():
+                    thing.exception()  # An error that nobody asks for is printed.
+        time.sleep(0.01)
 
 
 def digests(tree: Tree) -> dict[str, int]:

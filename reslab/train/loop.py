@@ -4,7 +4,7 @@ import contextlib
 import math
 import pathlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -99,6 +99,8 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
     )
     run = Run(pathlib.Path(directory))
     is_resumed = run.open(config, describe(setup, corpus))
+    if (finished := run.result()) is not None:
+        return finished
     with contextlib.ExitStack() as stack:
         stack.enter_context(batches)
         checkpoints = stack.enter_context(
@@ -118,9 +120,7 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
         writers.truncate(start)
 
         trainer = _Trainer(setup, corpus, checkpoints, writers, evaluator)
-        state, speed = trainer.run(state, start, batches)
-        result = {"step": config.train.steps, **speed, **evaluator(state.params)}
-        writers.write(config.train.steps, result)
+        result = trainer.run(state, start, batches)
         checkpoints.wait()
     run.write("result.json", result)
     return result
@@ -161,8 +161,8 @@ class _Trainer:
 
     def run(
         self, state: TrainState, start: int, batches: TrainBatches
-    ) -> tuple[TrainState, dict[str, float]]:
-        """Steps from `start` to the end; returns the last state and the speed."""
+    ) -> dict[str, Any]:
+        """Steps from `start` to the end and evaluates on all held-out text."""
         train, devices = self._config.train, self._setup.mesh.devices
         meter = Meter(
             self._config.data.batch * self._config.data.length,
@@ -173,7 +173,7 @@ class _Trainer:
             devices.size,
         )
         placed = prefetch(batches, place_on(self._setup.mesh))
-        previous = None
+        previous, row = None, {}
         with (
             contextlib.closing(placed),
             use_mesh(self._setup.mesh),
@@ -188,7 +188,7 @@ class _Trainer:
                 previous = metrics
                 meter.step()
 
-                is_last = step == train.steps or stop.is_set
+                is_last = step == train.steps
                 if step % train.log_every == 0 or is_last:
                     row = self._row(step, metrics, meter)
                     if step % train.eval_every == 0 and not is_last:
@@ -196,39 +196,43 @@ class _Trainer:
                             row |= self._evaluator(
                                 state.params, self._config.eval.batches
                             )
+                    if is_last:
+                        row |= meter.average() | self._evaluator(state.params)
                     self._writers.write(step, row)
                     bar.update(step, row)
-                if self._checkpoints.is_due(step) or is_last:
-                    with meter.paused():
-                        self._save(step, state, metrics)
-                if stop.is_set and step < train.steps:
+                if self._checkpoints.is_due(step) or is_last or stop.is_set:
+                    self._save(step, state, metrics, meter)
+                if stop.is_set and not is_last:
                     self._checkpoints.wait()
                     raise Stopped(step)
-            jax.block_until_ready(state)
-        speed = meter.read()
-        return state, {k: v for k, v in speed.items() if k != "elapsed"}
+        if start == train.steps:  # Killed between the last step and the result.
+            row = self._evaluator(state.params)
+        return {"step": train.steps, **row}
 
     def _row(self, step: int, metrics: Any, meter: Meter) -> dict[str, float]:
         row = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        if not math.isfinite(row["loss"]):
-            raise ReslabError(
-                f"step {step}: the loss is not finite",
-                got=str(row["loss"]),
-                hint="a lower optim.learning_rate or a longer warmup",
-            )
+        self._check_finite(step, row)
         return row | meter.read()
 
-    def _save(self, step: int, state: TrainState, metrics: Any) -> None:
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    def _save(self, step: int, state: TrainState, metrics: Any, meter: Meter) -> None:
+        values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        self._check_finite(step, values)
+        with meter.paused():
+            self._checkpoints.save(
+                step,
+                state,
+                data_index=step * self._config.data.batch,
+                metrics=values,
+                force=True,
+            )
+
+    def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
         if not math.isfinite(values["loss"]):
-            raise ReslabError(f"step {step}: the loss is not finite; not saved")
-        self._checkpoints.save(
-            step,
-            state,
-            data_index=step * self._config.data.batch,
-            metrics=values,
-            force=True,
-        )
+            raise ReslabError(
+                f"step {step}: the loss is not finite",
+                got=str(values["loss"]),
+                hint="a lower optim.learning_rate or a longer warmup",
+            )
 
 
 class _StopRequest:

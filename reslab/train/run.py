@@ -57,6 +57,11 @@ class Run:
                 f"{path}", expected="the record of a run", got=str(error)
             ) from None
 
+    def result(self) -> dict[str, Any] | None:
+        """Reads `result.json`; None while the run has not ended."""
+        path = self.directory / "result.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
     def open(self, config: ConfigDict, about: Mapping[str, Any]) -> bool:
         """Creates the directory, or checks that it holds this very run.
 

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from reslab.core import precision, registry
+from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
 from reslab.optim.groups import Group, assign, grouped, parse_groups
 from reslab.parallel.mesh import replicated, tree_sharding, use_mesh
@@ -129,7 +129,7 @@ class Setup:
             return make(jax.random.key(self.config.seed))
 
     def _init(self, key: jax.Array) -> TrainState:
-        params = nn.unbox(_init_params(self.model, key))
+        params = unbox(_init_params(self.model, key))
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
 
@@ -150,7 +150,7 @@ def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
     model = build_model(config, vocabulary_size, mesh.devices.flat[0].platform)
     with use_mesh(mesh):
         boxed = jax.eval_shape(lambda: _init_params(model, jax.random.key(config.seed)))
-        optimizer, learning_rate = build_optimizer(config, nn.unbox(boxed))
+        optimizer, learning_rate = build_optimizer(config, unbox(boxed))
         # Optimizer states are trees like the parameters, so the boxes carry the
         # logical axes over to them.
         boxed_state = TrainState(
@@ -165,7 +165,7 @@ def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
             leaf.dtype,
             sharding=sharding if leaf.ndim else replicated(mesh),
         ),
-        nn.unbox(boxed_state),
+        unbox(boxed_state),
         shardings,
     )
     return Setup(config, mesh, model, optimizer, learning_rate, shapes, boxed)

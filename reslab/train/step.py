@@ -107,13 +107,17 @@ def make_step(setup: Setup, byte_lengths: np.ndarray) -> Step:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         total_tokens = jnp.maximum(jnp.sum(batch["loss_mask"].astype(jnp.float32)), 1)
         gradients, sums = accumulated(state.params, batch, total_tokens)
-        updates, opt_state = setup.optimizer.update(
-            gradients, state.opt_state, state.params
-        )
+        # optax counts on implicit promotion (b1 ** step), also where the caller
+        # has forbidden it.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = setup.optimizer.update(
+                gradients, state.opt_state, state.params
+            )
+            learning_rate = jnp.asarray(setup.learning_rate(state.step))
         metrics = {
             "loss": sums["nll"] / jnp.maximum(sums["tokens"], 1),
             "bpb": bits_per_byte(sums),
-            "learning_rate": jnp.asarray(setup.learning_rate(state.step)),
+            "learning_rate": learning_rate,
             "gradient_norm": optax.global_norm(gradients),
         }
         params = optax.apply_updates(state.params, updates)

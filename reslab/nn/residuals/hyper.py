@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
 
 
@@ -81,7 +82,7 @@ class HyperConnections(nn.Module):
             (n,),
             self.param_dtype,
         )
-        dtype = jnp.promote_types(stream.dtype, mix.dtype)
+        dtype = statistics_dtype(stream.dtype)
         mix, write, wide = (a.astype(dtype) for a in (mix, write, stream))
         # Sums of scaled streams, not a matrix product: n is far below the width
         # of a matrix unit, and these fuse into one pass over the streams.
@@ -92,7 +93,7 @@ class HyperConnections(nn.Module):
 
     def narrow(self, stream: jax.Array) -> jax.Array:
         """Sums the streams."""
-        dtype = jnp.promote_types(stream.dtype, jnp.float32)
+        dtype = statistics_dtype(stream.dtype)
         return jnp.sum(stream.astype(dtype), axis=0).astype(stream.dtype)
 
 

@@ -58,7 +58,7 @@ class Period(nn.Module):
 class Layers(nn.Module):
     """Applies `depth` layers, tiling a pattern of blocks, in as few scans as it can.
 
-    The parameters of each scan are stacked on axis 0 under `layers_<i>`, in the
+    The parameters of each scan are stacked on axis 0 under `segment_<i>`, in the
     same tree whether the scan is rolled or unrolled. Where a block writes to the
     depth memory, the first period runs before the scan, which then closes over
     what it wrote: a value written once is saved once.
@@ -138,7 +138,7 @@ class Layers(nn.Module):
             )
             layers = first_layer + applied + len(blocks) * jnp.arange(count)
             scanned = (layers, None if state is None else state[index])
-            stream, (new_state, written) = scan(blocks, name=f"layers_{index}")(
+            stream, (new_state, written) = scan(blocks, name=f"segment_{index}")(
                 stream, scanned, shared, positions, segments
             )
             shared = {**shared, **jax.tree.map(lambda a: a[0], written)}

@@ -80,7 +80,7 @@ class UniformStack(nn.Module):
 
     def apply_layers(self, stream, state, positions, segments):
         """Applies the layers once; stacks that repeat them override this."""
-        return self._layers(name="layers")(stream, 0, state, positions, segments)
+        return self._layers(name="body")(stream, 0, state, positions, segments)
 
 
 def _with_context(block: BlockFactory, context: Context) -> BlockFactory:

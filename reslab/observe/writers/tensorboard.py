@@ -11,30 +11,38 @@ class TensorBoard:
     """Writes every metric as a scalar, through tensorboardX."""
 
     def __init__(self, directory: str):
+        try:
+            import tensorboardX
+        except ModuleNotFoundError:
+            raise missing_extra("tensorboardX", "track") from None
+        self._open = tensorboardX.SummaryWriter
         self._directory = os.path.join(directory, "tensorboard")
-        self._writer = _open(self._directory)
+        self._writer: Any = None  # Opened by the first write.
+        self._purge_step: int | None = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one point to every curve."""
+        if self._writer is None:
+            self._writer = self._open(
+                self._directory,
+                purge_step=self._purge_step,
+                flush_secs=30,
+                # Names are made of the second alone: two files could be one.
+                filename_suffix=f".{os.getpid()}.{step}",
+            )
         for name, value in metrics.items():
             self._writer.add_scalar(name, float(value), step)
 
     def truncate(self, step: int) -> None:
         """Tells TensorBoard to hide the points after `step`."""
-        self._writer.close()
-        self._writer = _open(self._directory, purge_step=step + 1)
+        self.close()
+        self._purge_step = step + 1
 
     def close(self) -> None:
         """Writes what is pending."""
-        self._writer.close()
-
-
-def _open(directory: str, **options: Any) -> Any:
-    try:
-        import tensorboardX
-    except ModuleNotFoundError:
-        raise missing_extra("tensorboardX", "track") from None
-    return tensorboardX.SummaryWriter(directory, flush_secs=30, **options)
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 build = TensorBoard

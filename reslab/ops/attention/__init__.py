@@ -1,0 +1,1 @@
+"""Softmax attention: grouped queries, sliding windows, packed documents."""

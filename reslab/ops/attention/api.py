@@ -1,0 +1,166 @@
+"""Softmax attention: one function, several implementations."""
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError, nearest
+from reslab.core.platform import platform
+from reslab.ops.attention.reference import reference_attention, visibility
+from reslab.ops.attention.splash import obstacle, splash
+
+IMPLEMENTATIONS = ("auto", "reference", "xla", "splash")
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    segments: jax.Array | None = None,
+    query_offset: int | jax.Array = 0,
+    is_causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Averages values, weighted by the softmax of query-key products.
+
+        c[i, j] = scale * query[i] . key[j]          (* softcap tanh(./softcap))
+        y[i]    = sum_j softmax_j(c[i, j]) value[j]
+
+    over the keys j that query i may see, where p = i + query_offset is the
+    query's own place among the keys:
+
+        j <= p                        if causal
+        j > p - window                if there is a window
+        segments[i] == segments[j]    if there are segments
+
+    Query head h reads key-value head h // (heads // kv_heads). The softmax is
+    taken in float32, or in float64 for float64 inputs.
+
+    Reference: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, Eq. 1;
+    grouped queries: Ainslie et al., 2023, https://arxiv.org/abs/2305.13245;
+    softcap: Gemma Team, 2024, https://arxiv.org/abs/2408.00118, Section 2.
+
+    Args:
+      query: Shape (batch, length, heads, head_dim).
+      key: Shape (batch, key_length, kv_heads, head_dim).
+      value: The same shape as `key`.
+      segments: Document of each token (batch, length), integers; only where
+        queries and keys are the same tokens.
+      query_offset: Index of the first query among the keys; an int, or a scalar
+        int32 array.
+        While decoding, the number of tokens that are in the cache already.
+      is_causal: Whether later keys are hidden.
+      window: Number of latest keys visible, the query's own included.
+      softcap: Bound of the scores.
+      scale: Factor on the scores; head_dim ** -0.5 if None.
+      implementation: "reference" is plain jnp and does everything; "xla" is
+        `jax.nn.dot_product_attention`; "splash" is JAX's TPU kernel; "auto"
+        takes the fastest that does what is asked.
+
+    Returns:
+      Shape and dtype of `query`.
+
+    Raises:
+      ReslabError: If shapes do not fit, or if the chosen implementation
+        cannot do what is asked.
+
+    >>> x = jnp.eye(2)[None, :, None]
+    >>> [round(float(v), 3) for v in attention(x, x, x, scale=1.0)[0, 1, 0]]
+    [0.269, 0.731]
+    """
+    _check(query, key, value, segments, window)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    mask = {"is_causal": is_causal, "window": window, "segments": segments}
+    obstacles = {
+        "reference": None,
+        "xla": _xla_obstacle(query, softcap),
+        "splash": obstacle(query, key, query_offset=query_offset),
+    }
+    if implementation == "auto":
+        implementation = _choose(obstacles)
+    if implementation not in obstacles:
+        raise ReslabError(
+            f"attention implementation {implementation!r}",
+            hint=nearest(implementation, IMPLEMENTATIONS),
+        )
+    if obstacles[implementation]:
+        raise ReslabError(
+            f"attention implementation {implementation!r} does not support "
+            f"{obstacles[implementation]}",
+            hint="implementation='auto'",
+        )
+    if implementation == "splash":
+        return splash(query, key, value, softcap=softcap, scale=scale, **mask)
+    mask["query_offset"] = query_offset
+    if implementation == "xla":
+        return _xla(query, key, value, scale=scale, **mask)
+    return reference_attention(query, key, value, softcap=softcap, scale=scale, **mask)
+
+
+def _choose(obstacles: dict[str, str | None]) -> str:
+    if platform() == "tpu" and not obstacles["splash"]:
+        return "splash"
+    # On a CPU the reference takes 0.XX of the time of "xla" (forward and
+    # backward, float32, batch 16, length 256, 4 heads of 64, two cores).
+    if platform() == "cpu" or obstacles["xla"]:
+        return "reference"
+    return "xla"
+
+
+def _xla_obstacle(query: jax.Array, softcap: float | None) -> str | None:
+    if softcap is not None:
+        return "softcap"
+    if query.dtype == jnp.float64:
+        return "float64 (its softmax is float32)"
+    return None
+
+
+def _xla(query, key, value, *, scale, segments, query_offset, is_causal, window):
+    """Leaves to JAX what it knows, so that a fused backend can skip hidden blocks."""
+    mask = {}
+    if segments is None and isinstance(query_offset, int) and query_offset == 0:
+        mask["is_causal"] = is_causal
+        if window is not None:
+            later = 0 if is_causal else key.shape[1]
+            mask["local_window_size"] = (window - 1, later)
+    else:
+        mask["mask"] = visibility(
+            query.shape[1],
+            key.shape[1],
+            segments=segments,
+            query_offset=query_offset,
+            is_causal=is_causal,
+            window=window,
+        )
+    # Inside, JAX promotes bfloat16 scores, which a strict caller forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(query, key, value, scale=scale, **mask)
+
+
+def _check(query, key, value, segments, window):
+    def refuse(name, expected, got):
+        raise ReslabError(f"attention: {name}", expected=expected, got=str(got))
+
+    if query.ndim != 4:
+        refuse("query", "(batch, length, heads, head_dim)", query.shape)
+    batch, length, heads, head_dim = query.shape
+    fits = key.ndim == 4 and key.shape[0] == batch and key.shape[3] == head_dim
+    if not fits or heads % key.shape[2]:
+        refuse(
+            "key",
+            f"({batch}, key_length, a divisor of {heads}, {head_dim})",
+            key.shape,
+        )
+    if value.shape != key.shape:
+        refuse("value", f"the shape of key, {key.shape}", value.shape)
+    if not query.dtype == key.dtype == value.dtype:
+        refuse("dtypes", "one", f"{query.dtype}, {key.dtype}, {value.dtype}")
+    if segments is not None and segments.shape != (batch, length):
+        refuse("segments", f"shape {(batch, length)}", segments.shape)
+    if segments is not None and key.shape[1] != length:
+        refuse("segments", f"as many keys as queries ({length})", key.shape[1])
+    if window is not None and window < 1:
+        refuse("window", "at least 1", window)

@@ -1,0 +1,89 @@
+"""Attention in plain jnp: the definition, and the mask that the rest share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.precision import statistics_dtype
+
+
+def visibility(
+    length: int,
+    key_length: int,
+    *,
+    segments: jax.Array | None = None,
+    query_offset: int | jax.Array = 0,
+    is_causal: bool = True,
+    window: int | None = None,
+) -> jax.Array | None:
+    """Says which keys each query may see.
+
+    Args:
+      length: Number of queries.
+      key_length: Number of keys.
+      segments: Document of each token (batch, length).
+      query_offset: Index of the first query among the keys.
+      is_causal: Whether later keys are hidden.
+      window: Number of latest keys visible, the query's own included.
+
+    Returns:
+      Booleans (1 or batch, 1, length, key_length), or None if all is visible.
+
+    >>> visibility(3, 3, window=2)[0, 0].astype(int).tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+    rows = jnp.arange(length, dtype=jnp.int32)[:, None] + query_offset
+    columns = jnp.arange(key_length, dtype=jnp.int32)[None, :]
+    conditions = []
+    if is_causal:
+        conditions.append((columns <= rows)[None, None])
+    if window is not None:
+        conditions.append((columns > rows - window)[None, None])
+    if segments is not None:
+        conditions.append(segments[:, None, :, None] == segments[:, None, None, :])
+    return functools.reduce(jnp.logical_and, conditions) if conditions else None
+
+
+def reference_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    segments: jax.Array | None,
+    query_offset: int | jax.Array,
+    is_causal: bool,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+) -> jax.Array:
+    """Computes attention with explicit scores; see `api.attention`."""
+    length, key_length = query.shape[1], key.shape[1]
+    wide = statistics_dtype(query.dtype)
+
+    # Heads first, and one key-value head per query head: products of four
+    # axes run faster than of five, and the copies are small beside the scores.
+    group = query.shape[2] // key.shape[2]
+    query, key, value = (
+        jnp.swapaxes(x, 1, 2)
+        for x in (query, jnp.repeat(key, group, 2), jnp.repeat(value, group, 2))
+    )
+    scores = jnp.einsum(
+        "bhld,bhsd->bhls", query * scale, key, preferred_element_type=wide
+    )
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    visible = visibility(
+        length,
+        key_length,
+        segments=segments,
+        query_offset=query_offset,
+        is_causal=is_causal,
+        window=window,
+    )
+    if visible is not None:
+        # Large and finite: infinity less itself would be a NaN.
+        hidden = 0.7 * float(jnp.finfo(wide).min)
+        scores = scores + jnp.where(visible, 0.0, hidden).astype(wide)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.swapaxes(jnp.einsum("bhls,bhsd->bhld", weights, value), 1, 2)

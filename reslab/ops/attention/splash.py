@@ -1,0 +1,129 @@
+"""Attention on a TPU: JAX's splash kernel, on one device or over a mesh."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
+
+LANES = 128
+# Mesh axes over which the batch and the heads are spread, where a mesh has them.
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXES = ("tensor",)
+
+
+def obstacle(
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    query_offset: int | jax.Array = 0,
+) -> str | None:
+    """Says what the kernel cannot do about these arguments, or None."""
+    (batch, length, heads, _), (_, key_length, kv_heads, _) = query.shape, key.shape
+    if not isinstance(query_offset, int) or query_offset or length != key_length:
+        return "queries that continue a cache (a query offset, or more keys)"
+    if length % LANES:
+        return f"length {length}, which {LANES} does not divide"
+    if query.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"dtype {query.dtype}"
+    _, batch_parts = _axes(BATCH_AXES)
+    _, head_parts = _axes(HEAD_AXES)
+    if batch % batch_parts:
+        return f"batch {batch} over {batch_parts} devices"
+    if heads % head_parts or kv_heads % head_parts:
+        return f"heads {heads} and {kv_heads} over {head_parts} devices"
+    return None
+
+
+def splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    segments: jax.Array | None,
+    is_causal: bool,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+    interpret: bool = False,
+) -> jax.Array:
+    """Computes attention block by block; see `api.attention`.
+
+    The compiler cannot partition a kernel. Under a mesh, each device runs it
+    on its own rows and heads.
+
+    Args:
+      query: Shape (batch, length, heads, head_dim).
+      key: Shape (batch, length, kv_heads, head_dim).
+      value: The same shape as `key`.
+      segments: Document of each token (batch, length).
+      is_causal: Whether later keys are hidden.
+      window: Number of latest keys visible, the query's own included.
+      softcap: Bound of the scores.
+      scale: Factor on the scores, applied to the queries.
+      interpret: Whether to emulate the kernel, to check it on any machine.
+
+    Returns:
+      Like `query`.
+    """
+    run = functools.partial(
+        _local, is_causal=is_causal, window=window, softcap=softcap, interpret=interpret
+    )
+    batch_axes, _ = _axes(BATCH_AXES)
+    head_axes, _ = _axes(HEAD_AXES)
+    if batch_axes or head_axes:
+        spec = PartitionSpec(batch_axes, None, head_axes, None)
+        run = jax.shard_map(
+            run,
+            in_specs=(spec, spec, spec, PartitionSpec(batch_axes)),
+            out_specs=spec,
+            # The kernel does not say how its outputs vary over the mesh.
+            check_vma=False,
+        )
+    return run(query * scale, key, value, segments)
+
+
+def _axes(names: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+    """The axes of that name in the mesh in context, and their devices."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    present = tuple(name for name in names if name in sizes)
+    return present, math.prod(sizes[name] for name in present)
+
+
+def _local(query, key, value, segments, *, is_causal, window, softcap, interpret):
+    length, heads = query.shape[1:3]
+    shape = (length, length)
+    if window is not None:
+        sides = (window - 1, 0 if is_causal else None)
+        mask = splash_attention.LocalMask(shape, sides, offset=0)
+    elif is_causal:
+        mask = splash_attention.CausalMask(shape)
+    else:
+        mask = splash_attention.FullMask(shape)
+    # Large blocks keep the matrix unit busy; 512 fits the memory of every TPU.
+    block = math.gcd(length, 512)
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([mask] * heads),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        attn_logits_soft_cap=softcap,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+
+    def one(query, key, value, segments):
+        if segments is not None:
+            segments = splash_attention.SegmentIds(segments, segments)
+        return kernel(query, key, value, segments)
+
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(jax.vmap(one)(*heads_first, segments), 1, 2)

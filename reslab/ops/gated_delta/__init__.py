@@ -1,0 +1,1 @@
+"""The gated delta rule: an associative memory that forgets and overwrites."""

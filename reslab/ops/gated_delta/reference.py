@@ -1,0 +1,45 @@
+"""The gated delta rule, token by token: the definition."""
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.precision import statistics_dtype
+
+
+def recurrent(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    beta: jax.Array,
+    log_decay: jax.Array,
+    state: jax.Array,
+    resets: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Applies the rule with a scan over time; see `api.gated_delta_rule`."""
+    wide = statistics_dtype(query.dtype)
+    decay = jnp.exp(log_decay.astype(wide))
+    if resets is not None:
+        # Forgetting everything is what a reset is.
+        decay = jnp.where(resets[:, :, None], 0.0, decay).astype(wide)
+    scaled = query.astype(wide) * query.shape[-1] ** -0.5
+    tokens = (scaled, key.astype(wide), value.astype(wide), beta.astype(wide), decay)
+
+    # Rounded products would add up along the recurrence.
+    def read(memory, address):
+        return jnp.einsum(
+            "bhkv,bhk->bhv", memory, address, precision=jax.lax.Precision.HIGHEST
+        )
+
+    # Only the memory is kept for the backward pass, one per token, instead of
+    # each of its three forms within a step.
+    @jax.checkpoint
+    def step(memory, token):
+        query, key, value, beta, decay = token
+        memory = decay[:, :, None, None] * memory
+        change = beta[:, :, None] * (value - read(memory, key))
+        memory = memory + key[:, :, :, None] * change[:, :, None, :]
+        return memory, read(memory, query)
+
+    time_first = [jnp.swapaxes(x, 0, 1) for x in tokens]
+    state, output = jax.lax.scan(step, state.astype(wide), time_first)
+    return jnp.swapaxes(output, 0, 1).astype(query.dtype), state

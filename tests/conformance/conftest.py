@@ -1,0 +1,138 @@
+"""What the suites share: small models, parameters off their start, comparisons."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core.trees import named_leaves, unbox
+from reslab.models.lm import LanguageModel
+from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
+
+MESHES = {
+    "fsdp=8": {"data": 1, "fsdp": 8, "tensor": 1},
+    "data=2,fsdp=2,tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+@pytest.fixture(params=MESHES)
+def mesh(request):
+    """Eight fake devices, arranged in each way in turn."""
+    return make_mesh(MESHES[request.param])
+
+
+@pytest.fixture(scope="session")
+def randomized():
+    """Moves every parameter off its initial value, where zeros would hide it."""
+
+    def move(params, scale=0.2):
+        leaves, structure = jax.tree.flatten(unbox(params))
+        keys = jax.random.split(jax.random.key(7), len(leaves))
+        return structure.unflatten(
+            leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
+            for key, leaf in zip(keys, leaves, strict=True)
+        )
+
+    return move
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """Compares trees; the tolerance is relative to the largest entry of a leaf."""
+
+    def compare(actual, expected, tolerance):
+        assert jax.tree.structure(actual) == jax.tree.structure(expected)
+        actual, expected = named_leaves(actual), named_leaves(expected)
+        for name, wanted in expected.items():
+            wanted, got = (np.asarray(a, np.float64) for a in (wanted, actual[name]))
+            size = float(np.max(np.abs(wanted), initial=0.0))
+            np.testing.assert_allclose(
+                got, wanted, rtol=0, atol=tolerance * size, err_msg=name
+            )
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def assert_uses_every_parameter():
+    """Checks that each parameter receives a gradient and changes the output."""
+
+    def check(function, params):
+        output = jax.eval_shape(function, params)
+        weights = jax.random.normal(jax.random.key(11), output.shape)
+
+        def weighted(params):
+            y = function(params)
+            return jnp.sum(weights.astype(y.dtype) * y)
+
+        evaluate = jax.jit(function)
+        before = evaluate(params)
+        gradient = named_leaves(jax.jit(jax.grad(weighted))(params))
+        leaves, structure = jax.tree.flatten(params)
+        for index, name in enumerate(gradient):
+            slope = np.asarray(gradient[name])
+            # Layers are stacked on axis 0; none of them may be left out.
+            rows = slope if "/segment_" in name else slope[None]
+            for layer, row in enumerate(rows):
+                assert np.any(row != 0), f"{name}, layer {layer}: no gradient"
+            moved = list(leaves)
+            moved[index] = leaves[index] * 1.25 + 0.25
+            after = evaluate(structure.unflatten(moved))
+            assert np.any(np.asarray(after != before)), f"{name} changes nothing"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A language model with small defaults, any field of which may be given."""
+
+    def make(**fields):
+        defaults = {
+            "vocabulary_size": 24,
+            "features": 16,
+            "depth": 3,
+            "mixer": "attention(heads=2)",
+            "ffn": "swiglu(hidden=32)",
+            "max_length": 16,
+        }
+        return LanguageModel(**defaults | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokens():
+    """Eight sequences of eight tokens."""
+    return jax.random.randint(jax.random.key(3), (8, 8), 0, 24)
+
+
+@pytest.fixture(scope="session")
+def logits_and_gradient():
+    """Logits and the gradient of a random weighting of them, compiled."""
+
+    def run(model, params, tokens):
+        def weighted(params, tokens):
+            logits = model.apply({"params": params}, tokens)
+            weights = jax.random.normal(jax.random.key(5), logits.shape)
+            return jnp.sum(weights * logits), logits
+
+        compiled = jax.jit(jax.grad(weighted, has_aux=True))
+        gradient, logits = compiled(params, tokens)
+        return logits, gradient
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def on_devices(logits_and_gradient):
+    """Logits and gradient as `logits_and_gradient`, spread over a mesh."""
+
+    def run(model, params, tokens, mesh):
+        with use_mesh(mesh):
+            boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+            placed = jax.device_put(params, tree_sharding(boxed, mesh))
+            spread = jax.device_put(tokens, batch_sharding(mesh))
+            return logits_and_gradient(model, placed, spread)
+
+    return run

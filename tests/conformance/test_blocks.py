@@ -1,0 +1,110 @@
+"""What every block keeps, with every mixer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core import registry
+from reslab.core.types import Context
+
+BATCH, LENGTH, WIDTH = 2, 8, 16
+CASES = [
+    (block, mixer)
+    for block in registry.names("blocks")
+    for mixer in registry.names("mixers")
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(2), (BATCH, LENGTH, WIDTH))
+
+
+@pytest.fixture(scope="module")
+def block(case, x, randomized):
+    """The block as a function of (variables, x, ...), and moved parameters."""
+    name, mixer = case
+    module = registry.make(
+        "blocks", name, mixer=mixer, context=Context(depth=2, position="rope")
+    )
+    variables = module.init(jax.random.key(0), x, {}, layer=0, positions=places(x))
+
+    def apply(variables, x, *, layer=1, **keywords):
+        keywords.setdefault("positions", places(x))
+        return module.apply(variables, x, {}, layer=layer, **keywords)
+
+    return module, apply, randomized(variables)
+
+
+def places(x):
+    return jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+
+
+@pytest.mark.parametrize("residual", registry.names("residuals"))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_keeps_the_stream_of_every_residual(case, x, residual, dtype):
+    name, mixer = case
+    module = registry.make(
+        "blocks", name, mixer=mixer, residual=residual, context=Context(dtype=dtype)
+    )
+    ends = registry.make("residuals", residual)
+    x = x.astype(dtype)
+
+    def layer(x):
+        stream = ends.apply({}, x, method="widen")
+        (new, _, _), _ = module.init_with_output(
+            jax.random.key(0), stream, {}, layer=0, positions=places(x)
+        )
+        return stream, new
+
+    before, after = jax.eval_shape(layer, x)
+    assert after == before
+
+
+def test_takes_a_traced_layer(block, x, assert_close):
+    _, apply, variables = block
+    traced = jax.jit(lambda layer: apply(variables, x, layer=layer)[0])(jnp.int32(1))
+    assert_close(traced, apply(variables, x, layer=1)[0], 1e-5)
+
+
+def test_no_token_changes_an_earlier_one(block, x):
+    _, apply, variables = block
+    run = jax.jit(lambda x: apply(variables, x)[0])
+    change = np.asarray(jnp.abs(run(x.at[:, 4].add(1.0)) - run(x)))
+    assert np.max(change[:, :4]) <= 1e-6
+    assert np.all(np.max(change[:, 4], axis=-1) > 1e-4)
+
+
+def test_packed_documents_do_not_see_each_other(block, x):
+    _, apply, variables = block
+    segments = jnp.broadcast_to(jnp.arange(LENGTH) // 4, (BATCH, LENGTH))
+    positions = places(x) % 4
+    packed, _, _ = apply(variables, x, positions=positions, segments=segments)
+    alone = [apply(variables, part)[0] for part in (x[:, :4], x[:, 4:])]
+    np.testing.assert_allclose(packed, jnp.concatenate(alone, axis=1), atol=5e-6)
+
+
+def test_whole_is_prefill_and_one_token_at_a_time(block, x):
+    module, apply, variables = block
+    wanted, _, _ = apply(variables, x)
+    state, parts = module.init_state(BATCH, LENGTH, WIDTH), []
+    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 8)):
+        y, _, state = apply(
+            variables,
+            x[:, start:stop],
+            positions=places(x)[:, start:stop],
+            state=state,
+        )
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), wanted, atol=1e-5)
+
+
+def test_uses_every_parameter(block, x, assert_uses_every_parameter):
+    _, apply, variables = block
+    assert_uses_every_parameter(lambda v: apply(v, x)[0], variables)

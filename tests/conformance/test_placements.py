@@ -1,0 +1,105 @@
+"""What every placement keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core import registry
+from reslab.core.trees import unbox
+from reslab.describe import EXAMPLES
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module", params=registry.names("placements"))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return jax.random.normal(jax.random.key(2), (2, 8, WIDTH))
+
+
+@pytest.fixture(scope="module")
+def placement(name, randomized):
+    """The placement around tanh on a plain residual, as a function."""
+    module = registry.make("placements", name)
+    variables = randomized(EXAMPLES["placements"](name, WIDTH)[1])
+    plain = registry.make("residuals", "plain", parent=None)
+
+    def apply(variables, stream, site=0, branch=jnp.tanh):
+        return module.apply(variables, stream, plain, branch, site=site)
+
+    return apply, variables
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("residual", registry.names("residuals"))
+def test_keeps_the_stream_of_every_residual(name, residual, stream, dtype):
+    module = registry.make("placements", name)
+    residual = registry.make("residuals", residual)
+
+    def start(stream):
+        return residual.apply({}, stream, method="widen")
+
+    def sublayer(stream):
+        return module.init_with_output(
+            jax.random.key(0), start(stream), residual, jnp.tanh, site=0
+        )[0]
+
+    before = jax.eval_shape(start, stream.astype(dtype))
+    assert jax.eval_shape(sublayer, stream.astype(dtype)) == before
+
+
+def test_calls_the_branch_once(placement, stream):
+    apply, variables = placement
+    calls = []
+
+    def branch(h):
+        calls.append(h.shape)
+        return h
+
+    apply(variables, stream, branch=branch)
+    assert calls == [stream.shape]
+
+
+def test_takes_a_traced_site(placement, stream, assert_close):
+    apply, variables = placement
+    traced = jax.jit(apply)(variables, stream, jnp.int32(3))
+    assert_close(traced, apply(variables, stream, 3), 1e-6)
+
+
+def test_uses_every_parameter(placement, stream, assert_uses_every_parameter):
+    apply, variables = placement
+    assert_uses_every_parameter(lambda v: apply(v, stream), variables)
+
+
+def test_the_head_reads_normalized_features(name, small_model, tokens):
+    model = small_model(placement=name, depth=6, norm="rms")
+    variables = model.init(jax.random.key(0), tokens)
+    features, _ = model.apply(variables, tokens, method="hidden")
+    mean_square = np.mean(np.square(features), axis=-1)
+    np.testing.assert_allclose(mean_square, 1.0, rtol=1e-3)
+
+
+def test_scanned_is_unrolled(
+    name, small_model, tokens, randomized, logits_and_gradient, assert_close
+):
+    model = small_model(placement=name)
+    params = randomized(model.init(jax.random.key(0), tokens)["params"])
+    unrolled = small_model(placement=name, is_unrolled=True)
+    assert_close(
+        logits_and_gradient(unrolled, params, tokens),
+        logits_and_gradient(model, params, tokens),
+        1e-5,
+    )
+
+
+def test_stores_parameters_in_the_dtype_asked_for(name, stream):
+    module = registry.make("placements", name, param_dtype=jnp.bfloat16)
+    plain = registry.make("residuals", "plain", parent=None)
+    variables = module.init(jax.random.key(0), stream, plain, jnp.tanh, site=0)
+    for leaf in jax.tree.leaves(unbox(variables)):
+        assert leaf.dtype == jnp.bfloat16

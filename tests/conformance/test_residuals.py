@@ -1,0 +1,153 @@
+"""What every residual keeps: alone, and in a small language model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core import registry
+from reslab.core.trees import named_leaves, unbox
+
+
+@pytest.fixture(scope="module", params=registry.names("residuals"))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def residual(name):
+    return registry.make("residuals", name)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(2), (2, 4, 16))
+
+
+@pytest.fixture(scope="module")
+def model(name, small_model):
+    return small_model(residual=name)
+
+
+@pytest.fixture(scope="module")
+def start(model, tokens):
+    return unbox(model.init(jax.random.key(0), tokens)["params"])
+
+
+@pytest.fixture(scope="module")
+def params(start, randomized):
+    return randomized(start)
+
+
+@pytest.fixture(scope="module")
+def scanned(model, params, tokens, logits_and_gradient):
+    return logits_and_gradient(model, params, tokens)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_stream_keeps_its_structure_shape_and_dtype(residual, x, dtype):
+    def widen(x):
+        return residual.apply({}, x, method="widen")
+
+    def sublayer(x):
+        key = jax.random.key(0)
+        return residual.init_with_output(key, widen(x), jnp.tanh, site=0)[0]
+
+    def narrow(x):
+        return residual.apply({}, widen(x), method="narrow")
+
+    x = x.astype(dtype)
+    stream = jax.eval_shape(widen, x)
+    assert jax.eval_shape(sublayer, x) == stream
+    assert jax.eval_shape(narrow, x) == jax.ShapeDtypeStruct(x.shape, dtype)
+    for leaf in jax.tree.leaves(stream):
+        assert leaf.shape[-3:] == x.shape
+
+
+def test_calls_the_branch_once_on_features(residual, x):
+    calls = []
+
+    def branch(h):
+        calls.append((h.shape, h.dtype))
+        return h
+
+    x = x.astype(jnp.bfloat16)
+    stream = residual.apply({}, x, method="widen")
+    residual.init(jax.random.key(0), stream, branch, site=0)
+    assert calls == [(x.shape, x.dtype)]
+
+
+def test_identity_path_stays_bounded_through_64_sublayers(residual, x):
+    def sublayer(stream, site):
+        key = jax.random.fold_in(jax.random.key(0), site)
+        new, _ = residual.init_with_output(key, stream, jnp.zeros_like, site=site)
+        return new, None
+
+    def through(x, sublayers):
+        stream = residual.apply({}, x, method="widen")
+        stream, _ = jax.lax.scan(sublayer, stream, jnp.arange(sublayers))
+        return residual.apply({}, stream, method="narrow")
+
+    def size(a):
+        return float(jnp.sqrt(jnp.mean(jnp.square(a))))
+
+    for derived in (through, jax.grad(lambda x, n: jnp.sum(through(x, n)))):
+        ratio = size(derived(x, 64)) / size(derived(x, 0))
+        assert 1 / 8 < ratio < 8
+
+
+def test_scanned_is_unrolled(
+    name, small_model, params, tokens, scanned, logits_and_gradient, assert_close
+):
+    model = small_model(residual=name, is_unrolled=True)
+    assert_close(logits_and_gradient(model, params, tokens), scanned, 1e-6)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("is_unrolled", [False, True])
+def test_recomputing_changes_nothing(
+    name,
+    small_model,
+    params,
+    tokens,
+    scanned,
+    logits_and_gradient,
+    assert_close,
+    remat,
+    is_unrolled,
+):
+    model = small_model(residual=name, remat=remat, is_unrolled=is_unrolled)
+    assert_close(logits_and_gradient(model, params, tokens), scanned, 1e-6)
+
+
+def test_uses_every_parameter(model, params, tokens, assert_uses_every_parameter):
+    assert_uses_every_parameter(lambda p: model.apply({"params": p}, tokens), params)
+
+
+def test_starts_as_plain_where_it_says_so(model, start, small_model, tokens):
+    plain = small_model(residual="plain")
+    branches = unbox(plain.init(jax.random.key(1), tokens)["params"])
+    given, own = named_leaves(branches), named_leaves(start)
+    assert set(given) <= set(own)
+    leaves = [given.get(name, leaf) for name, leaf in own.items()]
+    shared = jax.tree.unflatten(jax.tree.structure(start), leaves)
+    wanted = np.asarray(plain.apply({"params": branches}, tokens))
+    logits = np.asarray(model.apply({"params": shared}, tokens))
+    is_plain = np.max(np.abs(logits - wanted)) <= 1e-5 * np.max(np.abs(wanted))
+    declared = registry.make("residuals", model.residual).reduces_to_plain_at_init
+    assert is_plain == declared
+
+
+def test_is_finite_in_bfloat16(name, small_model, params, tokens, logits_and_gradient):
+    model = small_model(residual=name, dtype=jnp.bfloat16)
+    for leaf in jax.tree.leaves(logits_and_gradient(model, params, tokens)):
+        assert leaf.dtype == jnp.float32
+        assert np.all(np.isfinite(np.asarray(leaf)))
+
+
+def test_on_eight_devices_is_on_one(
+    model, params, tokens, scanned, mesh, on_devices, assert_close
+):
+    together = on_devices(model, params, tokens, mesh)
+    assert len(together[0].sharding.device_set) == 8
+    assert_close(together, scanned, 1e-5)

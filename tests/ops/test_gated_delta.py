@@ -1,0 +1,165 @@
+"""The gated delta rule, against the authors' numbers and its own properties."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core.errors import ReslabError
+from reslab.ops.gated_delta.api import IMPLEMENTATIONS, gated_delta_rule
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "gated_delta_rule.npz"
+NAMES = ("q", "k", "v", "beta", "g", "initial_state")
+
+
+def inputs(dtype="float32", batch=2, length=7, heads=3, key_dim=4, value_dim=5):
+    generator = np.random.default_rng(0)
+    query, key = generator.normal(size=(2, batch, length, heads, key_dim))
+    key = key / np.linalg.norm(key, axis=-1, keepdims=True)
+    value = generator.normal(size=(batch, length, heads, value_dim))
+    beta = generator.uniform(0, 1, (batch, length, heads))
+    log_decay = -generator.uniform(0, 1, (batch, length, heads))
+    state = generator.normal(size=(batch, heads, key_dim, value_dim))
+    arrays = (query, key, value, beta, log_decay, state)
+    return [jnp.asarray(x, dtype) for x in arrays]
+
+
+def rule(query, key, value, beta, log_decay, state=None, **keywords):
+    return gated_delta_rule(query, key, value, beta, log_decay, state=state, **keywords)
+
+
+def oracle(query, key, value, beta, log_decay, state, resets=None):
+    """The update as one matrix product, (I - beta k k^T) a S + beta k v^T."""
+    query, key, value, beta, log_decay, state = (
+        np.float64(x) for x in (query, key, value, beta, log_decay, state)
+    )
+    state, output = state.copy(), np.zeros(value.shape)
+    for b, t, h in np.ndindex(*beta.shape):
+        k, strength = key[b, t, h], beta[b, t, h]
+        memory = np.exp(log_decay[b, t, h]) * state[b, h]
+        if resets is not None and resets[b, t]:
+            memory = np.zeros_like(memory)
+        erase = np.eye(len(k)) - strength * np.outer(k, k)
+        state[b, h] = erase @ memory + strength * np.outer(k, value[b, t, h])
+        output[b, t, h] = query[b, t, h] @ state[b, h] / np.sqrt(len(k))
+    return output, state
+
+
+def close(actual, expected, tolerance):
+    scale = np.max(np.abs(expected))
+    np.testing.assert_allclose(np.float64(actual), expected, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_golden(implementation):
+    with np.load(GOLDEN) as file:
+        golden = dict(file)
+
+    @jax.jit
+    def run(*arrays):
+        return rule(*arrays, implementation=implementation)
+
+    arrays = [jnp.asarray(golden[f"in_{name}"]) for name in NAMES]
+    (output, state), vjp = jax.vjp(run, *arrays)
+    close(output, golden["out_o"], 1e-5)
+    close(state, golden["out_final_state"], 1e-5)
+    cotangents = [jnp.asarray(golden[f"cot_{n}"]) for n in ("o", "final_state")]
+    for name, gradient in zip(NAMES, vjp(tuple(cotangents)), strict=True):
+        close(gradient, golden[f"grad_{name}"], 1e-5)
+
+
+def test_equals_numpy_in_float64():
+    with jax.enable_x64(True):
+        arrays = inputs("float64")
+        resets = np.random.default_rng(1).random((2, 7)) < 0.3
+        output, state = rule(*arrays, resets=jnp.asarray(resets))
+        assert output.dtype == state.dtype == jnp.float64
+    for actual, expected in zip(
+        (output, state), oracle(*arrays, resets=resets), strict=True
+    ):
+        close(actual, expected, 1e-12)
+
+
+def test_one_token_at_a_time_is_the_whole():
+    *tokens, state = inputs()
+    output, final = rule(*tokens, state)
+    step = jax.jit(rule)
+    for t in range(output.shape[1]):
+        y, state = step(*(x[:, t : t + 1] for x in tokens), state)
+        np.testing.assert_allclose(y[:, 0], output[:, t], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state, final, rtol=1e-5, atol=1e-6)
+
+
+def test_a_split_sequence_is_the_whole():
+    *tokens, state = inputs()
+    output, final = rule(*tokens, state)
+    first, middle = rule(*(x[:, :3] for x in tokens), state)
+    second, last = rule(*(x[:, 3:] for x in tokens), middle)
+    joined = jnp.concatenate([first, second], axis=1)
+    np.testing.assert_allclose(joined, output, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(last, final, rtol=1e-5, atol=1e-6)
+
+
+def test_a_reset_separates_documents():
+    *tokens, state = inputs()
+    resets = jnp.zeros((2, 7), bool).at[:, 4].set(True)
+    output, final = rule(*tokens, state, resets=resets)
+    alone, last = rule(*(x[:, 4:] for x in tokens))
+    np.testing.assert_allclose(output[:, 4:], alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(final, last, rtol=1e-5, atol=1e-6)
+
+    def second_document(value, state):
+        return jnp.sum(rule(*tokens[:2], value, *tokens[3:], state, resets=resets)[1])
+
+    value_bar, state_bar = jax.grad(second_document, (0, 1))(tokens[2], state)
+    assert not np.any(value_bar[:, :4]) and not np.any(state_bar)
+    assert np.all(np.any(value_bar[:, 4:], axis=(2, 3)))
+
+
+def test_later_tokens_change_nothing_before():
+    *tokens, state = inputs()
+    output, _ = rule(*tokens, state)
+    changed, _ = rule(*(x.at[:, 5].add(0.1) for x in tokens), state)
+    np.testing.assert_array_equal(changed[:, :5], output[:, :5])
+    assert np.all(np.any(changed[:, 5:] != output[:, 5:], axis=(2, 3)))
+
+
+def test_orthonormal_keys_recall_exactly():
+    *_, value, _, _, _ = inputs(length=4)
+    key = jnp.broadcast_to(jnp.eye(4)[None, :, None], (2, 4, 3, 4))
+    one = jnp.ones((2, 4, 3))
+    _, state = rule(key, key, value, one, 0 * one)
+    np.testing.assert_allclose(jnp.swapaxes(state, 1, 2), value, rtol=1e-6)
+
+
+def test_without_writes_the_memory_decays():
+    query, key, value, beta, log_decay, state = inputs()
+    _, final = rule(query, key, value, 0 * beta, log_decay, state)
+    decay = jnp.exp(jnp.sum(log_decay, axis=1))
+    np.testing.assert_allclose(final, decay[:, :, None, None] * state, rtol=1e-5)
+
+
+def test_bfloat16_keeps_a_float32_memory():
+    arrays = inputs("bfloat16")
+    output, state = rule(*arrays)
+    assert output.dtype == jnp.bfloat16 and state.dtype == jnp.float32
+    expected = oracle(*arrays)
+    close(output, expected[0], 1e-2)
+    close(state, expected[1], 1e-5)
+    gradient = jax.grad(lambda x: jnp.sum(rule(x, *arrays[1:])[0]))(arrays[0])
+    assert gradient.dtype == jnp.bfloat16 and np.all(np.isfinite(gradient))
+
+
+def test_bad_input_is_one_line():
+    *tokens, state = inputs()
+    for call, text in (
+        (lambda: rule(*tokens, state[:1]), r"state: expected shape \(2, 3, 4, 5\)"),
+        (lambda: rule(*tokens[:3], tokens[3][:1], tokens[4]), "beta: expected shape"),
+        (lambda: rule(*tokens, resets=jnp.zeros(7, bool)), "resets: expected shape"),
+        (lambda: rule(tokens[0][0], *tokens[1:]), "query: expected"),
+        (lambda: rule(*tokens, implementation="chunk"), "known: auto, recurrent"),
+    ):
+        with pytest.raises(ReslabError, match=text):
+            call()

@@ -1,0 +1,236 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError
+from reslab.core.trees import named_leaves
+from reslab.data.batches import TrainBatches
+from reslab.data.corpus import load_corpus
+from reslab.parallel.mesh import make_mesh, use_mesh
+from reslab.train import loop
+from reslab.train.evaluate import place_on
+from reslab.train.state import make_setup
+from reslab.train.step import make_step
+
+# Trains the config in argv[1] into the directory argv[2]. Where argv[3] is given,
+# the process kills itself there: "step:N" after dispatching step N, "save:N" while
+# the checkpoint of step N is being written in the background.
+CHILD = """
+import os, pathlib, signal, sys
+from reslab.core import config as configs
+from reslab.train import loop
+from reslab.train.checkpoint import Checkpoints
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+kind, _, at = (sys.argv[3] if len(sys.argv) > 3 else ":").partition(":")
+if kind == "save":
+    save = Checkpoints.save
+    def save_and_die(self, step, *args, **kwargs):
+        done = save(self, step, *args, **kwargs)
+        if step == int(at):
+            assert not (pathlib.Path(sys.argv[2]) / "checkpoints" / at).exists()
+            die()
+        return done
+    Checkpoints.save = save_and_die
+if kind == "step":
+    block = loop.jax.block_until_ready
+    count = iter(range(10**9))
+    def block_and_die(x):
+        if next(count) == int(at):
+            die()
+        return block(x)
+    loop.jax.block_until_ready = block_and_die
+config = configs.from_json(pathlib.Path(sys.argv[1]).read_text(), "config")
+loop.train(config, sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One compile cache for all children."""
+    return tmp_path_factory.mktemp("jax_cache")
+
+
+@pytest.fixture
+def child(tmp_path, cache, small_config):
+    """Runs training in a process of its own."""
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def run(directory, *kill, **changes):
+        path = tmp_path / "asked.json"
+        path.write_text(configs.canonical_json(small_config(**changes)))
+        command = [sys.executable, "-c", CHILD, str(path), str(directory), *kill]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def parameters(directory):
+    """The final checkpoint's parameters, as bytes."""
+    from reslab.train.checkpoint import Checkpoints
+    from reslab.train.run import Run
+
+    run = Run(directory)
+    setup, _ = loop.prepare(run.config())
+    with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
+        restored = checkpoints.restore(setup.shapes)
+    return restored.step, {
+        name: np.asarray(leaf).tobytes()
+        for name, leaf in named_leaves(restored.state).items()
+    }
+
+
+def metrics(directory):
+    """What was logged, without the clock."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    clocks = ("elapsed_seconds", "tokens_per_second", "step_seconds")
+    return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+
+
+@pytest.mark.slow
+def test_killed_three_times_ends_bit_identical(tmp_path, child):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = child(whole)
+    assert done.returncode == 0, done.stderr
+    for kill in ("step:2", "save:4", "step:5"):
+        died = child(broken, kill)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+    done = child(broken)
+    assert done.returncode == 0, done.stderr
+    assert parameters(whole) == parameters(broken)
+    assert metrics(whole) == metrics(broken)
+
+
+def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, small_config, monkeypatch):
+    config = small_config()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    loop.train(config, whole)
+    block, count = jax.block_until_ready, iter(range(10**9))
+
+    def interrupt(x):
+        if next(count) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return block(x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.jax, "block_until_ready", interrupt)
+        with pytest.raises(loop.Stopped) as stopped:
+            loop.train(config, broken)
+    assert stopped.value.step == 6
+    loop.train(config, broken)
+    assert parameters(whole) == parameters(broken)
+
+
+def test_result_and_record(tmp_path, small_config):
+    result = loop.train(small_config(), tmp_path / "run")
+    assert result["step"] == 12
+    assert 0 < result["eval_bpb"] < 8.1
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config_sha256"] == configs.sha256(small_config())
+    assert record["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert record["corpus"]["sha256"]
+    assert record["environment"]["versions"]["jax"] == jax.__version__
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert {"loss", "bpb", "learning_rate", "gradient_norm"} <= rows[0].keys()
+    assert "eval_bpb" in rows[1]
+
+
+def losses(config, mesh, steps=12):
+    """The loss of each of the first steps on a mesh."""
+    corpus = load_corpus(config.data.source, config.data.tokenizer)
+    setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
+    step = jax.jit(make_step(setup, corpus.tokenizer.byte_lengths()))
+    place, state, values = place_on(mesh), setup.init(), []
+    data = config.data
+    with (
+        TrainBatches(corpus.train, data.length, data.batch, 0) as batches,
+        use_mesh(mesh),
+    ):
+        for _ in range(steps):
+            state, row = step(state, place(next(batches)))
+            values.append(float(row["loss"]))
+    return values
+
+
+@pytest.fixture(scope="module")
+def one_device_losses(small_config):
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    return losses(small_config(), mesh)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"data": 1, "fsdp": 8, "tensor": 1},
+        {"data": 4, "fsdp": 1, "tensor": 2},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+    ids=lambda shape: "x".join(map(str, shape.values())),
+)
+def test_losses_do_not_depend_on_the_mesh(shape, small_config, one_device_losses):
+    found = losses(small_config(), make_mesh(shape))
+    np.testing.assert_allclose(found, one_device_losses, rtol=1e-5)
+
+
+def test_accumulation_changes_nothing_but_memory(small_config, one_device_losses):
+    mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
+    found = losses(small_config(train__accumulate=4), mesh)
+    np.testing.assert_allclose(found, one_device_losses, rtol=1e-5)
+
+
+def test_parameters_and_optimizer_state_are_sharded(small_config):
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
+    setup = make_setup(small_config(), 257, mesh)
+    for name, leaf in named_leaves(setup.shapes).items():
+        if leaf.ndim:
+            shard = np.prod(leaf.sharding.shard_shape(leaf.shape))
+            assert shard * 8 == leaf.size, name
+
+
+def test_frozen_parameters_stay_bitwise_equal(small_config):
+    config = small_config(
+        optim__groups=(("embedding", {"freeze": True}), ("mixer", {"lr_scale": 0.5}))
+    )
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    corpus = load_corpus(config.data.source, config.data.tokenizer)
+    setup = make_setup(config, 257, mesh)
+    before = jax.device_get(setup.init())
+    batch = next(TrainBatches(corpus.train, 16, 8, 0))
+    with use_mesh(mesh):
+        step = jax.jit(make_step(setup, corpus.tokenizer.byte_lengths()))
+        after, _ = step(setup.init(), place_on(mesh)(batch))
+    for name, old in named_leaves(before.params).items():
+        is_same = np.array_equal(old, named_leaves(after.params)[name])
+        assert is_same == (name == "embedding"), name
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_config):
+    config = small_config(
+        optim__learning_rate=1e30, optim__clip=0.0, optim__name="sgd(momentum=0.0)"
+    )
+    with pytest.raises(ReslabError, match=r"step \d+: the loss is not finite"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_batch_must_divide_the_devices(tmp_path, small_config):
+    with pytest.raises(ReslabError, match=r"data.batch: expected a multiple of the 8"):
+        loop.train(small_config(data__batch=12), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

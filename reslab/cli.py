@@ -119,9 +119,9 @@ def _train(options: argparse.Namespace) -> int:
     from reslab.train.run import default_directory
 
     source = options.config or options.from_run
+    if options.from_run:
+        _check_is_run(source)
     config = _configure(options, source)
-    if options.from_run and not pathlib.Path(source).is_dir():
-        raise ReslabError("--from-run", expected="a run directory", got=repr(source))
     name = pathlib.Path(source).stem
     if options.from_run:
         name += "-rerun"
@@ -208,9 +208,13 @@ def _restore(directory: Any, config: "ConfigDict", tokenizer: Any, devices: Any)
         return setup.model, checkpoints.restore_params(setup.shapes.params)
 
 
+def _check_is_run(directory: str) -> None:
+    if not pathlib.Path(directory).is_dir():
+        raise ReslabError(directory, expected="a run directory", got="nothing there")
+
+
 def _open_run(options: argparse.Namespace) -> "ConfigDict":
-    if not pathlib.Path(options.run).is_dir():
-        raise ReslabError(f"{options.run}", expected="a run directory", got="nothing")
+    _check_is_run(options.run)
     options.set = []
     return _configure(options, options.run)
 

@@ -5,9 +5,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's collectives need more threads than devices, or they wait for ever.
 os.environ.setdefault("NPROC", "32")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=8"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import pathlib

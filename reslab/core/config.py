@@ -5,6 +5,7 @@
 """
 
 import ast
+import difflib
 import hashlib
 import json
 import math
@@ -146,19 +147,7 @@ def update(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> ConfigDi
                     f"{key!r} is a group of fields",
                     hint=", ".join(k for k in known if k.startswith(key + ".")),
                 )
-            close = nearest(key, known)
-            hint = (
-                close
-                if close.startswith("did")
-                else nearest(
-                    key.rpartition(".")[2], {k.rpartition(".")[2] for k in known}
-                )
-            )
-            hint = hint.partition(" known:")[0] if hint.startswith("did") else ""
-            raise ReslabError(
-                f"unknown field {key!r}",
-                hint=(hint + " " if hint else "") + "`reslab show base` lists them",
-            )
+            raise ReslabError(f"unknown field {key!r}", hint=_nearest_field(key, known))
         node = config
         *path, leaf = key.split(".")
         for part in path:
@@ -166,6 +155,17 @@ def update(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> ConfigDi
         with node.ignore_type():
             node[leaf] = _coerce(key, known[key], value)
     return config
+
+
+def _nearest_field(key: str, known: Iterable[str]) -> str:
+    """The field that was probably meant, by its whole name or its last part."""
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if not close:
+        last = key.rpartition(".")[2]
+        close = [name for name in known if name.rpartition(".")[2] == last]
+    listing = "`reslab show base` lists the fields"
+    return f"{close[0]} ({listing})" if close else listing
 
 
 def _coerce(key: str, default: Any, value: Any) -> Any:
@@ -270,6 +270,12 @@ def check(config: ConfigDict) -> None:
             registry.factory(family, spec)
     for spec in fields["train.writers"]:
         registry.factory("writers", spec)
+    for key, choices in _CHOICES.items():
+        if fields[key] not in choices:
+            raise ReslabError(
+                f"{key}: unknown choice {fields[key]!r}",
+                hint=nearest(fields[key], choices),
+            )
     for key in _AT_LEAST_ONE:
         if fields[key] < 1:
             raise ReslabError(key, expected="at least 1", got=str(fields[key]))
@@ -281,6 +287,12 @@ def check(config: ConfigDict) -> None:
         )
 
 
+_CHOICES = {
+    "model.layers": ("auto", "scan", "unroll"),
+    "model.remat": ("none", "dots", "full"),
+    "precision.parameters": ("float32", "bfloat16", "float64"),
+    "precision.compute": ("auto", "float32", "bfloat16", "float64"),
+}
 _AT_LEAST_ONE = (
     "model.features",
     "model.depth",

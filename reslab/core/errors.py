@@ -37,15 +37,17 @@ class ReslabError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Says which known name was probably meant, and lists the known names.
+    """A hint: the known name that was probably meant, and all that are known.
 
     >>> nearest("hypr", ["hyper", "plain"])
-    "did you mean 'hyper'? known: hyper, plain"
+    "'hyper' (known: hyper, plain)"
+    >>> nearest("abc", ["hyper", "plain"])
+    'one of hyper, plain'
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    listing = f"known: {', '.join(known)}" if known else "there are none"
-    return f"did you mean {close[0]!r}? {listing}" if close else listing
+    listing = ", ".join(known)
+    return f"{close[0]!r} (known: {listing})" if close else f"one of {listing}"
 
 
 def missing_extra(package: str, extra: str) -> ReslabError:

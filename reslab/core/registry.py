@@ -172,7 +172,7 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
         the variant does not have or that has the wrong type.
     """
     if not isinstance(spec, str):
-        return functools.partial(_call, spec)
+        return functools.partial(_call, spec, {})
     parsed = parse(spec)
     build = module(family, parsed.name).build
     accepted = arguments(build)
@@ -184,7 +184,7 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
                 hint=nearest(key, accepted),
             )
         _check_type(f"{family} {parsed.name!r}: {key}", hints.get(key), value)
-    return functools.partial(_call, build, **parsed.arguments)
+    return functools.partial(_call, build, parsed.arguments)
 
 
 def make(family: str, spec: Spec, **context: Any) -> Any:
@@ -192,11 +192,13 @@ def make(family: str, spec: Spec, **context: Any) -> Any:
     return factory(family, spec)(**context)
 
 
-def _call(build: Callable[..., Any], **keywords: Any) -> Any:
+def _call(
+    build: Callable[..., Any], written: Mapping[str, Any], /, **context: Any
+) -> Any:
     parameters = inspect.signature(build).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return build(**keywords)
-    return build(**{k: v for k, v in keywords.items() if k in parameters})
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        context = {key: value for key, value in context.items() if key in parameters}
+    return build(**context | written)
 
 
 def _hints(build: Callable[..., Any]) -> dict[str, Any]:

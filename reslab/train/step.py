@@ -118,7 +118,7 @@ def make_step(setup: Setup, byte_lengths: np.ndarray) -> Step:
             "loss": sums["nll"] / jnp.maximum(sums["tokens"], 1),
             "bpb": bits_per_byte(sums),
             "learning_rate": learning_rate,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics

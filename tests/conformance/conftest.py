@@ -1,9 +1,11 @@
 """What the suites share: small models, parameters off their start, comparisons."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from reslab.core.trees import named_leaves, unbox
 from reslab.models.lm import LanguageModel
@@ -26,12 +28,13 @@ def randomized():
     """Moves every parameter off its initial value, where zeros would hide it."""
 
     def move(params, scale=0.2):
-        leaves, structure = jax.tree.flatten(unbox(params))
-        keys = jax.random.split(jax.random.key(7), len(leaves))
-        return structure.unflatten(
-            leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-            for key, leaf in zip(keys, leaves, strict=True)
-        )
+        rng = np.random.default_rng(7)
+
+        def moved(leaf):
+            noise = scale * rng.standard_normal(leaf.shape)
+            return np.asarray(leaf + noise, leaf.dtype)
+
+        return jax.tree.map(moved, jax.tree.map(np.asarray, unbox(params)))
 
     return move
 
@@ -57,28 +60,43 @@ def assert_close():
 def assert_uses_every_parameter():
     """Checks that each parameter receives a gradient and changes the output."""
 
-    def check(function, params):
-        output = jax.eval_shape(function, params)
-        weights = jax.random.normal(jax.random.key(11), output.shape)
-
-        def weighted(params):
-            y = function(params)
-            return jnp.sum(weights.astype(y.dtype) * y)
-
+    def check(function, params, gradient=None):
         evaluate = jax.jit(function)
-        before = evaluate(params)
-        gradient = named_leaves(jax.jit(jax.grad(weighted))(params))
+        before = np.asarray(evaluate(params))
+        if gradient is None:
+            weights = _weights(before.shape).astype(before.dtype)
+            gradient = jax.jit(jax.grad(lambda p: jnp.sum(weights * function(p))))(
+                params
+            )
         leaves, structure = jax.tree.flatten(params)
-        for index, name in enumerate(gradient):
-            slope = np.asarray(gradient[name])
+        for index, (name, slope) in enumerate(named_leaves(gradient).items()):
             # Layers are stacked on axis 0; none of them may be left out.
-            rows = slope if "/segment_" in name else slope[None]
+            rows = np.asarray(slope if "/segment_" in name else slope[None])
             for layer, row in enumerate(rows):
                 assert np.any(row != 0), f"{name}, layer {layer}: no gradient"
             moved = list(leaves)
-            moved[index] = leaves[index] * 1.25 + 0.25
-            after = evaluate(structure.unflatten(moved))
-            assert np.any(np.asarray(after != before)), f"{name} changes nothing"
+            moved[index] = np.asarray(leaves[index] * 1.25 + 0.25, leaves[index].dtype)
+            after = np.asarray(evaluate(structure.unflatten(moved)))
+            assert np.any(after != before), f"{name} changes nothing"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_gradient_is_slope():
+    """Compares the gradient of a function with finite differences, in float64."""
+
+    def check(function, *arguments):
+        flat, restore = jax.flatten_util.ravel_pytree(arguments)
+        assert flat.dtype == jnp.float64
+        check_grads(
+            jax.jit(lambda flat: function(*restore(flat))),
+            (np.asarray(flat),),
+            order=1,
+            modes=["rev"],
+            rtol=1e-6,
+            atol=1e-6,
+        )
 
     return check
 
@@ -104,7 +122,7 @@ def small_model():
 @pytest.fixture(scope="session")
 def tokens():
     """Eight sequences of eight tokens."""
-    return jax.random.randint(jax.random.key(3), (8, 8), 0, 24)
+    return np.random.default_rng(3).integers(0, 24, (8, 8), dtype=np.int32)
 
 
 @pytest.fixture(scope="session")
@@ -112,9 +130,10 @@ def logits_and_gradient():
     """Logits and the gradient of a random weighting of them, compiled."""
 
     def run(model, params, tokens):
+        weights = _weights((*tokens.shape, model.vocabulary_size))
+
         def weighted(params, tokens):
             logits = model.apply({"params": params}, tokens)
-            weights = jax.random.normal(jax.random.key(5), logits.shape)
             return jnp.sum(weights * logits), logits
 
         compiled = jax.jit(jax.grad(weighted, has_aux=True))
@@ -136,3 +155,7 @@ def on_devices(logits_and_gradient):
             return logits_and_gradient(model, placed, spread)
 
     return run
+
+
+def _weights(shape):
+    return np.random.default_rng(5).standard_normal(shape, dtype=np.float32)

@@ -1,10 +1,11 @@
 """What every token mixer keeps; named options are tested beside the defaults."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from reslab.core import registry
 from reslab.core.trees import count_parameters, named_leaves, unbox
@@ -41,17 +42,21 @@ def make_mixer(spec, x, randomized, **context):
     shared = {}
     if module.writes_shared:
         # What the first layer leaves takes part as a constant.
-        (_, shared, _), _ = module.init_with_output(
+        (_, shared, _), _ = jax.jit(module.init_with_output)(
             jax.random.key(1), x[:, ::-1], positions=positions
         )
         assert shared
-    variables = module.init(jax.random.key(0), x, positions=positions, shared=shared)
+    variables = jax.jit(module.init)(
+        jax.random.key(0), x, positions=positions, shared=shared
+    )
 
     def apply(variables, x, *, start=0, **keywords):
         keywords.setdefault("positions", places(x) + start)
-        stop = start + x.shape[1]
-        # A token mixer meets the part of the depth memory of the same tokens.
-        seen = {key: value[:, start:stop] for key, value in shared.items()}
+        # A mixer meets the depth memory of the tokens that it is given.
+        seen = jax.tree.map(
+            lambda a: jax.lax.dynamic_slice_in_dim(a, start, x.shape[1], axis=1),
+            shared,
+        )
         return module.apply(variables, x, shared=seen, **keywords)
 
     return module, apply, randomized(variables)
@@ -81,7 +86,7 @@ def test_no_token_changes_an_earlier_one(mixer, x):
 
 def test_packed_documents_do_not_see_each_other(mixer, x):
     _, apply, variables = mixer
-    first = 3
+    apply, first = jax.jit(apply), 3
     segments = jnp.where(jnp.arange(LENGTH) < first, 1, 2)
     positions = jnp.where(segments == 1, 0, -first) + jnp.arange(LENGTH)
     segments, positions = (
@@ -99,12 +104,13 @@ def test_packed_documents_do_not_see_each_other(mixer, x):
 @pytest.mark.parametrize("prefill", [0, 1, 5])
 def test_whole_is_prefill_and_one_token_at_a_time(mixer, x, prefill):
     module, apply, variables = mixer
+    apply = jax.jit(apply)
     wanted, _, _ = apply(variables, x)
     state = module.init_state(BATCH, LENGTH, WIDTH)
     shapes = jax.tree.map(lambda a: (a.shape, a.dtype), state)
     parts = []
     cuts = [0, *([prefill] if prefill else []), *range(prefill + 1, LENGTH + 1)]
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         y, _, state = apply(variables, x[:, start:stop], start=start, state=state)
         assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == shapes
         parts.append(y)
@@ -121,6 +127,7 @@ def test_state_that_does_not_grow_holds_any_number_of_tokens(mixer, x):
         sizes = [count_parameters(s) - 1 for s in (state, longer)]
         assert sizes[1] == 64 * sizes[0]
         return
+    apply = jax.jit(apply)
     y, _, _ = apply(variables, x, state=state)
     np.testing.assert_allclose(y, apply(variables, x)[0], atol=5e-6)
 
@@ -136,12 +143,13 @@ def test_uses_every_parameter(mixer, x, assert_uses_every_parameter):
     assert_uses_every_parameter(lambda v: apply(v, x)[0], variables)
 
 
-def test_gradient_is_that_of_finite_differences(spec, x, randomized, x64):
+def test_gradient_is_that_of_finite_differences(
+    spec, x, randomized, x64, assert_gradient_is_slope
+):
     x = np.asarray(x, np.float64)
     wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
     _, apply, variables = make_mixer(spec, x, randomized, **wide)
-    run = jax.jit(lambda v, x: apply(v, x)[0])
-    check_grads(run, (variables, x), order=1, modes=["rev"], rtol=1e-5, atol=1e-5)
+    assert_gradient_is_slope(lambda v, x: apply(v, x)[0], variables, x)
 
 
 def test_is_finite_in_bfloat16(spec, x, randomized):

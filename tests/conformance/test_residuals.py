@@ -31,7 +31,7 @@ def model(name, small_model):
 
 @pytest.fixture(scope="module")
 def start(model, tokens):
-    return unbox(model.init(jax.random.key(0), tokens)["params"])
+    return unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +120,24 @@ def test_recomputing_changes_nothing(
     assert_close(logits_and_gradient(model, params, tokens), scanned, 1e-6)
 
 
-def test_uses_every_parameter(model, params, tokens, assert_uses_every_parameter):
-    assert_uses_every_parameter(lambda p: model.apply({"params": p}, tokens), params)
+def test_uses_every_parameter(
+    model, params, tokens, scanned, assert_uses_every_parameter
+):
+    _, gradient = scanned
+    assert_uses_every_parameter(
+        lambda p: model.apply({"params": p}, tokens), params, gradient
+    )
 
 
 def test_starts_as_plain_where_it_says_so(model, start, small_model, tokens):
     plain = small_model(residual="plain")
-    branches = unbox(plain.init(jax.random.key(1), tokens)["params"])
+    branches = unbox(jax.jit(plain.init)(jax.random.key(1), tokens)["params"])
     given, own = named_leaves(branches), named_leaves(start)
     assert set(given) <= set(own)
     leaves = [given.get(name, leaf) for name, leaf in own.items()]
     shared = jax.tree.unflatten(jax.tree.structure(start), leaves)
-    wanted = np.asarray(plain.apply({"params": branches}, tokens))
-    logits = np.asarray(model.apply({"params": shared}, tokens))
+    wanted = np.asarray(jax.jit(plain.apply)({"params": branches}, tokens))
+    logits = np.asarray(jax.jit(model.apply)({"params": shared}, tokens))
     is_plain = np.max(np.abs(logits - wanted)) <= 1e-5 * np.max(np.abs(wanted))
     declared = registry.make("residuals", model.residual).reduces_to_plain_at_init
     assert is_plain == declared

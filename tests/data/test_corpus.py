@@ -116,11 +116,11 @@ def test_an_empty_split_is_refused(tmp_path, refused):
 @pytest.mark.parametrize(
     ("source", "tokenizer", "piece"),
     [
-        ("synthetik", "bytes", "did you mean 'synthetic'"),
-        ("synthetic(document=3)", "bytes", "did you mean 'documents'"),
+        ("synthetik", "bytes", "try: 'synthetic'"),
+        ("synthetic(document=3)", "bytes", "try: 'documents'"),
         ("synthetic(documents='3')", "bytes", "expected int"),
         ("synthetic(", "bytes", "malformed spec"),
-        ("synthetic", "byte", "did you mean 'bytes'"),
+        ("synthetic", "byte", "try: 'bytes'"),
     ],
 )
 def test_wrong_specs_are_refused(source, tokenizer, piece, refused):

@@ -196,7 +196,7 @@ def test_tfds_refuses_what_it_cannot_read(tmp_path, builder_directory, refused):
         documents(f"tfds(directory={str(tmp_path / 'absent')!r})")
     with refused("nope", "test"):
         documents(f"tfds(directory={builder_directory!r}, split='nope')")
-    with refused("'body'", "known: number, raw, text"):
+    with refused("'body'", "one of number, raw, text"):
         documents(f"tfds(directory={builder_directory!r}, field='body')")
     with refused("'number'", "expected text", "got int"):
         documents(f"tfds(directory={builder_directory!r}, field='number')")

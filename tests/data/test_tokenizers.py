@@ -119,7 +119,7 @@ def test_huggingface_refuses(tmp_path, byte_level, refused, monkeypatch):
         make("huggingface")
     with refused("path", "expected str"):
         make("huggingface(path=3)")
-    with refused("'<|endoftex|>'", "did you mean '<|endoftext|>'"):
+    with refused("'<|endoftex|>'", "try: '<|endoftext|>'"):
         make(f"huggingface(path={byte_level!r}, bos_token='<|endoftex|>')")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refused("'tokenizers' is not installed", "reslab[hf]"):

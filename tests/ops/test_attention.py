@@ -111,11 +111,9 @@ def test_equals_numpy(implementation, case, dtype):
     close(output, oracle(*arrays, **options), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [c for c in CASES if "softcap" not in c])
 def test_xla_has_the_reference_gradients(case):
     arrays, options = prepare(case)
-    if "softcap" in options:
-        pytest.skip("xla has no softcap")
     cotangent = jnp.cos(jnp.arange(arrays[0].size)).reshape(arrays[0].shape)
     xla, reference = (
         gradients(
@@ -192,9 +190,11 @@ def test_bfloat16_is_the_rounded_truth(implementation):
     assert output.dtype == jnp.bfloat16
     close(output, oracle(*arrays), 2e-2)
     large = [1e4 * x for x in arrays]
-    bars = gradients(
-        lambda *x: attention(*x, implementation=implementation), large, output
-    )
+    # JAX cannot lower its own gradient in bfloat16 under strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        bars = gradients(
+            lambda *x: attention(*x, implementation=implementation), large, output
+        )
     assert all(x.dtype == jnp.bfloat16 and np.all(np.isfinite(x)) for x in bars)
 
 
@@ -296,6 +296,16 @@ def test_auto_takes_what_the_platform_is_good_at(monkeypatch, options, on_tpu, o
     assert taken == [on_tpu, on_gpu, "reference"]
 
 
+def test_auto_on_a_cpu_spares_the_copies_of_grouped_keys(monkeypatch):
+    taken = []
+    monkeypatch.setattr(api, "_xla", lambda *_, **__: taken.append("xla"))
+    query, key, value = inputs()
+    attention(query[:, -1:], key, value, query_offset=7)
+    assert taken == ["xla"]
+    attention(query[:, -1:, :2], key, value, query_offset=7)
+    assert taken == ["xla"]
+
+
 def test_splash_refuses_by_name():
     def refuse(text, query, key, value, **options):
         with pytest.raises(ReslabError, match=f"'splash' does not support {text}"):
@@ -330,7 +340,7 @@ def test_bad_input_is_one_line():
         ),
         (
             lambda: attention(query, key, value, implementation="splsh"),
-            "did you mean 'splash'",
+            "try: 'splash'",
         ),
     ):
         with pytest.raises(ReslabError, match=text):

@@ -159,7 +159,7 @@ def test_bad_input_is_one_line():
         (lambda: rule(*tokens[:3], tokens[3][:1], tokens[4]), "beta: expected shape"),
         (lambda: rule(*tokens, resets=jnp.zeros(7, bool)), "resets: expected shape"),
         (lambda: rule(tokens[0][0], *tokens[1:]), "query: expected"),
-        (lambda: rule(*tokens, implementation="chunk"), "known: auto, recurrent"),
+        (lambda: rule(*tokens, implementation="chunk"), "auto, recurrent"),
     ):
         with pytest.raises(ReslabError, match=text):
             call()

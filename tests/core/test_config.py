@@ -1,0 +1,64 @@
+import json
+import pathlib
+
+import pytest
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError
+
+
+def test_every_shipped_config_passes_its_check():
+    names = {p.stem for folder in configs.folders() for p in folder.glob("*.py")}
+    assert {"base", "tiny", "small_124m"} <= names
+    for name in names:
+        configs.check(configs.load(name))
+
+
+def test_every_field_of_the_schema_has_a_comment():
+    folder = configs.folders()[0]
+    lines = (folder / "base.py").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if " = " in line and "." in line.split(" = ")[0] and "ConfigDict" not in line:
+            above = lines[number - 1].strip()
+            assert "#" in line or above.startswith("#"), line
+
+
+def test_json_round_trip_is_exact():
+    config = configs.load("tiny")
+    overrides = ["model.mixer=('attention','gated_delta')", "optim.clip=2"]
+    configs.update(config, map(configs.parse_override, overrides))
+    text = configs.canonical_json(config)
+    again = configs.from_json(text, "config")
+    assert configs.canonical_json(again) == text
+    assert configs.sha256(again) == configs.sha256(config)
+    assert again.model.mixer == ("attention", "gated_delta")
+    assert again.optim.clip == 2.0
+
+
+def test_a_recorded_config_is_data(tmp_path):
+    fields = dict(configs.flatten(configs.load("tiny")))
+    target = tmp_path / "made"
+    fields["model.norm"] = f"open({str(target)!r}, 'w')"
+    configs.from_json(json.dumps(fields), "config")
+    assert not target.exists()
+
+
+def test_differences_name_the_fields():
+    one, other = configs.load("tiny"), configs.load("tiny")
+    configs.update(other, [("model.depth", 9), ("seed", 1)])
+    assert configs.differences(one, other) == ["model.depth", "seed"]
+    assert configs.sha256(one) != configs.sha256(other)
+
+
+def test_an_absurd_field_gets_no_suggestion():
+    with pytest.raises(ReslabError) as error:
+        configs.update(configs.load("tiny"), [("model.__class__", 1)])
+    assert "lists the fields" in str(error.value)
+    assert "model.features" not in str(error.value)
+
+
+def test_a_path_and_a_name_are_the_same_config():
+    path = configs.folders()[0] / "tiny.py"
+    by_path = configs.canonical_json(configs.load(str(path)))
+    assert by_path == configs.canonical_json(configs.load("tiny"))
+    assert pathlib.Path(path).is_file()

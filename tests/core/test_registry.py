@@ -1,0 +1,64 @@
+import pytest
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_every_variant_can_be_imported_and_built_from_its_name(family):
+    assert registry.names(family)
+    for name in registry.names(family):
+        assert callable(registry.module(family, name).build)
+        assert callable(registry.factory(family, name))
+
+
+def test_parse():
+    assert registry.parse("a") == registry.Parsed("a", {})
+    parsed = registry.parse(" my.lab.norm(a=-1.5, b='x', c=(1, 2), d=None) ")
+    assert parsed.name == "my.lab.norm"
+    assert parsed.arguments == {"a": -1.5, "b": "x", "c": (1, 2), "d": None}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "a(", "a(1)", "a(b=c)", "a(b=1, b=2)", "a(**{})", "1", "a b", "a(b=f())"],
+)
+def test_malformed_specs(spec):
+    with pytest.raises(ReslabError, match="malformed spec"):
+        registry.parse(spec)
+
+
+def test_nothing_is_evaluated(tmp_path):
+    target = tmp_path / "made"
+    with pytest.raises(ReslabError):
+        registry.parse(f"rms(epsilon=open({str(target)!r}, 'w'))")
+    assert not target.exists()
+
+
+def test_the_spec_wins_over_the_context():
+    norm = registry.make("norms", "rms(epsilon=0.5)", epsilon=0.1, unknown=3)
+    assert norm.epsilon == 0.5
+
+
+def test_a_callable_is_a_spec():
+    def build(epsilon):
+        return epsilon
+
+    assert registry.make("norms", build, epsilon=2.0, unknown=3) == 2.0
+
+
+def test_types_are_checked_against_annotations():
+    for spec in ("hyper(streams='a')", "hyper(streams=1.5)", "hyper(streams=True)"):
+        with pytest.raises(ReslabError, match="streams: expected int"):
+            registry.factory("residuals", spec)
+    assert registry.make("norms", "rms(epsilon=1)").epsilon == 1
+
+
+def test_files_that_define_no_build_are_no_variants():
+    assert registry.names("optimizers") == ("adamw", "sgd")
+    assert "_warmup" not in registry.names("schedules")
+
+
+def test_a_module_without_build():
+    with pytest.raises(ReslabError, match="a module with `build`"):
+        registry.module("norms", "json.decoder")

@@ -1,0 +1,69 @@
+"""The closed form of the cost against the count of the program itself."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from reslab.core.trees import unbox
+from reslab.models.cost import forward_flops_per_token, training_flops_per_token
+from reslab.models.lm import LanguageModel
+from reslab.observe.flops import count_flops
+
+LENGTH = 8
+TOKENS = jax.ShapeDtypeStruct((2, LENGTH), jnp.int32)
+DESIGNS = {
+    "plain": {},
+    "hyper": {"residual": "hyper(streams=3)"},
+    "grouped queries": {
+        "mixer": "attention(heads=4, kv_heads=2, qk_norm='rms', use_bias=True)"
+    },
+    "wide heads, softcap": {"mixer": "attention(heads=2, head_dim=12, softcap=5.0)"},
+    "looped": {"stack": "looped(loops=3)"},
+    "post, layer, gelu, learned": {
+        "placement": "post",
+        "norm": "layer",
+        "ffn": "gelu",
+        "position": "learned",
+    },
+    "tied, padded": {"tie_embeddings": True, "vocabulary_multiple": 16},
+    "first values": {"mixer": "attention(heads=2, value_residual='learned')"},
+    "gated delta": {"mixer": "gated_delta(heads=2)"},
+    "one in three": {
+        "mixer": ("gated_delta(heads=2)", "gated_delta(heads=2)", "attention(heads=2)")
+    },
+}
+
+
+@pytest.fixture(params=DESIGNS)
+def design(request):
+    return DESIGNS[request.param]
+
+
+def make(fields, is_unrolled):
+    defaults = {"features": 16, "depth": 4, "mixer": "attention(heads=2)"}
+    model = LanguageModel(21, is_unrolled=is_unrolled, **defaults | fields)
+    return model, unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+
+
+@pytest.mark.parametrize("is_unrolled", [False, True])
+def test_forward(design, is_unrolled):
+    model, variables = make(design, is_unrolled)
+
+    def losses(variables, tokens):
+        return model.apply(variables, tokens, tokens, method="losses")
+
+    said = TOKENS.size * forward_flops_per_token(model, variables["params"], LENGTH)
+    assert count_flops(losses, variables, TOKENS) == said
+
+
+@pytest.mark.parametrize("is_unrolled", [False, True])
+def test_training(design, is_unrolled):
+    model, variables = make(design, is_unrolled)
+
+    def loss(variables, tokens):
+        losses, _ = model.apply(variables, tokens, tokens, method="losses")
+        return jnp.mean(losses)
+
+    said = TOKENS.size * training_flops_per_token(model, variables["params"], LENGTH)
+    counted = count_flops(jax.value_and_grad(loss), variables, TOKENS)
+    assert counted == said

@@ -1,0 +1,225 @@
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core.errors import ReslabError
+from reslab.core.trees import named_leaves, unbox
+from reslab.models.lm import LanguageModel
+from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
+
+TOKENS = np.random.default_rng(0).integers(0, 21, (4, 8), dtype=np.int32)
+TARGETS = np.roll(TOKENS, -1, axis=1)
+
+
+def make(**fields):
+    defaults = {
+        "vocabulary_size": 21,
+        "features": 16,
+        "depth": 2,
+        "mixer": "attention(heads=2)",
+        "ffn": "swiglu(hidden=32)",
+        "max_length": 16,
+    }
+    return LanguageModel(**defaults | fields)
+
+
+def start(model, tokens=TOKENS):
+    return unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
+
+
+def apply(model, params, *args, **keywords):
+    def run(params, *args):
+        return model.apply({"params": params}, *args, **keywords)
+
+    return jax.jit(run)(params, *args)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return start(make())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_logits_are_float32(params, dtype):
+    logits = apply(make(dtype=dtype), params, TOKENS)
+    assert (logits.shape, logits.dtype) == ((4, 8, 21), jnp.float32)
+    assert np.all(np.isfinite(logits))
+
+
+def test_computes_in_float64_where_asked_to(x64):
+    model = make(dtype=jnp.float64, param_dtype=jnp.float64)
+    params = start(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float64")}
+    assert apply(model, params, TOKENS).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("vocabulary_chunks", [1, 3])
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_losses_are_the_cross_entropy_of_the_logits(tie_embeddings, vocabulary_chunks):
+    model = make(
+        tie_embeddings=tie_embeddings,
+        vocabulary_chunks=vocabulary_chunks,
+        vocabulary_multiple=12,
+    )
+    params = start(model)
+    assert params["embedding"].shape == (24, 16)
+    assert ("head" in params) != tie_embeddings
+    logits = np.asarray(apply(model, params, TOKENS), np.float64)
+    assert logits.shape[-1] == 21
+    wanted = np.log(np.sum(np.exp(logits), axis=-1))
+    losses, normalizer = apply(model, params, TOKENS, TARGETS, method="losses")
+    target = np.take_along_axis(logits, TARGETS[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(normalizer, wanted, atol=1e-5)
+    np.testing.assert_allclose(losses, wanted - target, atol=1e-5)
+
+
+def test_padding_of_the_vocabulary_learns_nothing():
+    model = make(vocabulary_multiple=12)
+    params = start(model)
+
+    def loss(params):
+        losses, _ = model.apply({"params": params}, TOKENS, TARGETS, method="losses")
+        return jnp.mean(losses)
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    np.testing.assert_array_equal(gradient["head"][:, 21:], 0.0)
+    np.testing.assert_array_equal(gradient["embedding"][21:], 0.0)
+    assert np.all(np.any(np.asarray(gradient["head"][:, :21]) != 0, axis=0))
+
+
+def test_tied_head_is_the_transposed_embedding():
+    model = make(tie_embeddings=True)
+    params = start(model)
+    features, _ = apply(model, params, TOKENS, method="hidden")
+    wanted = np.asarray(features) @ np.asarray(params["embedding"]).T
+    np.testing.assert_allclose(apply(model, params, TOKENS), wanted, atol=1e-5)
+
+
+def test_starts_close_to_guessing_evenly():
+    model = make(features=64)
+    losses, _ = apply(model, start(model), TOKENS, TARGETS, method="losses")
+    assert float(jnp.mean(losses)) == pytest.approx(np.log(21) + 0.5, abs=0.5)
+
+
+def test_output_projections_start_smaller_by_depth():
+    def deviation(name, **fields):
+        leaves = named_leaves(start(make(features=64, depth=8, **fields)))
+        return float(np.std(leaves[f"layers/body/segment_0/block_0/{name}/kernel"]))
+
+    for name, fan_in in (("mixer/output", 64), ("ffn/down", 32)):
+        wanted = fan_in**-0.5
+        scaled = deviation(name)
+        assert scaled == pytest.approx(wanted / 4, rel=0.03)
+        unscaled = deviation(name, scales_output_by_depth=False)
+        assert unscaled == pytest.approx(wanted, rel=0.03)
+    assert deviation("mixer/query") == pytest.approx(1 / 8, rel=0.03)
+    assert deviation("mixer/query", init_std=0.02) == pytest.approx(0.02, rel=0.03)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_packed_documents_are_as_each_alone(position):
+    model = make(position=position)
+    params = start(model)
+    segments = np.broadcast_to(np.arange(8) // 4, TOKENS.shape)
+    positions = np.broadcast_to(np.arange(8) % 4, TOKENS.shape)
+
+    def packed(params, tokens):
+        return model.apply(
+            {"params": params}, tokens, positions=positions, segments=segments
+        )
+
+    logits = jax.jit(packed)(params, TOKENS)
+    alone = [apply(model, params, part) for part in (TOKENS[:, :4], TOKENS[:, 4:])]
+    np.testing.assert_allclose(logits, np.concatenate(alone, axis=1), atol=1e-5)
+
+
+def test_specs_are_tiled_over_depth():
+    model = make(
+        depth=5,
+        mixer=("gated_delta(heads=2)", "attention(heads=2)"),
+        norm=("rms", "layer"),
+        placement=("pre", "pre", "post"),
+    )
+    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+    blocks = shapes["params"]["layers"]["body"]["segment_0"]
+    # A period of six is cut to the depth; every layer is a kind of its own.
+    assert [f"block_{layer}" for layer in range(5)] == sorted(blocks)
+    for layer in range(5):
+        block = blocks[f"block_{layer}"]
+        assert ("taps" in str(block["mixer"])) == (layer % 2 == 0)
+        assert ("bias" in str(block["mixer_placement"])) == (layer % 2 == 1)
+        assert ("stream_norm" in block["mixer_placement"]) == (layer % 3 == 2)
+
+
+def test_final_norm_follows_the_last_placement(params):
+    assert "final_norm" in params
+    assert "final_norm" not in start(make(placement="post"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"depth": 0}, "model.depth: expected at least 1; got 0"),
+        ({"norm": "rmss"}, "unknown norms 'rmss'.*'rms'"),
+        ({"residual": "hyper(stream=2)"}, "no argument 'stream'.*'streams'"),
+        ({"mixer": "attention(heads=3)"}, "a divisor of the width"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(fields, message):
+    with pytest.raises(ReslabError, match=message) as error:
+        jax.eval_shape(make(**fields).init, jax.random.key(0), TOKENS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"data": 1, "fsdp": 8, "tensor": 1},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+    ids=str,
+)
+def test_loss_on_eight_devices_is_that_on_one(shape):
+    model = make(vocabulary_size=22, position="learned", dtype=jnp.float32)
+    tokens = np.tile(TOKENS, (2, 1))
+    params = start(model, tokens)
+
+    def loss(params, tokens):
+        targets = jnp.roll(tokens, -1, axis=1)
+        losses, _ = model.apply({"params": params}, tokens, targets, method="losses")
+        return jnp.mean(losses)
+
+    alone = jax.jit(jax.value_and_grad(loss))(params, tokens)
+    mesh = make_mesh(shape)
+    with use_mesh(mesh):
+        boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+        placed = jax.device_put(params, tree_sharding(boxed, mesh))
+        spread = jax.device_put(tokens, batch_sharding(mesh))
+        together = jax.jit(jax.value_and_grad(loss))(placed, spread)
+    wanted = named_leaves(alone)
+    for name, leaf in named_leaves(together).items():
+        size = float(jnp.max(jnp.abs(wanted[name])))
+        np.testing.assert_allclose(leaf, wanted[name], rtol=0, atol=1e-5 * size)
+
+
+@pytest.mark.slow
+def test_compiling_does_not_grow_with_depth():
+    def seconds(depth):
+        model = make(depth=depth)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+
+        def loss(variables):
+            return jnp.mean(model.apply(variables, TOKENS, TARGETS, method="losses")[0])
+
+        begin = time.perf_counter()
+        jax.jit(jax.grad(loss)).lower(unbox(shapes)).compile()
+        return time.perf_counter() - begin
+
+    seconds(2)  # What is done once, such as imports.
+    # The best of some, taken in turn: other programs only ever add time.
+    pairs = [(seconds(12), seconds(48)) for _ in range(2)]
+    shallow, deep = (min(column) for column in zip(*pairs, strict=True))
+    assert deep < 1.5 * shallow

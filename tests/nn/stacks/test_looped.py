@@ -1,0 +1,108 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.trees import count_parameters, named_leaves, unbox
+from reslab.core.types import Context
+
+X = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+POSITIONS = np.broadcast_to(np.arange(6), (2, 6))
+
+
+def make(spec, depth=2, residual="plain"):
+    block = functools.partial(
+        registry.factory("blocks", "standard"),
+        mixer="attention(heads=2)",
+        residual=residual,
+    )
+    return registry.make(
+        "stacks",
+        spec,
+        blocks=(block,),
+        depth=depth,
+        residual=residual,
+        context=Context(position="rope"),
+    )
+
+
+def start(stack):
+    variables = jax.jit(stack.init)(jax.random.key(0), X, positions=POSITIONS)
+    return unbox(variables)["params"]
+
+
+def run(stack, params):
+    def loss(params):
+        y, _ = stack.apply({"params": params}, X, positions=POSITIONS)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+
+@pytest.mark.parametrize("residual", ["plain", "hyper(streams=2)"])
+def test_one_pass_is_the_uniform_stack(residual):
+    looped, uniform = make("looped(loops=1)", 2, residual), make("uniform", 2, residual)
+    params = start(uniform)
+    jax.tree.map(np.testing.assert_array_equal, start(looped), params)
+    for actual, wanted in zip(
+        jax.tree.leaves(run(looped, params)),
+        jax.tree.leaves(run(uniform, params)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_three_passes_are_a_uniform_stack_with_its_weights_repeated():
+    looped, uniform = make("looped(loops=3)"), make("uniform", depth=6)
+    params = start(looped)
+    repeated = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 3), params)
+    gradient, y = run(looped, params)
+    wide_gradient, wanted = run(uniform, repeated)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    # A weight used three times receives the sum of three gradients.
+    wide = named_leaves(wide_gradient)
+    for name, leaf in named_leaves(gradient).items():
+        summed = np.reshape(wide[name], (3, *leaf.shape)).sum(axis=0)
+        np.testing.assert_allclose(leaf, summed, rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+def test_parameters_do_not_grow_with_passes_but_cost_and_state_do():
+    def sizes(loops):
+        stack = make(f"looped(loops={loops})")
+        shapes = jax.eval_shape(
+            functools.partial(stack.init, positions=POSITIONS), jax.random.key(0), X
+        )
+        state = stack.init_state(2, 6, 8)
+        return (
+            count_parameters(shapes),
+            stack.mixing_flops(6, 8),
+            count_parameters(state),
+        )
+
+    once, thrice = sizes(1), sizes(3)
+    assert thrice[0] == once[0]
+    assert thrice[1:] == (3 * once[1], 3 * once[2])
+
+
+def test_every_pass_keeps_a_state_of_its_own():
+    stack = make("looped(loops=3)")
+    params = start(stack)
+    _, state = jax.jit(stack.apply)(
+        {"params": params},
+        X,
+        positions=POSITIONS,
+        state=stack.init_state(2, 6, 8),
+    )
+    keys = np.asarray(state[0][0]["key"])
+    assert keys.shape == (3, 2, 2, 6, 2, 4)
+    assert np.abs(keys[0] - keys[1]).max() > 1e-3
+    np.testing.assert_array_equal(state[0][0]["length"], np.full((3, 2), 6))
+
+
+def test_refuses_no_passes():
+    with pytest.raises(ReslabError, match="loops: expected at least 1; got 0"):
+        make("looped(loops=0)")

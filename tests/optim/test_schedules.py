@@ -1,0 +1,54 @@
+import math
+
+import numpy as np
+import pytest
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+
+
+def values(spec, steps):
+    schedule = registry.make("schedules", spec, steps=steps)
+    return [float(schedule(step)) for step in range(steps)]
+
+
+@pytest.mark.parametrize("name", registry.names("schedules"))
+def test_schedules_rise_to_one_and_never_exceed_it(name):
+    found = values(f"{name}(warmup=4)", 40)
+    np.testing.assert_allclose(found[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
+    assert max(found) <= 1 + 1e-6
+    assert min(found) >= 0
+
+
+@pytest.mark.parametrize("name", registry.names("schedules"))
+def test_a_warmup_as_long_as_the_run_is_refused(name):
+    with pytest.raises(ReslabError, match="warmup"):
+        registry.make("schedules", f"{name}(warmup=9)", steps=9)
+
+
+def test_cosine():
+    found = values("cosine(final=0.1)", 10)
+    expected = [0.1 + 0.45 * (1 + math.cos(math.pi * t / 10)) for t in range(10)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_linear():
+    np.testing.assert_allclose(
+        values("linear(final=0.5)", 10), np.linspace(1, 0.5, 11)[:10], rtol=1e-6
+    )
+
+
+def test_constant():
+    assert values("constant", 5) == [1.0] * 5
+
+
+def test_wsd_is_stable_and_then_falls():
+    found = values("wsd(warmup=2, decay=0.2)", 20)
+    assert found[1:16] == [1.0] * 15
+    np.testing.assert_allclose(found[16:], [1.0, 0.75, 0.5, 0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["wsd(decay=1.5)", "wsd(warmup=3, decay=0.9)"])
+def test_a_decay_that_does_not_fit_is_refused(spec):
+    with pytest.raises(ReslabError, match="decay"):
+        registry.make("schedules", spec, steps=10)

@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core.trees import unbox
+from reslab.models.lm import LanguageModel
+from reslab.train.generate import generate, sample_token
+
+LOGITS = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
+
+
+def drawn(**options):
+    keys = jax.random.split(jax.random.key(0), 2000)
+    tokens = jax.vmap(lambda key: sample_token(LOGITS, key, **options))(keys)
+    return np.bincount(np.asarray(tokens).ravel(), minlength=4) / 2000
+
+
+def test_sampling_follows_the_distribution():
+    np.testing.assert_allclose(drawn(), [0.5, 0.3, 0.15, 0.05], atol=0.04)
+
+
+def test_temperature_sharpens():
+    sharp = np.asarray([0.5, 0.3, 0.15, 0.05]) ** 2
+    np.testing.assert_allclose(drawn(temperature=0.5), sharp / sharp.sum(), atol=0.04)
+    assert drawn(temperature=0)[0] == 1
+
+
+def test_top_k_and_top_p_restrict_the_choice():
+    np.testing.assert_allclose(drawn(top_k=2), [0.625, 0.375, 0, 0], atol=0.04)
+    np.testing.assert_allclose(drawn(top_p=0.6), [0.625, 0.375, 0, 0], atol=0.04)
+    assert drawn(top_p=0.5)[0] == 1
+    assert drawn(top_p=1e-6)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"mixer": "attention(heads=2)"},
+        {"mixer": ("gated_delta(heads=2)", "attention(heads=2,window=4)")},
+        {"stack": "looped(loops=2)", "residual": "hyper"},
+    ],
+    ids=["attention", "hybrid", "looped"],
+)
+def test_greedy_generation_equals_the_full_forward(parts):
+    model = LanguageModel(13, features=16, depth=2, is_unrolled=False, **parts)
+    prompt = jnp.asarray([[1, 5, 2, 7], [3, 3, 9, 11]])
+    params = unbox(model.init(jax.random.key(0), prompt))["params"]
+    found = generate(model, params, prompt, 6, temperature=0)
+    assert found.shape == (2, 6)
+    whole = jnp.concatenate([prompt, found], axis=1)
+    logits = jax.jit(model.apply)({"params": params}, whole)
+    expected = np.argmax(logits[:, 3:-1], axis=-1)
+    np.testing.assert_array_equal(found, expected)

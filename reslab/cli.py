@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 
     added = verb("list", _list, "list every variant, or those of one family")
     added.add_argument("family", nargs="?", help="a family, such as norms")
+    added.add_argument(
+        "--markdown", action="store_true", help="the names, as the README's table"
+    )
 
     added = verb("show", _show, "show a variant (norms/rms) or a config in full")
     added.add_argument("what", help="family/name, a config, or a run directory")
@@ -260,9 +263,9 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from reslab.describe import list_variants
+    from reslab.describe import list_variants, variants_table
 
-    print(list_variants(options.family))
+    print(variants_table() if options.markdown else list_variants(options.family))
     return 0
 
 

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import inspect
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,6 +87,15 @@ def list_variants(family: str | None = None) -> str:
                 lines.append(f"  {'':{wide}}  {row.reference}")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def variants_table() -> str:
+    """Every variant as a Markdown table, for the README."""
+    lines = ["| family | variants |", "|---|---|"]
+    for family in registry.FAMILIES:
+        listed = ", ".join(f"`{name}`" for name in registry.names(family))
+        lines.append(f"| {family} | {listed} |")
+    return "\n".join(lines)
 
 
 def show_variant(name: str, width: int) -> str:
@@ -275,7 +284,7 @@ def _device_bytes(tree: Any) -> int:
     return count_bytes(shards)
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()

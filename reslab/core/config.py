@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -95,7 +95,7 @@ def _find(name: str) -> pathlib.Path:
     raise ReslabError(f"no config {name!r}", hint=nearest(path.stem, known))
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields `(dotted name, value)` for every field, in order of name."""
     for key in sorted(config):
         value = config[key]

@@ -37,6 +37,11 @@ LOGICAL_AXES = (
     "streams",
 )
 
+# The axes of a device mesh, and those over which a batch and heads are spread.
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXES = ("tensor",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:

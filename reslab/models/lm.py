@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Context, State
 from reslab.ops.cross_entropy.api import token_losses
@@ -133,11 +134,8 @@ class LanguageModel(nn.Module):
             raise ReslabError("model.depth", expected="at least 1", got=str(self.depth))
         shape = (self.padded_vocabulary, self.features)
         init = nn.initializers.normal(self.embedding_std)
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(init, ("vocab", "embed")),
-            shape,
-            self.param_dtype,
+        self.embedding = parameter(
+            self, "embedding", init, shape, ("vocab", "embed"), self.param_dtype
         )
         self.position_encoding = registry.make(
             "positions",
@@ -156,12 +154,12 @@ class LanguageModel(nn.Module):
             self.final_norm = lambda x: x
         if not self.tie_embeddings:
             std = self.init_std or 1 / math.sqrt(self.features)
-            self.head = self.param(
+            self.head = parameter(
+                self,
                 "head",
-                nn.with_logical_partitioning(
-                    nn.initializers.normal(std), ("embed", "vocab")
-                ),
+                nn.initializers.normal(std),
                 shape[::-1],
+                ("embed", "vocab"),
                 self.param_dtype,
             )
 

@@ -1,7 +1,7 @@
 """Groups of parameters: who learns how fast, who decays, who is frozen."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,7 +104,7 @@ def grouped(
     """
     assigned = assign(params, groups)
     labels = map_named(lambda name, _: repr(assigned[name]), params)
-    optimizers = {}
+    optimizers: dict[Hashable, optax.GradientTransformation] = {}
     for group in set(assigned.values()):
         peak = learning_rate * group.lr_scale
         decay = weight_decay if group.weight_decay is None else group.weight_decay
@@ -117,7 +117,7 @@ def grouped(
             )
         )
     frozen = map_named(lambda name, _: assigned[name].freeze, params)
-    parts = []
+    parts: list[optax.GradientTransformation] = []
     if any(jax.tree.leaves(frozen)):
         parts.append(optax.masked(optax.set_to_zero(), frozen))
     if clip:

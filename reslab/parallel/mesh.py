@@ -12,18 +12,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves, unbox
-from reslab.core.types import LOGICAL_AXES
-
-MESH_AXES = ("data", "fsdp", "tensor")
+from reslab.core.types import BATCH_AXES, HEAD_AXES, LOGICAL_AXES, MESH_AXES
 
 # The batch is spread over data and fsdp; fsdp also spreads parameters over their
 # embed axis, tensor over the axis inside each sublayer (Megatron's split).
 RULES: Mapping[str, Any] = {
-    "batch": ("data", "fsdp"),
+    "batch": BATCH_AXES,
     "length": None,
     "embed": "fsdp",
     "mlp": "tensor",
-    "heads": "tensor",
+    "heads": HEAD_AXES,
     "head_dim": None,
     "vocab": "tensor",
     "layers": None,

@@ -57,7 +57,7 @@ def sample_token(
 def generate(
     model: LanguageModel,
     params: Any,
-    prompt: jax.Array,
+    prompt: jax.typing.ArrayLike,
     length: int,
     *,
     seed: int = 0,
@@ -83,6 +83,7 @@ def generate(
     Raises:
       ReslabError: If the prompt has no tokens or an option is out of range.
     """
+    prompt = jnp.asarray(prompt, jnp.int32)
     if prompt.ndim != 2 or not prompt.size:
         raise ReslabError(
             "prompt", expected="at least one token", got=f"shape {prompt.shape}"
@@ -99,7 +100,7 @@ def generate(
         _generate, temperature=temperature, top_k=top_k, top_p=top_p
     )
     return jax.jit(run, static_argnums=(0, 3))(
-        model, params, jnp.asarray(prompt, jnp.int32), length, jax.random.key(seed)
+        model, params, prompt, length, jax.random.key(seed)
     )
 
 

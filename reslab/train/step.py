@@ -40,7 +40,7 @@ def loss_sums(
     Returns:
       The objective, and the sums `nll` (nats), `tokens` and `bytes`.
     """
-    nll, log_normalizer = model.apply(
+    losses: Any = model.apply(
         {"params": params},
         batch["tokens"],
         batch["targets"],
@@ -48,6 +48,7 @@ def loss_sums(
         segments=batch["segment_ids"],
         method="losses",
     )
+    nll, log_normalizer = losses
     mask = batch["loss_mask"].astype(nll.dtype)
     lengths = jnp.asarray(byte_lengths, nll.dtype)[batch["targets"]]
     total = jnp.sum(nll * mask)

@@ -7,9 +7,21 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from reslab.core.precision import statistics_dtype
 from reslab.core.trees import named_leaves, unbox
 from reslab.models.lm import LanguageModel
 from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """Compiles without the optimizations that these programs are too small for."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
 
 MESHES = {
     "fsdp=8": {"data": 1, "fsdp": 8, "tensor": 1},
@@ -64,7 +76,7 @@ def assert_uses_every_parameter():
         evaluate = jax.jit(function)
         before = np.asarray(evaluate(params))
         if gradient is None:
-            weights = _weights(before.shape).astype(before.dtype)
+            weights = _weights(before.shape, before.dtype)
             gradient = jax.jit(jax.grad(lambda p: jnp.sum(weights * function(p))))(
                 params
             )
@@ -127,35 +139,39 @@ def tokens():
 
 @pytest.fixture(scope="session")
 def logits_and_gradient():
-    """Logits and the gradient of a random weighting of them, compiled."""
+    """Logits and the gradient of a random weighting of them, compiled.
 
-    def run(model, params, tokens):
-        weights = _weights((*tokens.shape, model.vocabulary_size))
+    In float64 unless told otherwise: two orders of the same operations then agree
+    to many digits, and what remains is a difference of meaning.
+    """
 
-        def weighted(params, tokens):
-            logits = model.apply({"params": params}, tokens)
-            return jnp.sum(weights * logits), logits
+    def run(model, params, tokens, *, mesh=None, dtype=jnp.float64):
+        with jax.enable_x64(dtype == jnp.float64):
+            stored = statistics_dtype(dtype)
+            model = model.clone(dtype=dtype, param_dtype=stored)
+            params = jax.tree.map(lambda a: np.asarray(a, stored), params)
+            weights = _weights((*tokens.shape, model.vocabulary_size), stored)
 
-        compiled = jax.jit(jax.grad(weighted, has_aux=True))
-        gradient, logits = compiled(params, tokens)
-        return logits, gradient
+            def weighted(params, tokens):
+                logits = model.apply({"params": params}, tokens)
+                return jnp.sum(weights * logits), logits
+
+            compiled = jax.jit(jax.grad(weighted, has_aux=True))
+            if mesh is None:
+                gradient, logits = compiled(params, tokens)
+                return logits, gradient
+            with use_mesh(mesh):
+                boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)
+                shardings = tree_sharding(boxed["params"], mesh)
+                gradient, logits = compiled(
+                    jax.device_put(params, shardings),
+                    jax.device_put(tokens, batch_sharding(mesh)),
+                )
+            assert len(logits.sharding.device_set) == 8
+            return logits, gradient
 
     return run
 
 
-@pytest.fixture(scope="session")
-def on_devices(logits_and_gradient):
-    """Logits and gradient as `logits_and_gradient`, spread over a mesh."""
-
-    def run(model, params, tokens, mesh):
-        with use_mesh(mesh):
-            boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-            placed = jax.device_put(params, tree_sharding(boxed, mesh))
-            spread = jax.device_put(tokens, batch_sharding(mesh))
-            return logits_and_gradient(model, placed, spread)
-
-    return run
-
-
-def _weights(shape):
-    return np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
+def _weights(shape, dtype=np.float32):
+    return np.random.default_rng(5).standard_normal(shape).astype(dtype)

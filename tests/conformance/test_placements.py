@@ -103,7 +103,7 @@ def test_scanned_is_unrolled(
     assert_close(
         logits_and_gradient(unrolled, params, tokens),
         logits_and_gradient(model, params, tokens),
-        1e-5,
+        1e-10,
     )
 
 

@@ -104,19 +104,26 @@ def test_starts_close_to_guessing_evenly():
     assert float(jnp.mean(losses)) == pytest.approx(np.log(21) + 0.5, abs=0.5)
 
 
-def test_output_projections_start_smaller_by_depth():
-    def deviation(name, **fields):
-        leaves = named_leaves(start(make(features=64, depth=8, **fields)))
-        return float(np.std(leaves[f"layers/body/segment_0/block_0/{name}/kernel"]))
-
-    for name, fan_in in (("mixer/output", 64), ("ffn/down", 32)):
-        wanted = fan_in**-0.5
-        scaled = deviation(name)
-        assert scaled == pytest.approx(wanted / 4, rel=0.03)
-        unscaled = deviation(name, scales_output_by_depth=False)
-        assert unscaled == pytest.approx(wanted, rel=0.03)
-    assert deviation("mixer/query") == pytest.approx(1 / 8, rel=0.03)
-    assert deviation("mixer/query", init_std=0.02) == pytest.approx(0.02, rel=0.03)
+@pytest.mark.parametrize(
+    ("fields", "query", "output"),
+    [
+        ({}, 1 / 8, 1 / 8 / 4),
+        ({"scales_output_by_depth": False}, 1 / 8, 1 / 8),
+        ({"init_std": 0.02}, 0.02, 0.02 / 4),
+    ],
+    ids=str,
+)
+def test_output_projections_start_smaller_by_depth(fields, query, output):
+    model = make(features=64, depth=8, ffn="gelu(hidden=64)", **fields)
+    block = start(model)["layers"]["body"]["segment_0"]["block_0"]
+    for part, name, wanted in (
+        ("mixer", "query", query),
+        ("ffn", "up", query),
+        ("mixer", "output", output),
+        ("ffn", "down", output),
+    ):
+        deviation = np.std(block[part][name]["kernel"])
+        assert deviation == pytest.approx(wanted, rel=0.03)
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
@@ -174,16 +181,10 @@ def test_mistakes_are_told_in_one_line(fields, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"data": 1, "fsdp": 8, "tensor": 1},
-        {"data": 2, "fsdp": 2, "tensor": 2},
-    ],
-    ids=str,
-)
-def test_loss_on_eight_devices_is_that_on_one(shape):
-    model = make(vocabulary_size=22, position="learned", dtype=jnp.float32)
+@pytest.fixture(scope="module")
+def training():
+    """A loss with its gradient, where it is taken, and what one device says."""
+    model = make(vocabulary_size=22, position="learned")
     tokens = np.tile(TOKENS, (2, 1))
     params = start(model, tokens)
 
@@ -192,17 +193,29 @@ def test_loss_on_eight_devices_is_that_on_one(shape):
         losses, _ = model.apply({"params": params}, tokens, targets, method="losses")
         return jnp.mean(losses)
 
-    alone = jax.jit(jax.value_and_grad(loss))(params, tokens)
+    step = jax.value_and_grad(loss)
+    return model, step, params, tokens, jax.jit(step)(params, tokens)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"data": 1, "fsdp": 8, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=str,
+)
+def test_loss_on_eight_devices_is_that_on_one(training, shape):
+    model, step, params, tokens, alone = training
     mesh = make_mesh(shape)
     with use_mesh(mesh):
         boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
         placed = jax.device_put(params, tree_sharding(boxed, mesh))
         spread = jax.device_put(tokens, batch_sharding(mesh))
-        together = jax.jit(jax.value_and_grad(loss))(placed, spread)
+        together = jax.jit(step)(placed, spread)
     wanted = named_leaves(alone)
     for name, leaf in named_leaves(together).items():
-        size = float(jnp.max(jnp.abs(wanted[name])))
-        np.testing.assert_allclose(leaf, wanted[name], rtol=0, atol=1e-5 * size)
+        size = float(np.max(np.abs(wanted[name])))
+        np.testing.assert_allclose(
+            leaf, wanted[name], rtol=0, atol=1e-5 * size, err_msg=name
+        )
 
 
 @pytest.mark.slow

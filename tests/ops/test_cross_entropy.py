@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reslab.core.errors import ReslabError
 from reslab.ops.cross_entropy.api import (
     automatic_chunks,
-    cross_entropy,
     token_losses,
 )
 from reslab.ops.cross_entropy.shapes import SHAPES
@@ -113,32 +112,20 @@ def test_a_target_outside_stays_finite(chunks, outside):
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_z_loss_and_weights(chunks):
+def test_both_outputs_have_their_gradients(chunks):
     with jax.enable_x64(True):
         features, kernel, targets = inputs("float64")
         nll, log_normalizer, gradients = oracle(features, kernel, targets)
         mask = np.arange(targets.size).reshape(targets.shape) % 3 > 0
 
-        def loss(features, kernel, weights):
-            return cross_entropy(
-                features,
-                kernel,
-                targets,
-                weights,
-                vocabulary_size=VOCABULARY,
-                z_loss=0.1,
-                chunks=chunks,
+        def loss(features, kernel):
+            nll, log_normalizer = token_losses(
+                features, kernel, targets, vocabulary_size=VOCABULARY, chunks=chunks
             )
+            return jnp.sum((nll + 0.1 * jnp.square(log_normalizer)) * np.float64(mask))
 
-        sums = loss(features, kernel, jnp.asarray(mask))
-        bars = jax.grad(lambda *x: loss(*x).loss, (0, 1))(
-            features, kernel, jnp.asarray(mask, jnp.float32)
-        )
-    assert int(sums.weight) == mask.sum()
-    np.testing.assert_allclose(sums.nll, (nll * mask).sum())
-    np.testing.assert_allclose(
-        sums.loss, ((nll + 0.1 * log_normalizer**2) * mask).sum()
-    )
+        value, bars = jax.value_and_grad(loss, (0, 1))(features, kernel)
+    np.testing.assert_allclose(value, ((nll + 0.1 * log_normalizer**2) * mask).sum())
     expected = gradients(np.float64(mask), 0.2 * log_normalizer * mask)
     for actual, wanted in zip(bars, expected, strict=True):
         close(actual, wanted, 1e-12)
@@ -248,14 +235,12 @@ def test_automatic_chunks_divide_real_vocabularies():
 
 def test_bad_input_is_one_line():
     features, kernel, targets = inputs()
-    weights = jnp.ones(targets.shape)
     for call in (
         lambda: token_losses(features, kernel, targets[:2]),
         lambda: token_losses(features, kernel[:4], targets),
         lambda: token_losses(features, kernel.astype(jnp.bfloat16), targets),
         lambda: token_losses(features, kernel, targets, vocabulary_size=COLUMNS + 1),
         lambda: token_losses(features, kernel, targets, chunks=-1),
-        lambda: cross_entropy(features, kernel, targets, weights[:2]),
     ):
         with pytest.raises(ReslabError, match=r"^[^\n]+expected [^\n]+$"):
             call()

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.parameters import parameter
+
 
 class Dense(nn.Module):
     """Multiplies the last axes of the input by a learned kernel.
@@ -46,12 +48,12 @@ class Dense(nn.Module):
         contracted = len(self.kernel_axes) - len(features)
         inputs = x.shape[x.ndim - contracted :]
         std = (self.init_std or 1 / math.sqrt(math.prod(inputs))) * self.scale
-        kernel = self.param(
+        kernel = parameter(
+            self,
             "kernel",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(std), tuple(self.kernel_axes)
-            ),
+            nn.initializers.normal(std),
             (*inputs, *features),
+            self.kernel_axes,
             self.param_dtype,
         )
         first = x.ndim - contracted
@@ -61,12 +63,12 @@ class Dense(nn.Module):
             ((tuple(range(first, x.ndim)), tuple(range(contracted))), ((), ())),
         )
         if self.use_bias:
-            bias = self.param(
+            bias = parameter(
+                self,
                 "bias",
-                nn.with_logical_partitioning(
-                    nn.initializers.zeros, tuple(self.kernel_axes)[contracted:]
-                ),
+                nn.initializers.zeros,
                 features,
+                self.kernel_axes[contracted:],
                 self.param_dtype,
             )
             y = y + bias.astype(self.dtype).reshape((1,) * first + features)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.parameters import parameter
+
 
 class ShortConvolution(nn.Module):
     """Mixes each channel with its own last few values, inside one document.
@@ -36,12 +38,12 @@ class ShortConvolution(nn.Module):
         Returns:
           The output, and the new tail if one was given.
         """
-        taps = self.param(
+        taps = parameter(
+            self,
             "taps",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(self.width**-0.5), (None, "heads", "head_dim")
-            ),
+            nn.initializers.normal(self.width**-0.5),
             (self.width, *x.shape[2:]),
+            (None, "heads", "head_dim"),
             self.param_dtype,
         ).astype(self.dtype)
         reach, length = self.width - 1, x.shape[1]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.parameters import parameter
 from reslab.core.types import Shared, State
 from reslab.nn.projection import ProjectingModule
 from reslab.ops.attention.api import attention
@@ -194,8 +195,10 @@ class Attention(ProjectingModule):
             return 0.5 * first + 0.5 * own
 
         def scalar(name):
-            init = nn.with_logical_partitioning(nn.initializers.constant(0.5), ())
-            return self.param(name, init, (), self.param_dtype).astype(own.dtype)
+            half = nn.initializers.constant(0.5)
+            return parameter(self, name, half, (), (), self.param_dtype).astype(
+                own.dtype
+            )
 
         return scalar("first_scale") * first + scalar("own_scale") * own
 

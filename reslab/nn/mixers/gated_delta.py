@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Shared, State
 from reslab.nn.mixers._convolution import ShortConvolution
@@ -170,8 +171,7 @@ class GatedDelta(ProjectingModule):
         return y, dict(shared or {}), None if state is None else new_state
 
     def _per_head(self, name, init):
-        init = nn.with_logical_partitioning(init, ("heads",))
-        return self.param(name, init, (self.heads,), self.param_dtype)
+        return parameter(self, name, init, (self.heads,), ("heads",), self.param_dtype)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 
 
@@ -48,15 +49,18 @@ class LayerNorm(nn.Module):
         h = h - jnp.mean(h, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(h), axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(variance + self.epsilon)
-        init = nn.with_logical_partitioning(nn.initializers.zeros, (self.logical_axis,))
-        row = (1,) * (x.ndim - 1) + (-1,)
         if self.use_gain:
-            gain = self.param("gain", init, (x.shape[-1],), self.param_dtype)
-            h = h * (1.0 + gain.astype(h.dtype)).reshape(row)
+            h = h * (1.0 + self._row("gain", h))
         if self.use_bias:
-            bias = self.param("bias", init, (x.shape[-1],), self.param_dtype)
-            h = h + bias.astype(h.dtype).reshape(row)
+            h = h + self._row("bias", h)
         return h.astype(x.dtype)
+
+    def _row(self, name: str, h: jax.Array) -> jax.Array:
+        """A parameter for each feature, shaped to meet `h`."""
+        axes = (self.logical_axis,)
+        zeros = nn.initializers.zeros
+        row = parameter(self, name, zeros, h.shape[-1:], axes, self.param_dtype)
+        return row.astype(h.dtype).reshape((1,) * (h.ndim - 1) + (-1,))
 
 
 build = LayerNorm

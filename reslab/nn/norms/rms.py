@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 
 
@@ -47,10 +48,14 @@ class RMSNorm(nn.Module):
         mean_square = jnp.mean(jnp.square(h), axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(mean_square + self.epsilon)
         if self.use_gain:
-            init = nn.with_logical_partitioning(
-                nn.initializers.zeros, (self.logical_axis,)
+            gain = parameter(
+                self,
+                "gain",
+                nn.initializers.zeros,
+                x.shape[-1:],
+                (self.logical_axis,),
+                self.param_dtype,
             )
-            gain = self.param("gain", init, (x.shape[-1],), self.param_dtype)
             h = h * (1.0 + gain.astype(h.dtype)).reshape((1,) * (x.ndim - 1) + (-1,))
         return h.astype(x.dtype)
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.parameters import parameter
 from reslab.nn.positions.none import NoPosition
 
 
@@ -30,12 +31,12 @@ class LearnedPosition(NoPosition):
     @nn.compact
     def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         """Adds the rows at `positions` (batch, length) to (batch, length, embed)."""
-        table = self.param(
+        table = parameter(
+            self,
             "embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(self.embedding_std), (None, "embed")
-            ),
+            nn.initializers.normal(self.embedding_std),
             (self.max_length, x.shape[-1]),
+            (None, "embed"),
             self.param_dtype,
         )
         return x + jnp.take(table.astype(x.dtype), positions, axis=0)

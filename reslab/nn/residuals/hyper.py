@@ -1,5 +1,6 @@
 """Static hyper-connections: several residual streams, mixed at every sublayer."""
 
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
 
@@ -70,23 +72,20 @@ class HyperConnections(nn.Module):
             read = jax.nn.one_hot(jnp.asarray(site) % n, n, dtype=dtype)
             return jnp.concatenate([read[:, None], jnp.eye(n, dtype=dtype)], axis=1)
 
-        mix = self.param(
-            "mix",
-            nn.with_logical_partitioning(init_mix, ("streams", None)),
-            (n, n + 1),
-            self.param_dtype,
+        mix = parameter(
+            self, "mix", init_mix, (n, n + 1), ("streams", None), self.param_dtype
         )
-        write = self.param(
-            "write",
-            nn.with_logical_partitioning(nn.initializers.ones, ("streams",)),
-            (n,),
-            self.param_dtype,
+        write = parameter(
+            self, "write", nn.initializers.ones, (n,), ("streams",), self.param_dtype
         )
         dtype = statistics_dtype(stream.dtype)
         mix, write, wide = (a.astype(dtype) for a in (mix, write, stream))
         # Sums of scaled streams, not a matrix product: n is far below the width
         # of a matrix unit, and these fuse into one pass over the streams.
-        mixed = [sum(mix[s, t] * wide[s] for s in range(n)) for t in range(n + 1)]
+        mixed = [
+            functools.reduce(jnp.add, [mix[s, t] * wide[s] for s in range(n)])
+            for t in range(n + 1)
+        ]
         output = branch(mixed[0].astype(stream.dtype)).astype(dtype)
         new = [mixed[1 + t] + write[t] * output for t in range(n)]
         return jnp.stack(new).astype(stream.dtype)

@@ -2,15 +2,15 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from reslab.core.types import BATCH_AXES, HEAD_AXES
+
 LANES = 128
-# Mesh axes over which the batch and the heads are spread, where a mesh has them.
-BATCH_AXES = ("data", "fsdp")
-HEAD_AXES = ("tensor",)
 
 
 def obstacle(
@@ -128,4 +128,5 @@ def _local(query, key, value, segments, *, is_causal, window, softcap, interpret
         return kernel(query, key, value, segments)
 
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    return jnp.swapaxes(jax.vmap(one)(query, key, value, segments), 1, 2)
+    output: Any = jax.vmap(one)(query, key, value, segments)
+    return jnp.swapaxes(output, 1, 2)

@@ -1,6 +1,4 @@
-"""Cross-entropy of a linear head: per token, and summed over a batch."""
-
-from typing import NamedTuple
+"""Cross-entropy of a linear head, token by token."""
 
 import jax
 import jax.numpy as jnp
@@ -10,70 +8,6 @@ from reslab.ops.cross_entropy.chunked import chunked
 from reslab.ops.cross_entropy.reference import whole
 
 LARGEST_CHUNK = 8192
-
-
-class Losses(NamedTuple):
-    """Sums over the tokens of a batch, scalars.
-
-    Attributes:
-      loss: What training minimizes: `nll` plus the z-loss.
-      nll: Negative log-likelihood in nats.
-      weight: Sum of the weights; divide by it for means.
-    """
-
-    loss: jax.Array
-    nll: jax.Array
-    weight: jax.Array
-
-
-def cross_entropy(
-    features: jax.Array,
-    kernel: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-    *,
-    vocabulary_size: int | None = None,
-    z_loss: float = 0.0,
-    chunks: int = 0,
-) -> Losses:
-    """Adds up the weighted cross-entropy of a batch.
-
-        loss = sum_t weights[t] (nll[t] + z_loss log_normalizer[t] ** 2)
-
-    Reference: z-loss: Chowdhery et al., 2022, https://arxiv.org/abs/2204.02311,
-    Section 5.
-
-    Args:
-      features: As in `token_losses`.
-      kernel: As in `token_losses`.
-      targets: As in `token_losses`.
-      weights: Weight of each token, or whether it counts; shaped like `targets`.
-      vocabulary_size: As in `token_losses`.
-      z_loss: Factor on the squared log-normalizer.
-      chunks: As in `token_losses`.
-
-    Returns:
-      Sums in float32, or in float64 for float64 features.
-
-    Raises:
-      ReslabError: If shapes do not fit.
-    """
-    if weights.shape != targets.shape:
-        raise ReslabError(
-            "cross_entropy: weights",
-            expected=f"shape {targets.shape}",
-            got=str(weights.shape),
-        )
-    nll, log_normalizer = token_losses(
-        features, kernel, targets, vocabulary_size=vocabulary_size, chunks=chunks
-    )
-    weights = weights.astype(nll.dtype)
-    loss = nll + z_loss * jnp.square(log_normalizer)
-    return Losses(
-        loss=jnp.sum(weights * loss),
-        nll=jnp.sum(weights * nll),
-        weight=jnp.sum(weights),
-    )
 
 
 def token_losses(

@@ -93,8 +93,12 @@ def test_golden_stack_of_llama_layers(golden, x64, placement):
     )
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes["params"])
 
-    y, pull = jax.vjp(jax.jit(run), params, x)
-    gradient, x_gradient = pull(jnp.asarray(data["cot"]))
+    @jax.jit
+    def forward_and_backward(params, x, cotangent):
+        y, pull = jax.vjp(run, params, x)
+        return y, *pull(cotangent)
+
+    y, gradient, x_gradient = forward_and_backward(params, x, data["cot"])
     np.testing.assert_allclose(y, data["out"], rtol=1e-7, atol=1e-7)
     np.testing.assert_allclose(x_gradient, data["grad_x"], rtol=1e-7, atol=1e-7)
     wanted = named_leaves(as_stack(data, "grad", 0.0, placement))
@@ -118,7 +122,7 @@ def test_sublayers_are_numbered_mixer_first_over_all_layers():
         mixer="attention(heads=2)", ffn="gelu", placement=lambda **_: Sites()
     )
     x, positions = -jnp.ones((1, 2, 8)), jnp.arange(2)[None]
-    (stream, _, _), _ = block.init_with_output(
+    (stream, _, _), _ = jax.jit(block.init_with_output)(
         jax.random.key(0), x, {}, layer=3, positions=positions
     )
     np.testing.assert_array_equal(stream, 67.0)

@@ -83,7 +83,7 @@ def test_equation(x64, fields):
         name: {key: getattr(box, "value", box) for key, box in part.items()}
         for name, part in params.items()
     }
-    y, _, _ = module.apply(
+    y, _, _ = jax.jit(module.apply)(
         {"params": params}, x, positions=positions, segments=segments
     )
     wanted = oracle(
@@ -145,11 +145,11 @@ def test_first_layer_leaves_its_values_and_later_ones_keep_them():
     x = jax.random.normal(jax.random.key(0), (1, 3, 8))
     positions = jnp.arange(3)[None]
     module = Attention(heads=2, value_residual="constant")
-    (_, shared, _), variables = module.init_with_output(
+    (_, shared, _), variables = jax.jit(module.init_with_output)(
         jax.random.key(0), x, positions=positions
     )
     assert shared["values"].shape == (1, 3, 2, 4)
-    _, kept, _ = module.apply(
+    _, kept, _ = jax.jit(module.apply)(
         variables, 2 * x, positions=positions, shared={"values": shared["values"]}
     )
     np.testing.assert_array_equal(kept["values"], shared["values"])
@@ -167,7 +167,7 @@ def test_equal_keys_are_averaged():
     y, _, _ = Attention(heads=2).apply(
         {"params": params}, x, positions=jnp.arange(5)[None]
     )
-    means = np.cumsum(x, axis=1) / np.arange(1, 6)[None, :, None]
+    means = np.cumsum(np.asarray(x), axis=1) / np.arange(1, 6)[None, :, None]
     np.testing.assert_allclose(y, means, atol=1e-6)
 
 

@@ -72,7 +72,7 @@ def test_equation(x64, fields):
     x = np.random.default_rng(1).normal(size=(BATCH, LENGTH, WIDTH))
     module = GatedDelta(heads=HEADS, **fields, **DOUBLE)
     params = random_parameters(module, x)
-    y, _, _ = module.apply({"params": params}, x)
+    y, _, _ = jax.jit(module.apply)({"params": params}, x)
     wanted = np.stack([oracle(params, one) for one in x])
     np.testing.assert_allclose(y, wanted, rtol=1e-9, atol=1e-9)
 
@@ -82,7 +82,7 @@ def test_packed_documents_start_from_an_empty_memory(x64):
     module = GatedDelta(heads=HEADS, **DOUBLE)
     params = random_parameters(module, x)
     segments = np.array([[4, 4, 9, 9, 9, 9, 2]])
-    y, _, _ = module.apply({"params": params}, x, segments=segments)
+    y, _, _ = jax.jit(module.apply)({"params": params}, x, segments=segments)
     alone = [oracle(params, x[0, a:b]) for a, b in ((0, 2), (2, 6), (6, 7))]
     np.testing.assert_allclose(y[0], np.concatenate(alone), rtol=1e-9, atol=1e-9)
 
@@ -104,7 +104,7 @@ def test_memory_stays_float32_in_bfloat16():
 def test_decays_start_in_the_documented_range():
     x = jnp.zeros((1, 1, 256))
     module = GatedDelta(heads=64, head_dim=4)
-    params = unbox(module.init(jax.random.key(0), x))["params"]
+    params = unbox(jax.jit(module.init)(jax.random.key(0), x))["params"]
     rate = np.exp(np.asarray(params["log_rate"]))
     step = np.log1p(np.exp(np.asarray(params["decay_bias"])))
     assert 0 < rate.min() < 4 < 12 < rate.max() < 16

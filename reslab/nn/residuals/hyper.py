@@ -9,8 +9,12 @@ import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
+from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
+
+# Separate arrays, not one: a stacked axis would be copied at every mixing.
+Streams = tuple[jax.Array, ...]
 
 
 class HyperConnections(nn.Module):
@@ -55,15 +59,14 @@ class HyperConnections(nn.Module):
             )
         super().__post_init__()
 
-    def widen(self, x: jax.Array) -> jax.Array:
-        """Copies the embeddings to (streams, batch, length, embed)."""
-        # Streams lead, so that (length, embed) stay the tiled axes on a TPU.
-        return jnp.broadcast_to(x[None], (self.streams, *x.shape))
+    def widen(self, x: jax.Array) -> Streams:
+        """Copies the embeddings to every stream."""
+        return (x,) * self.streams
 
     @nn.compact
     def __call__(
-        self, stream: jax.Array, branch: Branch, *, site: int | jax.Array
-    ) -> jax.Array:
+        self, stream: Streams, branch: Branch, *, site: int | jax.Array
+    ) -> Streams:
         """Mixes the streams, applies `branch` to the reading, writes to all."""
         n = self.streams
 
@@ -78,22 +81,27 @@ class HyperConnections(nn.Module):
         write = parameter(
             self, "write", nn.initializers.ones, (n,), ("streams",), self.param_dtype
         )
-        dtype = statistics_dtype(stream.dtype)
-        mix, write, wide = (a.astype(dtype) for a in (mix, write, stream))
+        dtype = statistics_dtype(stream[0].dtype)
+        mix, write = mix.astype(dtype), write.astype(dtype)
+
         # Sums of scaled streams, not a matrix product: n is far below the width
         # of a matrix unit, and these fuse into one pass over the streams.
-        mixed = [
-            functools.reduce(jnp.add, [mix[s, t] * wide[s] for s in range(n)])
-            for t in range(n + 1)
-        ]
-        output = branch(mixed[0].astype(stream.dtype)).astype(dtype)
-        new = [mixed[1 + t] + write[t] * output for t in range(n)]
-        return jnp.stack(new).astype(stream.dtype)
+        def mixed(column):
+            terms = [mix[s, column] * h.astype(dtype) for s, h in enumerate(stream)]
+            return functools.reduce(jnp.add, terms)
 
-    def narrow(self, stream: jax.Array) -> jax.Array:
+        reading = computed_once(mixed(0).astype(stream[0].dtype))
+        output = computed_once(branch(reading)).astype(dtype)
+        return tuple(
+            (mixed(1 + t) + write[t] * output).astype(h.dtype)
+            for t, h in enumerate(stream)
+        )
+
+    def narrow(self, stream: Streams) -> jax.Array:
         """Sums the streams."""
-        dtype = statistics_dtype(stream.dtype)
-        return jnp.sum(stream.astype(dtype), axis=0).astype(stream.dtype)
+        dtype = statistics_dtype(stream[0].dtype)
+        total = functools.reduce(jnp.add, [h.astype(dtype) for h in stream])
+        return total.astype(stream[0].dtype)
 
 
 build = HyperConnections

@@ -35,7 +35,7 @@ def test_golden(golden, x64):
     x_gradient, kernel_gradients, gradients = pull(jnp.asarray(data["shc_cot"]))
     pairs = [
         (y, "out"),
-        (jnp.moveaxis(stream, 0, 2), "H"),
+        (jnp.stack(stream, axis=2), "H"),
         (x_gradient, "grad_x"),
     ]
     for site in (0, 1):
@@ -59,7 +59,9 @@ def test_equation(x64):
     wanted = np.einsum("st,sbld->tbld", mix[:, 1:], streams)
     wanted += write[:, None, None, None] * np.tanh(reading)[None]
     hyper = HyperConnections(streams=n, param_dtype=jnp.float64)
-    y = hyper.apply({"params": {"mix": mix, "write": write}}, streams, jnp.tanh, site=0)
+    y = hyper.apply(
+        {"params": {"mix": mix, "write": write}}, tuple(streams), jnp.tanh, site=0
+    )
     np.testing.assert_allclose(y, wanted, rtol=1e-12)
 
 
@@ -82,7 +84,7 @@ def test_starts_as_n_times_the_plain_stream(x64, streams):
 
 
 def test_sites_start_reading_the_streams_in_turn():
-    stream = jnp.zeros((3, 1, 1, 4))
+    stream = (jnp.zeros((1, 1, 4)),) * 3
     hyper = HyperConnections(streams=3)
     for site in range(5):
         variables = unbox(hyper.init(jax.random.key(0), stream, jnp.tanh, site=site))

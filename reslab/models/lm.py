@@ -90,6 +90,22 @@ class LanguageModel(nn.Module):
             self.vocabulary_size / self.vocabulary_multiple
         )
 
+    @property
+    def position_limit(self) -> int | None:
+        """Number of positions that can be encoded; None where there is no end."""
+        encoding = self._make_position(parent=None)
+        return getattr(encoding, "max_length", None)
+
+    def _make_position(self, **keywords) -> nn.Module:
+        return registry.make(
+            "positions",
+            self.position,
+            max_length=self.max_length,
+            embedding_std=self.embedding_std,
+            param_dtype=self.param_dtype,
+            **keywords,
+        )
+
     def make_stack(self, **keywords) -> nn.Module:
         """Builds the stack; with `parent=None`, one that is not bound to `self`."""
         scale = 1 / math.sqrt(2 * self.depth) if self.scales_output_by_depth else 1.0
@@ -137,13 +153,7 @@ class LanguageModel(nn.Module):
         self.embedding = parameter(
             self, "embedding", init, shape, ("vocab", "embed"), self.param_dtype
         )
-        self.position_encoding = registry.make(
-            "positions",
-            self.position,
-            max_length=self.max_length,
-            embedding_std=self.embedding_std,
-            param_dtype=self.param_dtype,
-        )
+        self.position_encoding = self._make_position()
         self.layers = self.make_stack()
         last_placement = registry.factory("placements", _tiled(self.placement)[-1])
         if last_placement(parent=None).needs_final_norm:

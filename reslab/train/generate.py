@@ -96,6 +96,14 @@ def generate(
     ):
         if not is_right:
             raise ReslabError(name, expected=expected, got=str(value))
+    limit = model.position_limit
+    if limit is not None and prompt.shape[1] + length > limit:
+        raise ReslabError(
+            "length",
+            expected=f"at most {limit - prompt.shape[1]} after a prompt of "
+            f"{prompt.shape[1]}: the model knows {limit} positions",
+            got=str(length),
+        )
     run = functools.partial(
         _generate, temperature=temperature, top_k=top_k, top_p=top_p
     )

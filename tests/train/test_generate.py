@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
 from reslab.train.generate import generate, sample_token
@@ -52,3 +53,11 @@ def test_greedy_generation_equals_the_full_forward(parts):
     logits = jax.jit(model.apply)({"params": params}, whole)
     expected = np.argmax(logits[:, 3:-1], axis=-1)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_more_positions_than_the_model_knows_are_refused():
+    model = LanguageModel(13, features=16, depth=1, position="learned", max_length=8)
+    assert model.position_limit == 8
+    assert LanguageModel(13, position="rope").position_limit is None
+    with pytest.raises(ReslabError, match="length: expected at most 5 after a prompt"):
+        generate(model, {}, jnp.zeros((1, 3), jnp.int32), 6)

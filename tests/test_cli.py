@@ -305,11 +305,11 @@ def test_a_variant_of_ones_own(tmp_path, monkeypatch):
         "        return self.factor * x\n"
         "build = Half\n"
     )
-    (tmp_path / "lab").mkdir()
-    (tmp_path / "lab" / "__init__.py").write_text("")
-    (tmp_path / "my_norms.py").rename(tmp_path / "lab" / "half.py")
+    (tmp_path / "own_lab").mkdir()
+    (tmp_path / "own_lab" / "__init__.py").write_text("")
+    (tmp_path / "my_norms.py").rename(tmp_path / "own_lab" / "half.py")
     monkeypatch.chdir(tmp_path)
-    sets = ["model.norm=lab.half(factor=0.25)", "train.steps=3"]
+    sets = ["model.norm=own_lab.half(factor=0.25)", "train.steps=3"]
     sets += ["optim.groups=()"]
     assert main(command("train", "--config", "tiny", "--run", "run", sets=sets)) == 0
 

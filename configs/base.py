@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     """Returns the defaults: a small model on the embedded corpus."""
-    config = ConfigDict()
+    # Types are checked when the config is loaded; here a tuple may replace a spec.
+    config = ConfigDict(type_safe=False)
 
     config.seed = 0  # seeds the parameters and the order of the data
 
-    config.model = model = ConfigDict()
+    config.model = model = ConfigDict(type_safe=False)
     model.features = 128  # width
     model.depth = 4  # layers with parameters of their own
     model.mixer = "attention(heads=4)"  # token mixer (tiled)
@@ -35,18 +36,18 @@ def get_config() -> ConfigDict:
     model.layers = "auto"  # "scan", "unroll", or "auto": unrolled on a CPU
     model.remat = "none"  # what backward recomputes: "none", "dots", "full"
 
-    config.precision = precision = ConfigDict()
+    config.precision = precision = ConfigDict(type_safe=False)
     precision.parameters = "float32"  # dtype of parameters and optimizer state
     precision.compute = "auto"  # dtype of compute; "auto" is by hardware
 
-    config.data = data = ConfigDict()
+    config.data = data = ConfigDict(type_safe=False)
     data.source = "stdlib"  # where documents come from
     data.tokenizer = "bytes"  # how they become tokens
     data.length = 128  # tokens in a sequence
     data.batch = 16  # sequences in a step, over all devices
     data.workers = 0  # processes that prepare batches; 0 is a thread
 
-    config.optim = optim = ConfigDict()
+    config.optim = optim = ConfigDict(type_safe=False)
     optim.name = "adamw"  # optimizer
     optim.learning_rate = 3e-3  # at the schedule's peak
     optim.schedule = "cosine(warmup=50)"  # factor on it over the run
@@ -58,7 +59,7 @@ def get_config() -> ConfigDict:
         (".", {"weight_decay": 0.0}),
     )
 
-    config.train = train = ConfigDict()
+    config.train = train = ConfigDict(type_safe=False)
     train.steps = 500  # optimizer steps
     train.accumulate = 1  # parts of a batch whose gradients are added up
     train.z_loss = 0.0  # factor on the squared log-normalizer
@@ -68,11 +69,11 @@ def get_config() -> ConfigDict:
     train.eval_every = 250  # steps between evaluations on held-out text
     train.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb(project='x')"
 
-    config.eval = evaluation = ConfigDict()
+    config.eval = evaluation = ConfigDict(type_safe=False)
     evaluation.batch = 64  # sequences in an evaluation step
     evaluation.batches = 8  # evaluation steps during training; all at the end
 
-    config.mesh = mesh = ConfigDict()
+    config.mesh = mesh = ConfigDict(type_safe=False)
     mesh.data = -1  # replicas; -1 is the devices that are left
     mesh.fsdp = 1  # parts into which parameters are split
     mesh.tensor = 1  # parts into which each sublayer is split

@@ -4,7 +4,8 @@ Command:   reslab train --config configs/small_124m.py \
              --set data.source="text(path='/data/*.txt')" \
              --set data.tokenizer="huggingface(path='/data/tokenizer.json')"
 
-As written it trains on the embedded corpus with bytes, which it soon learns by
+With GPT-2's 50,257 tokens that is 124 million parameters. As written it
+trains on the embedded corpus with bytes, which it soon learns by
 heart; give it text and a tokenizer. It has not been trained here: no loss is
 claimed.
 """
@@ -21,6 +22,7 @@ def get_config() -> ConfigDict:
     config.model.depth = 12
     config.model.mixer = "attention(heads=12)"
     config.model.vocabulary_multiple = 128
+    config.model.tie_embeddings = True
     config.model.init_std = 0.02
     config.model.remat = "dots"
     config.data.length = 1024
@@ -28,7 +30,6 @@ def get_config() -> ConfigDict:
     config.optim.learning_rate = 6e-4
     config.optim.schedule = "cosine(warmup=700)"
     config.train.steps = 20_000
-    config.train.accumulate = 1
     config.train.z_loss = 1e-4
     config.train.checkpoint_every = 1000
     config.train.eval_every = 1000

@@ -1,7 +1,7 @@
 """The command line: `reslab train | eval | generate | list | show | doctor`.
 
 Exit codes: 0 done, 2 a mistake in the request (one line, nothing written),
-42 stopped on request with the state saved.
+42 stopped on request with the state saved, 75 diverged, 130 interrupted.
 """
 
 import argparse
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 STOPPED = 42
 BAD_INPUT = 2
+DIVERGED = 75
+INTERRUPTED = 130
+
+# Larger corpora are not counted for the summary: the counts take memory.
+LARGEST_COUNTED = 2**28
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReslabError as error:
         print(f"reslab {options.verb}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of a listing left early; there is no one left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("generate", _generate, "sample text from a run")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--prompt", help="text to continue (default: a new document)")
-    added.add_argument("--length", type=int, default=256, help="tokens to add")
+    added.add_argument("--length", type=int, help="tokens to add (default: 200)")
     added.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     added.add_argument("--top-k", type=int, default=0, help="0 keeps all tokens")
     added.add_argument("--top-p", type=float, default=1.0, help="1 keeps all tokens")
@@ -103,16 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configure(options: argparse.Namespace, source: str) -> "ConfigDict":
-    """Loads a config by file, name or run directory and applies `--set`."""
+def _configure(
+    options: argparse.Namespace, source: str, *, is_run: bool
+) -> "ConfigDict":
+    """Loads the config of a file, a name or a run directory and applies `--set`."""
     from reslab.core import config as configs
     from reslab.parallel.hosts import configure_cpu
     from reslab.train.run import Run
 
-    if pathlib.Path(source).is_dir():
-        config = Run(pathlib.Path(source)).config()
-    else:
-        config = configs.load(source)
+    config = Run(pathlib.Path(source)).config() if is_run else configs.load(source)
     configs.update(config, [configs.parse_override(text) for text in options.set])
     configure_cpu(config.mesh.cpu_devices)
     return config
@@ -124,19 +130,22 @@ def _train(options: argparse.Namespace) -> int:
     source = options.config or options.from_run
     if options.from_run:
         _check_is_run(source)
-    config = _configure(options, source)
+    config = _configure(options, source, is_run=bool(options.from_run))
     name = pathlib.Path(source).stem
     if options.from_run:
         name += "-rerun"
     directory = options.run or default_directory(name, config)
 
-    from reslab.train.loop import Stopped, train
+    from reslab.train.loop import Diverged, Stopped, train
 
     try:
         result = train(config, directory)
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
         return STOPPED
+    except Diverged as error:
+        print(f"reslab train: {error}", file=sys.stderr)
+        return DIVERGED
     _summarize(config, directory, result, source)
     return 0
 
@@ -150,15 +159,15 @@ def _summarize(
 
     print("\nheld-out bits per byte")
     rows = [("this model", result["eval_bpb"])]
-    if config.data.tokenizer == "bytes":
-        corpus = load_corpus(config.data.source, config.data.tokenizer)
+    corpus = load_corpus(config.data.source, config.data.tokenizer)
+    if config.data.tokenizer == "bytes" and corpus.bytes <= LARGEST_COUNTED:
         for order, name in ((3, "trigram"), (2, "bigram"), (1, "unigram")):
             bits = ngram_bits_per_byte(corpus.train, corpus.validation, order)
             rows.append((f"{name} counts", bits))
     for name, bits in rows:
         print(f"  {name:15}  {bits:.3f}")
     print("\nsample")
-    for line in _sample(directory, config, length=200)[0].splitlines():
+    for line in _sample(directory, config, length=None)[0].splitlines():
         print(f"  {line}")
     if "tokens_per_second" in result:
         print(f"\n{result['tokens_per_second']:,.0f} tokens/s")
@@ -171,7 +180,12 @@ def _summarize(
 
 
 def _sample(
-    directory: Any, config: "ConfigDict", *, prompt: str | None = None, **sampling: Any
+    directory: Any,
+    config: "ConfigDict",
+    *,
+    length: int | None,
+    prompt: str | None = None,
+    **sampling: Any,
 ) -> list[str]:
     import jax
     import numpy as np
@@ -193,7 +207,10 @@ def _sample(
         raise ReslabError("--samples", expected="at least 1", got=str(samples))
     model, params = _restore(directory, config, tokenizer, jax.devices()[:1])
     tokens = np.tile(np.asarray([[tokenizer.bos, *ids]]), (samples, 1))
-    new = np.asarray(generate(model, params, tokens, **sampling))
+    if length is None:
+        limit = model.position_limit
+        length = 200 if limit is None else max(1, min(200, limit - tokens.shape[1]))
+    new = np.asarray(generate(model, params, tokens, length, **sampling))
     return [(prompt or "") + tokenizer.decode(row) for row in new]
 
 
@@ -219,7 +236,7 @@ def _check_is_run(directory: str) -> None:
 def _open_run(options: argparse.Namespace) -> "ConfigDict":
     _check_is_run(options.run)
     options.set = []
-    return _configure(options, options.run)
+    return _configure(options, options.run, is_run=True)
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -230,8 +247,12 @@ def _eval(options: argparse.Namespace) -> int:
     from reslab.data.corpus import load_corpus
     from reslab.parallel.mesh import make_mesh
     from reslab.train.evaluate import Evaluator
+    from reslab.train.run import Run
 
     corpus = load_corpus(config.data.source, config.data.tokenizer)
+    run = Run(pathlib.Path(options.run))
+    if (run.directory / "run.json").is_file():
+        run.check_corpus(corpus.sha256)
     devices = jax.devices()
     # All devices where they share the batch evenly, otherwise one.
     devices = devices if config.eval.batch % len(devices) == 0 else devices[:1]
@@ -276,7 +297,8 @@ def _show(options: argparse.Namespace) -> int:
     if options.what.partition("/")[0] in registry.FAMILIES:
         print(show_variant(options.what, options.width))
     else:
-        print(show_config(_configure(options, options.what)))
+        is_run = (pathlib.Path(options.what) / "config.json").is_file()
+        print(show_config(_configure(options, options.what, is_run=is_run)))
     return 0
 
 

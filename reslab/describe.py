@@ -223,15 +223,16 @@ def show_config(config: ConfigDict) -> str:
     """
     from reslab.models.cost import forward_flops_per_token, training_flops_per_token
     from reslab.parallel.mesh import make_mesh
-    from reslab.train.state import make_setup, parameter_groups
+    from reslab.train.state import make_setup, matching_patterns, parameter_groups
 
     configs.check(config)
     tokenizer = registry.make("tokenizers", config.data.tokenizer)
     setup = make_setup(config, tokenizer.vocabulary_size, make_mesh(config.mesh))
     params, length = setup.shapes.params, config.data.length
     groups = parameter_groups(config, params)
+    patterns = matching_patterns(config, params)
     axes = _logical_axes(setup.boxed_params)
-    rows = [("parameter", "shape", "axes", "lr", "decay")]
+    rows = [("parameter", "shape", "axes", "group", "lr", "decay")]
     for name, leaf in named_leaves(params).items():
         group = groups[name]
         decay = group.weight_decay
@@ -242,6 +243,7 @@ def show_config(config: ConfigDict) -> str:
                 name,
                 " x ".join(map(str, leaf.shape)) or "scalar",
                 " ".join(axis or "-" for axis in axes[name]),
+                patterns[name],
                 "frozen" if group.freeze else f"{rate:g}",
                 "-" if group.freeze else f"{decay:g}",
             )

@@ -1,7 +1,9 @@
 """The command line: what it prints, and that mistakes cost one line and exit 2."""
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import pytest
 from reslab.cli import main
 from reslab.core import config as configs
 from reslab.train import loop
+from reslab.train.run import Run
 
 SMALL = (
     "model.features=32",
@@ -111,14 +114,50 @@ MISTAKES = {
     "decay": (["optim.schedule=wsd(decay=2.0)"], "'wsd': decay"),
     "source": (["data.source=stdlb"], "try: 'stdlib'"),
     "writer": (["train.writers=('tensorbord',)"], "try: 'tensorboard'"),
-    "seed": (["seed=-1"], "seed"),
+    "seed": (["seed=-1"], "seed: expected at least 0"),
+    "large seed": (["seed=99999999999"], "seed: expected below 2**32"),
+    "no evaluation": (["eval.batches=0"], "eval.batches: expected at least 1"),
+    "no checkpoints": (["train.keep_checkpoints=0"], "expected at least 1"),
+    "negative clip": (["optim.clip=-1"], "optim.clip: expected at least 0"),
+    "negative chunks": (["model.vocabulary_chunks=-1"], "expected at least 0"),
+    "no heads": (["model.mixer=gated_delta(heads=0)"], "expected positive heads"),
+    "negative head": (["model.mixer=gated_delta(head_dim=-1)"], "positive heads"),
+    "negative hidden": (["model.ffn=swiglu(hidden=-5)"], "hidden: expected at least 0"),
+    "reserved dtype": (["model.norm=rms(param_dtype='x')"], "is not set in a spec"),
+    "reserved decay": (["optim.name=adamw(weight_decay=0.5)"], "weight_decay is not"),
+    "int for a spec": (["model.mixer=attention(position=3)"], "position: expected str"),
+    "float64": (["precision.compute=float64"], "float64 is switched off"),
+    "shadowed group": (
+        ["optim.groups=(('kernel', {}), ('query', {}), ('.', {}))"],
+        "'query' decides for no parameter",
+    ),
+    "short validation": (["data.source=text(path='short.txt')", "data.length=64"], ""),
+    "missing writer": (["train.writers=('wandb',)"], "reslab[track]"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_in_the_config(mistake, refused):
+def test_mistakes_in_the_config(mistake, refused, tmp_path, monkeypatch):
+    (tmp_path / "short.txt").write_text("a short text " * 40)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "wandb" else find(n, *a)
+    )
     sets, *expected = MISTAKES[mistake]
     refused(command("train", "--config", "tiny", "--run", "run", sets=sets), *expected)
+
+
+USE_BASE = (
+    "from reslab.core.config import load\n"
+    "def get_config():\n    config = load('base')\n"
+)
+
+
+def test_a_config_file_may_tile_specs(tmp_path):
+    text = USE_BASE + "    config.model.mixer = ('gated_delta', 'attention')\n"
+    (tmp_path / "mine.py").write_text(text + "    return config\n")
+    config = configs.load(str(tmp_path / "mine.py"))
+    assert config.model.mixer == ("gated_delta", "attention")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +167,8 @@ def test_mistakes_in_the_config(mistake, refused):
         ("x = 1\n", "a function get_config()"),
         ("def get_config():\n    return 3\n", "a ConfigDict"),
         ("def get_config():\n    return 1 / 0\n", "line 2: got ZeroDivisionError"),
+        (USE_BASE + "    config.train.stpes = 7\n    return config\n", "train.stpes"),
+        (USE_BASE + "    config.model.depth = 1.5\n    return config\n", "depth"),
     ],
 )
 def test_config_files_that_cannot_be_used(text, expected, refused, tmp_path):
@@ -137,20 +178,22 @@ def test_config_files_that_cannot_be_used(text, expected, refused, tmp_path):
 
 def test_config_that_does_not_exist(refused):
     refused(["train", "--config", "tinny"], "no config 'tinny'", "'tiny'")
+    refused(["train", "--config", "no/such/tiny.py"], "no config 'no/such/tiny.py'")
 
 
 @pytest.mark.parametrize(
     "content, expected",
     [
-        (b"", "no documents"),
-        (b"\x00\x01\x02", "binary"),
-        (b"\xff\xfe\xff", "UTF-8"),
+        (b"", "expected"),
+        (b"\x00\x01\x02", "is binary"),
+        (b"\xff\xfe\xff", "is not UTF-8"),
     ],
 )
 def test_text_that_cannot_be_used(content, expected, refused, tmp_path):
     (tmp_path / "corpus.txt").write_bytes(content)
     sets = ["data.source=text(path='corpus.txt')"]
-    refused(command("train", "--config", "tiny", "--run", "run", sets=sets), "corpus")
+    arguments = command("train", "--config", "tiny", "--run", "run", sets=sets)
+    refused(arguments, "corpus.txt", expected)
 
 
 def test_another_config_in_the_run_directory(run, refused):
@@ -168,6 +211,7 @@ def test_a_corpus_that_changed(refused, tmp_path, capsys):
     (tmp_path / "run" / "result.json").unlink()
     corpus.write_text("a man a plan a canoe " * 200)
     refused(arguments, "the corpus changed since the run began")
+    refused(["eval", "run"], "the corpus changed since the run began")
 
 
 def test_a_run_directory_that_cannot_be_made(refused, tmp_path):
@@ -188,6 +232,31 @@ def test_a_recorded_config_with_an_unknown_field(run, refused, tmp_path):
     refused(["train", "--from-run", "old"], "not JSON")
     (tmp_path / "old" / "config.json").write_text("[]")
     refused(["train", "--from-run", "old"], "expected an object")
+
+
+def test_a_recorded_config_that_was_edited(run, refused, tmp_path):
+    shutil.copytree(run, tmp_path / "edited")
+    path = tmp_path / "edited" / "config.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    refused(["eval", "edited"], "was changed since the run began")
+
+
+def test_a_run_directory_in_use(refused, tmp_path):
+    arguments = command("train", "--config", "tiny", "--run", "run")
+    assert main(arguments) == 0
+    (tmp_path / "run" / "result.json").unlink()
+    with Run(tmp_path / "run").lock():
+        sys.stderr.flush()
+        assert main(arguments) == 2
+
+
+def test_a_model_of_few_positions_is_sampled_within_them(tmp_path, capsys):
+    sets = ["model.position=learned"]
+    run = str(tmp_path / "run")
+    arguments = command("train", "--config", "tiny", "--run", run, sets=sets)
+    assert main(arguments) == 0
+    assert "reslab list" in capsys.readouterr().out
+    assert main(["generate", run, "--prompt", "ab"]) == 0
 
 
 def test_commands_on_what_is_no_run(run, refused, tmp_path):

@@ -1,5 +1,6 @@
 """The README is the front door: its commands and examples are executed."""
 
+import csv
 import pathlib
 import re
 import shlex
@@ -64,6 +65,16 @@ def between(name):
     return re.search(rf"<!-- {name}.*? -->\n(.*?)\n?<!-- /{name} -->", TEXT, re.DOTALL)[
         1
     ]
+
+
+def test_the_figures_of_speed_are_those_of_the_benchmark():
+    with open(README.parent / "experiments" / "bench" / "lm_step.csv") as file:
+        for row in csv.DictReader(file):
+            best, median = (
+                f"{int(row[key]):,}"
+                for key in ("best_tokens_per_second", "median_tokens_per_second")
+            )
+            assert f"| {row['contender']} | {best} | {median} |" in TEXT
 
 
 def test_the_table_of_variants_is_that_of_the_folders():

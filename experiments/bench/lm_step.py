@@ -72,8 +72,7 @@ def _reslab_step(size, precision, kind):
 
     from reslab.core import config as configs
     from reslab.parallel.hosts import configure_cpu
-    from reslab.parallel.mesh import make_mesh, use_mesh
-    from reslab.train.evaluate import place_on
+    from reslab.parallel.mesh import make_mesh, place_on, use_mesh
     from reslab.train.state import make_setup
     from reslab.train.step import make_step
 

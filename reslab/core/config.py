@@ -60,7 +60,12 @@ def load(name: str) -> ConfigDict:
             expected="a ConfigDict",
             got=type(config).__name__,
         )
-    return config
+    if path.name == "base.py" and path.parent in folders():
+        return config
+    try:
+        return update(load("base"), flatten(config))
+    except ReslabError as error:
+        raise ReslabError(f"config {name}: {error}") from None
 
 
 def _execution_error(name: str, path: pathlib.Path, error: Exception) -> ReslabError:
@@ -87,10 +92,12 @@ def _find(name: str) -> pathlib.Path:
     path = pathlib.Path(name)
     if path.suffix == ".py" and path.is_file():
         return path.resolve()
-    for folder in folders():
-        for candidate in (folder / f"{name}.py", folder / path.name):
-            if candidate.suffix == ".py" and candidate.is_file():
-                return candidate
+    # Shipped configs are found by name, and by the path they have in a checkout.
+    is_shipped = path.parent in (pathlib.Path("."), pathlib.Path("configs"))
+    for folder in folders() if is_shipped else ():
+        candidate = folder / f"{path.name.removesuffix('.py')}.py"
+        if candidate.is_file():
+            return candidate
     known = {p.stem for folder in folders() for p in folder.glob("*.py")}
     raise ReslabError(f"no config {name!r}", hint=nearest(path.stem, known))
 
@@ -152,8 +159,7 @@ def update(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> ConfigDi
         *path, leaf = key.split(".")
         for part in path:
             node = node[part]
-        with node.ignore_type():
-            node[leaf] = _coerce(key, known[key], value)
+        node[leaf] = _coerce(key, known[key], value)
     return config
 
 
@@ -276,9 +282,14 @@ def check(config: ConfigDict) -> None:
                 f"{key}: unknown choice {fields[key]!r}",
                 hint=nearest(fields[key], choices),
             )
-    for key in _AT_LEAST_ONE:
-        if fields[key] < 1:
-            raise ReslabError(key, expected="at least 1", got=str(fields[key]))
+    for least, keys in ((1, _AT_LEAST_ONE), (0, _AT_LEAST_ZERO)):
+        for key in keys:
+            if fields[key] < least:
+                raise ReslabError(
+                    key, expected=f"at least {least}", got=str(fields[key])
+                )
+    if fields["seed"] >= 2**32:
+        raise ReslabError("seed", expected="below 2**32", got=str(fields["seed"]))
     if fields["data.batch"] % fields["train.accumulate"]:
         raise ReslabError(
             "train.accumulate",
@@ -304,5 +315,18 @@ _AT_LEAST_ONE = (
     "train.log_every",
     "train.checkpoint_every",
     "train.eval_every",
+    "train.keep_checkpoints",
     "eval.batch",
+    "eval.batches",
+)
+_AT_LEAST_ZERO = (
+    "seed",
+    "model.vocabulary_chunks",
+    "model.embedding_std",
+    "model.init_std",
+    "data.workers",
+    "optim.clip",
+    "optim.learning_rate",
+    "optim.weight_decay",
+    "train.z_loss",
 )

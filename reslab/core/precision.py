@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
@@ -49,6 +50,11 @@ def resolve(parameters: str, compute: str, platform: str) -> Precision:
         if name not in _DTYPES:
             raise ReslabError(
                 f"precision.{field}", expected=", ".join(_DTYPES), got=repr(name)
+            )
+        if name == "float64" and not jax.config.read("jax_enable_x64"):
+            raise ReslabError(
+                f"precision.{field}: float64 is switched off in JAX",
+                hint="JAX_ENABLE_X64=1",
             )
     return Precision(_DTYPES[parameters], _DTYPES[compute])
 

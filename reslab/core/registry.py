@@ -7,6 +7,7 @@ module of the caller's own.
 """
 
 import ast
+import collections.abc
 import dataclasses
 import functools
 import importlib
@@ -36,6 +37,26 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "sources": "reslab.data.sources",
         "tokenizers": "reslab.data.tokenizers",
         "writers": "reslab.observe.writers",
+    }
+)
+
+# What only the surroundings of a variant know; a spec string cannot set it.
+RESERVED = frozenset(
+    {
+        "blocks",
+        "context",
+        "depth",
+        "directory",
+        "dtype",
+        "is_unrolled",
+        "learning_rate",
+        "logical_axis",
+        "max_length",
+        "param_dtype",
+        "remat",
+        "residual",
+        "steps",
+        "weight_decay",
     }
 )
 
@@ -171,8 +192,10 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
       ReslabError: On a malformed spec, an unknown variant, or an argument that
         the variant does not have or that has the wrong type.
     """
-    if not isinstance(spec, str):
+    if callable(spec):
         return functools.partial(_call, spec, {})
+    if not isinstance(spec, str):
+        raise ReslabError(f"{family}", expected="a spec string", got=repr(spec))
     parsed = parse(spec)
     build = module(family, parsed.name).build
     accepted = arguments(build)
@@ -182,6 +205,11 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
             raise ReslabError(
                 f"{family} {parsed.name!r} has no argument {key!r}",
                 hint=nearest(key, accepted),
+            )
+        if key in RESERVED:
+            raise ReslabError(
+                f"{family} {parsed.name!r}: {key} is not set in a spec",
+                hint="the field of the config that sets it for all parts",
             )
         _check_type(f"{family} {parsed.name!r}: {key}", hints.get(key), value)
     return functools.partial(_call, build, parsed.arguments)
@@ -209,9 +237,16 @@ def _hints(build: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+def _is_callable(hint: Any) -> bool:
+    return typing.get_origin(hint) is collections.abc.Callable
+
+
 def _check_type(where: str, hint: Any, value: Any) -> None:
     """Checks literals against plain annotations; anything richer is let through."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = (hint,)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        # A literal cannot be a callable, so a spec is a string here.
+        options = tuple(o for o in typing.get_args(hint) if not _is_callable(o))
     plain = {int, float, bool, str, tuple, types.NoneType}
     if not options or not all(
         option in plain or typing.get_origin(option) is tuple for option in options

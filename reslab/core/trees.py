@@ -53,8 +53,9 @@ def first_match(
       A value for every name.
 
     Raises:
-      ReslabError: If a pattern is not a regular expression or is found in none
-        of the names, so that a misspelt group cannot pass unnoticed.
+      ReslabError: If a pattern is not a regular expression, is found in none of
+        the names, or only in names that earlier ones decide, so that a misspelt
+        or misplaced group cannot pass unnoticed.
 
     >>> first_match(["a/gain", "a/kernel"], [("gain$", 0.0)], 0.1)
     {'a/gain': 0.0, 'a/kernel': 0.1}
@@ -74,9 +75,21 @@ def first_match(
                 f"parameter group {pattern!r} matches no parameter",
                 hint="`reslab show CONFIG` lists the paths, such as " + names[0],
             )
-    return {
-        name: next((v for p, v in compiled if p.search(name)), default)
+    deciding = {
+        name: next((i for i, (p, _) in enumerate(compiled) if p.search(name)), None)
         for name in names
+    }
+    for index, (pattern, _) in enumerate(compiled):
+        # A last pattern for all the rest may find nothing left.
+        is_catch_all = all(pattern.search(name) for name in names)
+        if index not in deciding.values() and not is_catch_all:
+            raise ReslabError(
+                f"parameter group {pattern.pattern!r} decides for no parameter",
+                hint="put it before the patterns that match the same parameters",
+            )
+    return {
+        name: default if index is None else compiled[index][1]
+        for name, index in deciding.items()
     }
 
 

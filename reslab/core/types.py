@@ -105,6 +105,42 @@ class Residual(Protocol):
         ...
 
 
+class Placement(Protocol):
+    """Where norms sit around a sublayer.
+
+    `needs_final_norm` says whether a norm must follow the last layer.
+    """
+
+    needs_final_norm: bool
+
+    def __call__(
+        self,
+        stream: Stream,
+        residual: Residual,
+        branch: Branch,
+        *,
+        site: int | Array,
+    ) -> Stream:
+        """Applies `branch` to the stream through the residual, once."""
+        ...
+
+
+class FeedForward(Protocol):
+    """Maps every token by itself."""
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (batch, length, embed) to the same shape."""
+        ...
+
+
+class Linear(Protocol):
+    """A projection of the last axes, made for given output features."""
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (..., inputs) to (..., features)."""
+        ...
+
+
 class Mixer(Protocol):
     """A token mixer along the sequence.
 
@@ -131,6 +167,61 @@ class Mixer(Protocol):
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Matrix-product FLOPs per token, forward, beyond the kernels'."""
+        ...
+
+
+class Block(Protocol):
+    """One layer: sublayers applied to the stream."""
+
+    writes_shared: bool
+
+    def __call__(
+        self,
+        stream: Stream,
+        shared: Shared,
+        *,
+        layer: int | Array,
+        positions: Array,
+        segments: Array | None = None,
+        state: State = None,
+    ) -> tuple[Stream, Shared, State]:
+        """Applies layer number `layer`, which may be traced."""
+        ...
+
+    def init_state(self, batch: int, length: int, features: int) -> State:
+        """The state before the first token."""
+        ...
+
+    def mixing_flops(self, length: int, features: int) -> int:
+        """Matrix-product FLOPs per token, forward, beyond the kernels'."""
+        ...
+
+
+class Stack(Protocol):
+    """Blocks laid along depth, between the two ends of a residual.
+
+    `passes` says how often each layer is applied.
+    """
+
+    passes: int
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        positions: Array,
+        segments: Array | None = None,
+        state: State = None,
+    ) -> tuple[Array, State]:
+        """Maps features (batch, length, embed) to the same shape."""
+        ...
+
+    def init_state(self, batch: int, length: int, features: int) -> State:
+        """The state of every layer before the first token."""
+        ...
+
+    def mixing_flops(self, length: int, features: int) -> int:
+        """Matrix-product FLOPs per token beyond the kernels', over all layers."""
         ...
 
 

@@ -52,7 +52,7 @@ class LanguageModel(nn.Module):
       embedding_std: Initial standard deviation of the embedding.
       init_std: Initial standard deviation of projections; 0 is 1/sqrt(fan in).
       scales_output_by_depth: Whether projections into the stream start smaller
-        by 1/sqrt(2 depth) (Radford et al., 2019, Section 2.3).
+        by 1/sqrt(2 layers applied) (Radford et al., 2019, Section 2.3).
       is_unrolled: Whether layers are unrolled instead of scanned.
       remat: What the backward pass recomputes: "none", "dots" or "full".
       dtype: Compute dtype.
@@ -106,18 +106,24 @@ class LanguageModel(nn.Module):
             **keywords,
         )
 
+    def _last(self, kind: str) -> registry.Spec:
+        """The spec of a kind that the last layer has."""
+        specs = _tiled(getattr(self, kind))
+        return specs[(self.depth - 1) % len(specs)]
+
     def make_stack(self, **keywords) -> nn.Module:
         """Builds the stack; with `parent=None`, one that is not bound to `self`."""
-        scale = 1 / math.sqrt(2 * self.depth) if self.scales_output_by_depth else 1.0
+        build_stack = registry.factory("stacks", self.stack)
+        applied = self.depth * build_stack(blocks=(), depth=1, parent=None).passes
         context = Context(
-            depth=self.depth,
+            depth=applied,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            norm=_tiled(self.norm)[-1],
+            norm=self._last("norm"),
             linear=self.linear,
             position=self.position,
             init_std=self.init_std,
-            output_scale=scale,
+            output_scale=(2 * applied) ** -0.5 if self.scales_output_by_depth else 1.0,
         )
         kinds = {
             "mixer": _tiled(self.mixer),
@@ -131,10 +137,12 @@ class LanguageModel(nn.Module):
         for layer in range(period):
             chosen = {kind: specs[layer % len(specs)] for kind, specs in kinds.items()}
             build = registry.factory("blocks", chosen.pop("block"))
-            blocks.append(functools.partial(build, **chosen, residual=self.residual))
-        return registry.make(
-            "stacks",
-            self.stack,
+            blocks.append(
+                functools.partial(
+                    build, **chosen, residual=self.residual, context=context
+                )
+            )
+        return build_stack(
             blocks=tuple(blocks),
             depth=self.depth,
             residual=self.residual,
@@ -155,10 +163,10 @@ class LanguageModel(nn.Module):
         )
         self.position_encoding = self._make_position()
         self.layers = self.make_stack()
-        last_placement = registry.factory("placements", _tiled(self.placement)[-1])
+        last_placement = registry.factory("placements", self._last("placement"))
         if last_placement(parent=None).needs_final_norm:
             self.final_norm = registry.make(
-                "norms", _tiled(self.norm)[-1], param_dtype=self.param_dtype
+                "norms", self._last("norm"), param_dtype=self.param_dtype
             )
         else:
             self.final_norm = lambda x: x

@@ -114,12 +114,6 @@ class Meter:
             self._began += pause
             self._read_at += pause
 
-    def remaining_seconds(self, steps: int) -> float | None:
-        """The time that `steps` more steps take at the mean pace so far."""
-        if self._began is None or not self._steps:
-            return None
-        return steps * (self._clock() - self._began) / self._steps
-
 
 def duration(seconds: float) -> str:
     """Writes a time span for people.

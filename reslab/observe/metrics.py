@@ -1,9 +1,11 @@
 """Metrics go to several writers at once."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from reslab.core import registry
+from reslab.core.errors import missing_extra
 
 
 class Writer(Protocol):
@@ -20,6 +22,20 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Writes what is pending and lets go of the files."""
+
+
+def check_writers(specs: Sequence[str]) -> None:
+    """Checks that writers exist and that the packages they need are installed.
+
+    Raises:
+      ReslabError: If one is unknown or its package is missing.
+    """
+    for spec in specs:
+        registry.factory("writers", spec)
+        module = registry.module("writers", registry.parse(spec).name)
+        package = getattr(module, "PACKAGE", None)
+        if package and importlib.util.find_spec(package) is None:
+            raise missing_extra(package, "track")
 
 
 class Writers:

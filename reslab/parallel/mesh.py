@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -74,6 +74,21 @@ def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of the global batch over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def place_on(
+    mesh: Mesh,
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
+    """A function that puts this process's rows of a batch on the mesh."""
+    sharding = batch_sharding(mesh)
+
+    def place(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {
+            key: jax.make_array_from_process_local_data(sharding, rows)
+            for key, rows in batch.items()
+        }
+
+    return place
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -4,13 +4,13 @@ import itertools
 from typing import Any
 
 import jax
-import numpy as np
 
 from reslab.data.batches import validation_batches
 from reslab.data.corpus import Corpus
 from reslab.data.prefetch import prefetch
+from reslab.data.windows import WindowSource
 from reslab.models.lm import LanguageModel
-from reslab.parallel.mesh import batch_sharding, use_mesh
+from reslab.parallel.mesh import place_on, use_mesh
 from reslab.train.step import bits_per_byte, loss_sums
 
 
@@ -36,6 +36,7 @@ class Evaluator:
         length: int,
         batch: int,
     ):
+        WindowSource(corpus.validation, length)  # Refuses a split that is too short.
         self._mesh = mesh
         self._corpus = corpus
         self._length = length
@@ -74,16 +75,3 @@ class Evaluator:
             "eval_bpb": bits_per_byte(totals),
             "eval_tokens": totals["tokens"],
         }
-
-
-def place_on(mesh: jax.sharding.Mesh) -> Any:
-    """A function that puts this process's rows of a batch on the mesh."""
-    sharding = batch_sharding(mesh)
-
-    def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {
-            key: jax.make_array_from_process_local_data(sharding, rows)
-            for key, rows in batch.items()
-        }
-
-    return place

@@ -18,14 +18,24 @@ from reslab.data.prefetch import prefetch
 from reslab.models.cost import training_flops_per_token
 from reslab.observe.environment import environment
 from reslab.observe.meter import Meter
-from reslab.observe.metrics import Writers
+from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.progress import progress
-from reslab.parallel.mesh import make_mesh, use_mesh
+from reslab.parallel.mesh import (
+    batch_sharding,
+    make_mesh,
+    place_on,
+    replicated,
+    use_mesh,
+)
 from reslab.train.checkpoint import Checkpoints
-from reslab.train.evaluate import Evaluator, place_on
+from reslab.train.evaluate import Evaluator
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, make_setup
 from reslab.train.step import make_step
+
+
+class Diverged(ReslabError):
+    """The loss or the gradient is no longer finite; that state is not saved."""
 
 
 class Stopped(Exception):
@@ -49,20 +59,33 @@ def prepare(config: ConfigDict) -> tuple[Setup, Corpus]:
       ReslabError: If anything does not fit.
     """
     configs.check(config)
+    check_writers(config.train.writers)
+    if jax.process_count() > 1:
+        raise ReslabError("training on several hosts is not supported yet")
     mesh = make_mesh(config.mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    for key, size in (
-        ("data.batch", config.data.batch // config.train.accumulate),
-        ("eval.batch", config.eval.batch),
+    parts = config.train.accumulate
+    for key, size, unit in (
+        ("data.batch", config.data.batch, rows * parts),
+        ("eval.batch", config.eval.batch, rows),
     ):
-        if size % rows:
+        if size % unit:
+            times = f" times train.accumulate ({parts})" if unit > rows else ""
             raise ReslabError(
                 key,
-                expected=f"a multiple of the {rows} devices that share the batch",
+                expected=f"a multiple of the {rows} devices that share the batch"
+                + times,
                 got=str(size),
             )
     corpus = load_corpus(config.data.source, config.data.tokenizer)
     setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
+    limit = setup.model.position_limit
+    if limit is not None and limit < config.data.length:
+        raise ReslabError(
+            "data.length",
+            expected=f"at most the model's {limit} positions",
+            got=str(config.data.length),
+        )
     return setup, corpus
 
 
@@ -80,7 +103,8 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
       The run's result: step, held-out loss and bits per byte, tokens per second.
 
     Raises:
-      ReslabError: On a mistake in the config, or a loss that is not finite.
+      ReslabError: On a mistake in the config.
+      Diverged: If the loss or the gradient is not finite.
       Stopped: After SIGTERM or an interrupt, when the state has been saved.
     """
     setup, corpus = prepare(config)
@@ -98,10 +122,14 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
         setup.model, setup.mesh, corpus, length=data.length, batch=config.eval.batch
     )
     run = Run(pathlib.Path(directory))
-    is_resumed = run.open(config, describe(setup, corpus))
+    about = describe(setup, corpus)
+    is_resumed = run.open(config, about)
     if (finished := run.result()) is not None:
         return finished
     with contextlib.ExitStack() as stack:
+        stack.enter_context(run.lock())
+        if is_resumed:
+            run.warn_of_changes(about)
         stack.enter_context(batches)
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -157,7 +185,13 @@ class _Trainer:
         self._writers = writers
         self._evaluator = evaluator
         byte_lengths = corpus.tokenizer.byte_lengths()
-        self._step = jax.jit(make_step(setup, byte_lengths), donate_argnums=0)
+        state_sharding = jax.tree.map(lambda leaf: leaf.sharding, setup.shapes)
+        self._step = jax.jit(
+            make_step(setup, byte_lengths),
+            in_shardings=(state_sharding, batch_sharding(setup.mesh)),
+            out_shardings=(state_sharding, replicated(setup.mesh)),
+            donate_argnums=0,
+        )
 
     def run(
         self, state: TrainState, start: int, batches: TrainBatches
@@ -189,15 +223,17 @@ class _Trainer:
                 meter.step()
 
                 is_last = step == train.steps
-                if step % train.log_every == 0 or is_last:
+                is_evaluated = step % train.eval_every == 0 and not is_last
+                if step % train.log_every == 0 or is_evaluated or is_last:
                     row = self._row(step, metrics, meter)
-                    if step % train.eval_every == 0 and not is_last:
+                    if is_evaluated:
                         with meter.paused():
                             row |= self._evaluator(
                                 state.params, self._config.eval.batches
                             )
                     if is_last:
                         row |= meter.average() | self._evaluator(state.params)
+                        self._check_finite(step, row, "eval_loss")
                     self._writers.write(step, row)
                     bar.update(step, row)
                 if self._checkpoints.is_due(step) or is_last or stop.is_set:
@@ -211,12 +247,12 @@ class _Trainer:
 
     def _row(self, step: int, metrics: Any, meter: Meter) -> dict[str, float]:
         row = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        self._check_finite(step, row)
+        self._check_finite(step, row, "loss", "gradient_norm")
         return row | meter.read()
 
     def _save(self, step: int, state: TrainState, metrics: Any, meter: Meter) -> None:
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        self._check_finite(step, values)
+        self._check_finite(step, values, "loss", "gradient_norm")
         with meter.paused():
             self._checkpoints.save(
                 step,
@@ -226,13 +262,16 @@ class _Trainer:
                 force=True,
             )
 
-    def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
-        if not math.isfinite(values["loss"]):
-            raise ReslabError(
-                f"step {step}: the loss is not finite",
-                got=str(values["loss"]),
-                hint="a lower optim.learning_rate or a longer warmup",
-            )
+    def _check_finite(
+        self, step: int, values: Mapping[str, float], *names: str
+    ) -> None:
+        for name in names:
+            if not math.isfinite(values[name]):
+                raise Diverged(
+                    f"step {step}: {name} is not finite",
+                    got=str(values[name]),
+                    hint="a lower optim.learning_rate or a longer warmup",
+                )
 
 
 class _StopRequest:
@@ -244,7 +283,9 @@ def _asked_to_stop() -> Iterator[_StopRequest]:
     """Turns SIGTERM and SIGINT into a request, so that the state can be saved."""
     request = _StopRequest()
 
-    def ask(*_):
+    def ask(number, frame):
+        if request.is_set:  # Asked twice: at once, without saving.
+            raise KeyboardInterrupt
         request.is_set = True
 
     try:

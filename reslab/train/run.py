@@ -1,12 +1,14 @@
 """The run directory: what a run was asked to do, and everything it wrote."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -45,7 +47,17 @@ class Run:
             raise ReslabError(
                 f"{self.directory}", expected="a run directory", got="no config.json"
             )
-        return configs.from_json(path.read_text(), str(path))
+        config = configs.from_json(path.read_text(), str(path))
+        if (self.directory / "run.json").is_file():
+            recorded = self.record().get("config_sha256")
+            if recorded != configs.sha256(config):
+                raise ReslabError(
+                    f"{path} was changed since the run began",
+                    expected=f"sha256 {str(recorded)[:12]}",
+                    got=configs.sha256(config)[:12],
+                    hint="train a new run with --config or --set",
+                )
+        return config
 
     def record(self) -> dict[str, Any]:
         """Reads `run.json`."""
@@ -76,10 +88,10 @@ class Run:
           ReslabError: If the directory cannot be written, holds another config,
             or was begun on another corpus.
         """
-        if (self.directory / "config.json").is_file():
-            self._check_same(config, about)
-            return True
         try:
+            if (self.directory / "config.json").is_file():
+                self._check_same(config, about)
+                return True
             self.directory.mkdir(parents=True, exist_ok=True)
             record = {
                 "config_sha256": configs.sha256(config),
@@ -113,19 +125,59 @@ class Run:
                 got=f"different {', '.join(differing[:3])}",
                 hint="--run with another directory",
             )
+        self.check_corpus(about["corpus"]["sha256"])
+
+    def check_corpus(self, sha256: str) -> None:
+        """Checks that a corpus is the one the run was begun on.
+
+        Raises:
+          ReslabError: If it is another.
+        """
         began = self.record().get("corpus", {}).get("sha256")
-        now = about.get("corpus", {}).get("sha256")
-        if began != now:
+        if began != sha256:
             raise ReslabError(
                 "the corpus changed since the run began",
                 expected=f"sha256 {str(began)[:12]}",
-                got=str(now)[:12],
+                got=sha256[:12],
                 hint="restore the files, or start a new run with --run",
             )
 
+    def warn_of_changes(self, about: Mapping[str, Any]) -> None:
+        """Says on standard error what may keep a resumed run from being exact."""
+        began = self.record()
+        for key in ("environment", "mesh", "compute_dtype"):
+            if began.get(key) != json.loads(json.dumps(about[key])):
+                print(
+                    f"{self.directory}: {key} differs from when the run began; "
+                    "it may not end bit for bit as it would have",
+                    file=sys.stderr,
+                )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps the directory for this process until the end of the block.
+
+        Raises:
+          ReslabError: If a live process has it.
+        """
+        with open(self.directory / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ReslabError(
+                    f"run directory {self.directory} is in use",
+                    got=f"process {file.read().strip()}",
+                    hint="wait for it, or --run with another directory",
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file of the run, whole or not at all."""
-        text = json.dumps(content, indent=1, sort_keys=True)
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
         _write(self.directory / name, text)
 
 

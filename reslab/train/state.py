@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from reslab.core import precision, registry
-from reslab.core.trees import unbox
+from reslab.core.trees import first_match, named_leaves, unbox
 from reslab.models.lm import LanguageModel
 from reslab.optim.groups import Group, assign, grouped, parse_groups
 from reslab.parallel.mesh import replicated, tree_sharding, use_mesh
@@ -97,6 +97,12 @@ def build_optimizer(
 def parameter_groups(config: ConfigDict, params: Any) -> dict[str, Group]:
     """The group of every parameter path."""
     return assign(params, parse_groups(config.optim.groups))
+
+
+def matching_patterns(config: ConfigDict, params: Any) -> dict[str, str]:
+    """The pattern that put every parameter path into its group; "" for none."""
+    pairs = [(pattern, pattern) for pattern, _ in parse_groups(config.optim.groups)]
+    return first_match(list(named_leaves(params)), pairs, "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -236,3 +236,25 @@ def test_compiling_does_not_grow_with_depth():
     pairs = [(seconds(12), seconds(48)) for _ in range(2)]
     shallow, deep = (min(column) for column in zip(*pairs, strict=True))
     assert deep < 1.5 * shallow
+
+
+def test_the_final_norm_follows_the_placement_of_the_last_layer():
+    def has_final_norm(placement, depth):
+        model = LanguageModel(11, features=16, depth=depth, placement=placement)
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+        return "final_norm" in variables["params"]
+
+    assert has_final_norm(("pre", "post"), 3)
+    assert not has_final_norm(("pre", "post"), 4)
+
+
+def test_initial_scale_counts_every_pass_of_a_loop():
+    def context(**parts):
+        model = LanguageModel(11, features=16, depth=2, **parts)
+        return model.make_stack(parent=None).context
+
+    assert context().output_scale == 0.5
+    assert context(stack="looped(loops=4)").output_scale == 0.25
+    assert context(stack="looped(loops=4)").depth == 8
+    assert context(scales_output_by_depth=False).output_scale == 1.0

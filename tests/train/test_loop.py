@@ -13,9 +13,8 @@ from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves
 from reslab.data.batches import TrainBatches
 from reslab.data.corpus import load_corpus
-from reslab.parallel.mesh import make_mesh, use_mesh
+from reslab.parallel.mesh import make_mesh, place_on, use_mesh
 from reslab.train import loop
-from reslab.train.evaluate import place_on
 from reslab.train.state import make_setup
 from reslab.train.step import make_step
 
@@ -226,7 +225,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_config):
     config = small_config(
         optim__learning_rate=1e30, optim__clip=0.0, optim__name="sgd(momentum=0.0)"
     )
-    with pytest.raises(ReslabError, match=r"step \d+: the loss is not finite"):
+    with pytest.raises(loop.Diverged, match=r"step \d+: \w+ is not finite"):
         loop.train(config, tmp_path / "run")
 
 

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from reslab.core.errors import ReslabError
 from reslab.nn.projection import ProjectingModule
 
 
@@ -28,6 +29,10 @@ class GELUFeedForward(ProjectingModule):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, length, embed) to the same shape."""
+        if self.hidden < 0:
+            raise ReslabError(
+                "ffns 'gelu': hidden", expected="at least 0", got=str(self.hidden)
+            )
         hidden = self.hidden or 4 * x.shape[-1]
 
         def widen(name):

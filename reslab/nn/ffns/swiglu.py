@@ -5,6 +5,7 @@ import math
 import flax.linen as nn
 import jax
 
+from reslab.core.errors import ReslabError
 from reslab.nn.projection import ProjectingModule
 
 
@@ -30,6 +31,10 @@ class SwiGLU(ProjectingModule):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, length, embed) to the same shape."""
+        if self.hidden < 0:
+            raise ReslabError(
+                "ffns 'swiglu': hidden", expected="at least 0", got=str(self.hidden)
+            )
         hidden = self.hidden or 32 * math.ceil(x.shape[-1] * 8 / 3 / 32)
 
         def widen(name):

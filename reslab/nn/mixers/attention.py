@@ -178,7 +178,10 @@ class Attention(ProjectingModule):
             query_offset=offset,
             window=self.window or None,
             softcap=self.softcap or None,
-            implementation=self.implementation,
+            # Kernels have no form for a cache, nor for the short input of `init`.
+            implementation="auto"
+            if state is not None or self.is_initializing()
+            else self.implementation,
         )
         y = self.project(
             "output",

@@ -58,8 +58,14 @@ class GatedDelta(ProjectingModule):
         Raises:
           ReslabError: If there is no whole size.
         """
+        if self.heads < 1 or self.head_dim < 0 or self.value_expansion <= 0:
+            raise ReslabError(
+                "mixers 'gated_delta'",
+                expected="positive heads, head_dim and value_expansion",
+                got=f"{self.heads}, {self.head_dim}, {self.value_expansion}",
+            )
         key_dim, rest = divmod(3 * features, 4 * self.heads)
-        if not self.head_dim and (rest or self.heads < 1):
+        if not self.head_dim and rest:
             raise ReslabError(
                 "mixers 'gated_delta': heads",
                 expected=f"a divisor of 3/4 of the width ({features})",

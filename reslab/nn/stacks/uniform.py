@@ -1,7 +1,5 @@
 """The ordinary stack: every layer once, one after the other."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 
@@ -17,7 +15,7 @@ class UniformStack(nn.Module):
       blocks: Factories of the blocks, tiled over depth.
       depth: Number of layers with parameters of their own.
       residual: Spec of the residual, whose ends open and close the stream.
-      context: What the parts may ask of their surroundings.
+      context: What the residual may ask of its surroundings.
       is_unrolled: Whether layers are unrolled instead of scanned.
       remat: What the backward pass recomputes: "none", "dots" or "full".
     """
@@ -35,9 +33,7 @@ class UniformStack(nn.Module):
         return 1
 
     def _layers(self, **keywords) -> Layers:
-        context = dataclasses.replace(self.context, depth=self.depth * self.passes)
-        blocks = tuple(_with_context(block, context) for block in self.blocks)
-        return Layers(blocks, self.depth, self.is_unrolled, self.remat, **keywords)
+        return Layers(self.blocks, self.depth, self.is_unrolled, self.remat, **keywords)
 
     def init_state(self, batch: int, length: int, features: int) -> State:
         """The state of every layer before the first token."""
@@ -81,10 +77,6 @@ class UniformStack(nn.Module):
     def apply_layers(self, stream, state, positions, segments):
         """Applies the layers once; stacks that repeat them override this."""
         return self._layers(name="body")(stream, 0, state, positions, segments)
-
-
-def _with_context(block: BlockFactory, context: Context) -> BlockFactory:
-    return lambda **keywords: block(context=context, **keywords)
 
 
 build = UniformStack

@@ -6,6 +6,9 @@ from typing import Any
 
 from reslab.core.errors import missing_extra
 
+# Checked before a run writes anything.
+PACKAGE = "tensorboardX"
+
 
 class TensorBoard:
     """Writes every metric as a scalar, through tensorboardX."""

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from reslab.core.errors import missing_extra
 
+# Checked before a run writes anything.
+PACKAGE = "wandb"
+
 
 class WeightsAndBiases:
     """Logs every metric to one W&B run per run directory.

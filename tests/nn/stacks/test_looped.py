@@ -19,14 +19,10 @@ def make(spec, depth=2, residual="plain"):
         registry.factory("blocks", "standard"),
         mixer="attention(heads=2)",
         residual=residual,
+        context=Context(position="rope"),
     )
     return registry.make(
-        "stacks",
-        spec,
-        blocks=(block,),
-        depth=depth,
-        residual=residual,
-        context=Context(position="rope"),
+        "stacks", spec, blocks=(block,), depth=depth, residual=residual
     )
 
 

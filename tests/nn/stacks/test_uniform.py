@@ -12,7 +12,8 @@ DEPTH = 5
 
 
 def kinds():
-    block = registry.factory("blocks", "standard")
+    context = Context(depth=DEPTH, position="rope")
+    block = functools.partial(registry.factory("blocks", "standard"), context=context)
     attention = functools.partial(block, mixer="attention(heads=2)", ffn="gelu")
     delta = functools.partial(block, mixer="gated_delta(heads=2)")
     return attention, delta
@@ -21,10 +22,7 @@ def kinds():
 def test_is_its_blocks_one_after_the_other():
     x = jax.random.normal(jax.random.key(0), (2, 6, 8))
     positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
-    context = Context(position="rope")
-    stack = registry.make(
-        "stacks", "uniform", blocks=kinds(), depth=DEPTH, context=context
-    )
+    stack = registry.make("stacks", "uniform", blocks=kinds(), depth=DEPTH)
     variables = jax.jit(stack.init)(jax.random.key(1), x, positions=positions)
     params = unbox(variables)["params"]["body"]
     # Two whole periods are scanned; the half one after them stands alone.
@@ -36,7 +34,7 @@ def test_is_its_blocks_one_after_the_other():
         period, kind = divmod(layer, 2)
         segment = params["segment_0" if period < 2 else "segment_1"]
         own = jax.tree.map(lambda leaf, p=period: leaf[p % 2], segment[f"block_{kind}"])
-        block = kinds()[kind](context=Context(depth=DEPTH, position="rope"))
+        block = kinds()[kind]()
         wanted, _, _ = jax.jit(functools.partial(block.apply, layer=layer))(
             {"params": own}, wanted, {}, positions=positions
         )

@@ -3,11 +3,10 @@
 import flax.linen as nn
 import jax
 
-from reslab.core.errors import ReslabError
-from reslab.nn.projection import ProjectingModule
+from reslab.nn.ffns._feed_forward import FeedForward
 
 
-class GELUFeedForward(ProjectingModule):
+class GELUFeedForward(FeedForward):
     """Widens, applies a GELU, and narrows.
 
         y = gelu(x . W_up) . W_down
@@ -19,36 +18,14 @@ class GELUFeedForward(ProjectingModule):
 
     Attributes:
       hidden: Hidden width; 0 is 4 times the features.
-      use_bias: Whether the projections have biases.
-      (and those of `ProjectingModule`)
+      (and those of `FeedForward`)
     """
-
-    hidden: int = 0
-    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, length, embed) to the same shape."""
-        if self.hidden < 0:
-            raise ReslabError(
-                "ffns 'gelu': hidden", expected="at least 0", got=str(self.hidden)
-            )
-        hidden = self.hidden or 4 * x.shape[-1]
-
-        def widen(name):
-            axes = ("embed", "mlp")
-            return self.project(name, x, hidden, axes, use_bias=self.use_bias)
-
-        h = nn.gelu(widen("up"))
-        h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
-        return self.project(
-            "down",
-            h,
-            x.shape[-1],
-            ("mlp", "embed"),
-            use_bias=self.use_bias,
-            scale=self.output_scale,
-        )
+        h = nn.gelu(self.widen("up", x, self.hidden or 4 * x.shape[-1]))
+        return self.narrow(h, x.shape[-1])
 
 
 build = GELUFeedForward

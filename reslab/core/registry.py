@@ -46,7 +46,6 @@ RESERVED = frozenset(
         "blocks",
         "context",
         "depth",
-        "directory",
         "dtype",
         "is_unrolled",
         "learning_rate",

@@ -66,20 +66,20 @@ def as_stack(data, kind, offset, placement):
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_golden_stack_of_llama_layers(golden, x64, placement):
     data = golden(f"block_{placement}")
+    double = Context(dtype=jnp.float64, param_dtype=jnp.float64, position="rope")
     block = functools.partial(
         registry.factory("blocks", "standard"),
+        context=double,
         mixer=f"attention(heads={HEADS})",
         ffn="swiglu(hidden=12)",
         norm="rms(epsilon=1e-6)",
         placement=placement,
     )
-    double = Context(dtype=jnp.float64, param_dtype=jnp.float64, position="rope")
     stack = registry.make(
         "stacks",
         "uniform",
         blocks=(block,),
         depth=int(data["num_layers"]),
-        context=double,
     )
     x = data["x"]
     positions = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])

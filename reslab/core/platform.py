@@ -25,10 +25,10 @@ def computed_once(tree: T) -> T:
     """Keeps XLA on a CPU from computing arrays again for each of their uses.
 
     Its CPU compiler fuses a sum into every reader, so a stream that is read and
-    summed at every sublayer is computed again from all earlier ones. A TPU's
-    weighs that better and is left alone. Measured with four hyper-connections in
-    6 layers of 256, batch 16 x 256, float32, two cores: a step took 4.9 s, and
-    with this 1.1 s (0.9 s with plain residuals, which gain nothing from it).
+    summed at every sublayer is computed again from all earlier ones. Measured on
+    four sublayers that mix four streams of 16 x 256 x 256 in float32, forward and
+    backward, on two cores: 60 ms with it and 102 ms without. Plain residuals gain
+    nothing from it. Other platforms are left alone: nothing was measured there.
 
     Args:
       tree: Arrays.

@@ -69,6 +69,11 @@ def get_config() -> ConfigDict:
     train.eval_every = 250  # steps between evaluations on held-out text
     train.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb(project='x')"
 
+    config.probes = probes = ConfigDict(type_safe=False)
+    probes.every = 100  # steps between looks inside; 0 is never
+    probes.names = ("stream", "contribution", "gradient", "update")  # what to look at
+    probes.batch = 8  # held-out sequences looked at, rounded up to the devices
+
     config.eval = evaluation = ConfigDict(type_safe=False)
     evaluation.batch = 64  # sequences in an evaluation step
     evaluation.batches = 8  # evaluation steps during training; all at the end

@@ -1,4 +1,4 @@
-"""The command line: `reslab train | eval | generate | list | show | doctor`.
+"""The command line: `reslab train | sweep | report | ...`.
 
 Exit codes: 0 done, 2 a mistake in the request (one line, nothing written),
 42 stopped on request with the state saved, 75 diverged, 130 interrupted.
@@ -94,6 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--top-p", type=float, default=1.0, help="1 keeps all tokens")
     added.add_argument("--samples", type=int, default=1, help="how many samples")
     added.add_argument("--seed", type=int, default=0, help="chooses the samples")
+
+    added = verb("inspect", _inspect, "look inside a run, layer by layer")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument(
+        "--probe",
+        action="append",
+        metavar="SPEC",
+        help="a probe (`reslab list probes`); may be repeated (default: all)",
+    )
+    added.add_argument("--step", type=int, help="one step (default: all that are kept)")
 
     added = verb("list", _list, "list every variant, or those of one family")
     added.add_argument("family", nargs="?", help="a family, such as norms")
@@ -280,6 +290,17 @@ def _generate(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     print("\n---\n".join(samples))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    _open_run(options)
+
+    from reslab.train.probe import inspect_run, table
+
+    records = inspect_run(options.run, options.probe, options.step)
+    print(table(records[-1]))
+    print(f"\nall steps and matrices  {options.run}/inspect.jsonl")
     return 0
 
 

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import inspect
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.text import aligned
 from reslab.core.trees import (
     count_bytes,
     count_parameters,
@@ -258,7 +259,7 @@ def show_config(config: ConfigDict) -> str:
         ("optimizer state", _device_bytes(setup.shapes.opt_state)),
     ]
     lines = [f"{key} = {value!r}" for key, value in configs.flatten(config)]
-    lines += ["", *_aligned(rows), "", f"{count:,} parameters"]
+    lines += ["", *aligned(rows), "", f"{count:,} parameters"]
     lines += [
         f"{forward:,} FLOPs per token forward, {training:,} in training "
         f"(matrix products, sequences of {length})",
@@ -284,11 +285,3 @@ def _device_bytes(tree: Any) -> int:
         tree,
     )
     return count_bytes(shards)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -26,6 +26,7 @@ SMALL = (
     "train.steps=4",
     "train.checkpoint_every=2",
     "eval.batch=8",
+    "probes.every=0",
 )
 
 

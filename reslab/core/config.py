@@ -207,11 +207,19 @@ def canonical_json(config: ConfigDict) -> str:
 
 def sha256(config: ConfigDict) -> str:
     """The digest of the canonical JSON: equal for equal configs only."""
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
+    return sha256_of_text(canonical_json(config))
+
+
+def sha256_of_text(text: str) -> str:
+    """The digest of a config's canonical JSON, as it was written."""
+    return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
 def from_json(text: str, where: str) -> ConfigDict:
     """Rebuilds a config from its JSON, as data, through the same typed checks.
+
+    Fields that the version which wrote it did not have get the value that says what
+    it did.
 
     Args:
       text: The JSON.
@@ -230,6 +238,7 @@ def from_json(text: str, where: str) -> ConfigDict:
     if not isinstance(fields, dict):
         raise ReslabError(where, expected="an object", got=type(fields).__name__)
     config = load("base")
+    fields = _SINCE | fields
     missing = sorted(set(dict(flatten(config))) - set(fields))
     if missing:
         raise ReslabError(
@@ -240,6 +249,14 @@ def from_json(text: str, where: str) -> ConfigDict:
         return update(config, fields.items())
     except ReslabError as error:
         raise ReslabError(f"{where}: {error}") from None
+
+
+# Fields that came after the first version, with what the versions before them did.
+_SINCE = {
+    "probes.every": 0,
+    "probes.names": [],
+    "probes.batch": 8,
+}
 
 
 def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
@@ -274,8 +291,9 @@ def check(config: ConfigDict) -> None:
         specs = fields[key] if isinstance(fields[key], tuple) else (fields[key],)
         for spec in specs:
             registry.factory(family, spec)
-    for spec in fields["train.writers"]:
-        registry.factory("writers", spec)
+    for key, family in (("train.writers", "writers"), ("probes.names", "probes")):
+        for spec in fields[key]:
+            registry.factory(family, spec)
     for key, choices in _CHOICES.items():
         if fields[key] not in choices:
             raise ReslabError(
@@ -318,6 +336,7 @@ _AT_LEAST_ONE = (
     "train.keep_checkpoints",
     "eval.batch",
     "eval.batches",
+    "probes.batch",
 )
 _AT_LEAST_ZERO = (
     "seed",
@@ -329,4 +348,5 @@ _AT_LEAST_ZERO = (
     "optim.learning_rate",
     "optim.weight_decay",
     "train.z_loss",
+    "probes.every",
 )

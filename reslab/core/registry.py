@@ -37,6 +37,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "sources": "reslab.data.sources",
         "tokenizers": "reslab.data.tokenizers",
         "writers": "reslab.observe.writers",
+        "probes": "reslab.observe.probes",
     }
 )
 

@@ -224,6 +224,10 @@ class LanguageModel(nn.Module):
         x, _ = self.hidden(tokens, positions=positions, segments=segments)
         return self.logits(x)
 
+    def read_out(self, x: jax.Array) -> jax.Array:
+        """Float32 logits of the stream at any depth: final norm, then head."""
+        return self.logits(self.final_norm(x))
+
     def logits(self, x: jax.Array) -> jax.Array:
         """Float32 logits of features that `hidden` returned."""
         wide = statistics_dtype(self.dtype)

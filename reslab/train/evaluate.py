@@ -46,15 +46,19 @@ class Evaluator:
             lambda params, batch: loss_sums(model, params, batch, byte_lengths)[1]
         )
 
-    def __call__(self, params: Any, batches: int | None = None) -> dict[str, float]:
+    def __call__(
+        self, params: Any, batches: int | None = None, *, first: int | None = None
+    ) -> dict[str, float]:
         """Evaluates on the first `batches` steps, or on all.
 
         Args:
           params: The model's parameters.
           batches: Number of evaluation steps; None is the whole split.
+          first: Also gives the figure on this many first steps, by itself.
 
         Returns:
-          `eval_loss` in nats per token, `eval_bpb`, and `eval_tokens`.
+          `eval_loss` in nats per token, `eval_bpb`, and `eval_tokens`; with
+          `first` also `eval_first_bpb`.
         """
         host = validation_batches(
             self._corpus.validation,
@@ -65,13 +69,18 @@ class Evaluator:
         )
         place = place_on(self._mesh)
         totals: dict[str, float] = {}
+        beginning = {}
         with use_mesh(self._mesh):
-            for batch in prefetch(itertools.islice(host, batches), place):
+            chosen = prefetch(itertools.islice(host, batches), place)
+            for index, batch in enumerate(chosen, start=1):
                 sums = jax.device_get(self._sums(params, batch))
                 # Summed in double precision on the host, in a fixed order.
                 totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
+                if first is not None and index <= first:
+                    beginning = {"eval_first_bpb": bits_per_byte(totals)}
         return {
             "eval_loss": totals["nll"] / max(totals["tokens"], 1.0),
             "eval_bpb": bits_per_byte(totals),
             "eval_tokens": totals["tokens"],
+            **beginning,
         }

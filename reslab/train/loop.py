@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
+from reslab.core.trees import count_parameters
 from reslab.data.batches import TrainBatches
 from reslab.data.corpus import Corpus, load_corpus
 from reslab.data.prefetch import prefetch
@@ -20,6 +21,7 @@ from reslab.observe.environment import environment
 from reslab.observe.meter import Meter
 from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.progress import progress
+from reslab.observe.writers.jsonl import JsonLines
 from reslab.parallel.mesh import (
     batch_sharding,
     make_mesh,
@@ -29,9 +31,10 @@ from reslab.parallel.mesh import (
 )
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.evaluate import Evaluator
+from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, make_setup
-from reslab.train.step import make_step
+from reslab.train.step import Batch, make_step
 
 
 class Diverged(ReslabError):
@@ -122,6 +125,7 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
         setup.model, setup.mesh, corpus, length=data.length, batch=config.eval.batch
     )
     run = Run(pathlib.Path(directory))
+    prober = Prober(setup, corpus) if config.probes.every else None
     about = describe(setup, corpus)
     is_resumed = run.open(config, about)
     if (finished := run.result()) is not None:
@@ -146,8 +150,13 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
         writers = Writers(config.train.writers, str(run.directory))
         stack.callback(writers.close)
         writers.truncate(start)
+        looks = JsonLines(str(run.directory), "probes.jsonl")
+        stack.callback(looks.close)
+        looks.truncate(start - 1)  # The look at `start` is taken again.
 
-        trainer = _Trainer(setup, corpus, checkpoints, writers, evaluator)
+        trainer = _Trainer(
+            setup, corpus, checkpoints, writers, evaluator, prober, looks
+        )
         result = trainer.run(state, start, batches)
         checkpoints.wait()
     run.write("result.json", result)
@@ -159,6 +168,10 @@ def describe(setup: Setup, corpus: Corpus) -> dict[str, Any]:
     return {
         "environment": environment(),
         "mesh": dict(setup.mesh.shape),
+        "parameters": count_parameters(setup.shapes.params),
+        "training_flops_per_token": training_flops_per_token(
+            setup.model, setup.shapes.params, setup.config.data.length
+        ),
         "compute_dtype": jax.numpy.dtype(setup.model.dtype).name,
         "corpus": {
             "sha256": corpus.sha256,
@@ -178,12 +191,16 @@ class _Trainer:
         checkpoints: Checkpoints,
         writers: Writers,
         evaluator: Evaluator,
+        prober: Prober | None,
+        looks: JsonLines,
     ):
         self._setup = setup
         self._config = setup.config
         self._checkpoints = checkpoints
         self._writers = writers
         self._evaluator = evaluator
+        self._prober = prober
+        self._looks = looks
         byte_lengths = corpus.tokenizer.byte_lengths()
         state_sharding = jax.tree.map(lambda leaf: leaf.sharding, setup.shapes)
         self._step = jax.jit(
@@ -215,7 +232,9 @@ class _Trainer:
             progress(train.steps, start) as bar,
         ):
             for step in range(start + 1, train.steps + 1):
-                state, metrics = self._step(state, next(placed))
+                batch = next(placed)
+                self._look(step - 1, state, batch, meter)
+                state, metrics = self._step(state, batch)
                 # Waiting for the step before this one keeps the devices busy and
                 # Python at most one step ahead of them.
                 jax.block_until_ready(previous)
@@ -232,7 +251,10 @@ class _Trainer:
                                 state.params, self._config.eval.batches
                             )
                     if is_last:
-                        row |= meter.average() | self._evaluator(state.params)
+                        # The curve goes on with the batches that it is made of.
+                        row |= meter.average() | self._evaluator(
+                            state.params, first=self._config.eval.batches
+                        )
                         self._check_finite(step, row, "eval_loss")
                     self._writers.write(step, row)
                     bar.update(step, row)
@@ -241,9 +263,19 @@ class _Trainer:
                 if stop.is_set and not is_last:
                     self._checkpoints.wait()
                     raise Stopped(step)
+            self._look(train.steps, state, next(placed), meter)
         if start == train.steps:  # Killed between the last step and the result.
-            row = self._evaluator(state.params)
+            row = self._evaluator(state.params, first=self._config.eval.batches)
         return {"step": train.steps, **row}
+
+    def _look(self, step: int, state: TrainState, batch: Batch, meter: Meter) -> None:
+        """Looks inside before the batch is trained on, where a look is due."""
+        train, every = self._config.train, self._config.probes.every
+        if self._prober and (step % every == 0 or step == train.steps):
+            # Or else the pause would hide the rest of the step before.
+            jax.block_until_ready(state)
+            with meter.paused():
+                self._looks.write(step, self._prober(state, batch))
 
     def _row(self, step: int, metrics: Any, meter: Meter) -> dict[str, float]:
         row = {key: float(value) for key, value in jax.device_get(metrics).items()}

@@ -47,14 +47,16 @@ class Run:
             raise ReslabError(
                 f"{self.directory}", expected="a run directory", got="no config.json"
             )
-        config = configs.from_json(path.read_text(), str(path))
+        text = path.read_text()
+        config = configs.from_json(text, str(path))
         if (self.directory / "run.json").is_file():
             recorded = self.record().get("config_sha256")
-            if recorded != configs.sha256(config):
+            # Of the text, not the config: an older version knew fewer fields.
+            if recorded != configs.sha256_of_text(text):
                 raise ReslabError(
                     f"{path} was changed since the run began",
                     expected=f"sha256 {str(recorded)[:12]}",
-                    got=configs.sha256(config)[:12],
+                    got=configs.sha256_of_text(text)[:12],
                     hint="train a new run with --config or --set",
                 )
         return config

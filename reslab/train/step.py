@@ -15,6 +15,7 @@ from reslab.train.state import Setup, TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Objective = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
 
 def loss_sums(
@@ -67,6 +68,58 @@ def bits_per_byte(sums: Mapping[str, Any]) -> Any:
     return sums["nll"] / (sums["bytes"] * math.log(2))
 
 
+def training_objective(setup: Setup, byte_lengths: np.ndarray) -> Objective:
+    """Builds what training minimizes: the mean over the tokens that count.
+
+    Args:
+      setup: Model and config.
+      byte_lengths: Bytes that each token id stands for.
+
+    Returns:
+      A function `(params, batch, total_tokens) -> (objective, sums)`, of a batch
+      that may be a part of `total_tokens` tokens.
+    """
+
+    def objective(params, batch, total_tokens):
+        total, sums = loss_sums(
+            setup.model, params, batch, byte_lengths, setup.config.train.z_loss
+        )
+        return total / total_tokens.astype(total.dtype), sums
+
+    return objective
+
+
+def gradient_in_parts(
+    objective: Objective, parts: int
+) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
+    """The gradient of an objective over a batch, part after part.
+
+    Args:
+      objective: As `training_objective` gives; its first argument may be any tree.
+      parts: Number of parts of the batch whose gradients are added up.
+
+    Returns:
+      A function `(tree, batch) -> (gradient, sums)`.
+    """
+    gradient = jax.grad(objective, has_aux=True)
+
+    def accumulated(tree, batch):
+        total_tokens = jnp.maximum(jnp.sum(batch["loss_mask"].astype(jnp.float32)), 1)
+        if parts == 1:
+            return gradient(tree, batch, total_tokens)
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, gradient(tree, part, total_tokens)), ()
+
+        split = jax.tree.map(lambda x: _split_rows(x, parts), batch)
+        first = jax.tree.map(lambda x: x[0], split)
+        shapes = jax.eval_shape(gradient, tree, first, total_tokens)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, zeros, split)[0]
+
+    return accumulated
+
+
 def make_step(setup: Setup, byte_lengths: np.ndarray) -> Step:
     """Builds the training step of a setup.
 
@@ -81,33 +134,12 @@ def make_step(setup: Setup, byte_lengths: np.ndarray) -> Step:
       A pure function `(state, batch) -> (state, metrics)`; the metrics are
       scalars: `loss`, `bpb`, `learning_rate`, `gradient_norm`.
     """
-    config = setup.config
-    parts = config.train.accumulate
-
-    def objective(params, batch, total_tokens):
-        total, sums = loss_sums(
-            setup.model, params, batch, byte_lengths, config.train.z_loss
-        )
-        return total / total_tokens.astype(total.dtype), sums
-
-    gradient = jax.grad(objective, has_aux=True)
-
-    def accumulated(params, batch, total_tokens):
-        if parts == 1:
-            return gradient(params, batch, total_tokens)
-
-        def add(sums, part):
-            return jax.tree.map(jnp.add, sums, gradient(params, part, total_tokens)), ()
-
-        split = jax.tree.map(lambda x: _split_rows(x, parts), batch)
-        first = jax.tree.map(lambda x: x[0], split)
-        shapes = jax.eval_shape(gradient, params, first, total_tokens)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zeros, split)[0]
+    gradient = gradient_in_parts(
+        training_objective(setup, byte_lengths), setup.config.train.accumulate
+    )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        total_tokens = jnp.maximum(jnp.sum(batch["loss_mask"].astype(jnp.float32)), 1)
-        gradients, sums = accumulated(state.params, batch, total_tokens)
+        gradients, sums = gradient(state.params, batch)
         # optax counts on implicit promotion (b1 ** step), also where the caller
         # has forbidden it.
         with jax.numpy_dtype_promotion("standard"):

@@ -35,6 +35,16 @@ def test_json_round_trip_is_exact():
     assert again.optim.clip == 2.0
 
 
+def test_a_config_of_an_older_version_does_what_it_did():
+    """Fields that it did not have are off; whatever else is missing is named."""
+    fields = dict(configs.flatten(configs.load("tiny")))
+    older = {k: v for k, v in fields.items() if not k.startswith("probes.")}
+    assert configs.from_json(json.dumps(older), "config").probes.every == 0
+    del older["model.norm"]
+    with pytest.raises(ReslabError, match=r"no field 'model.norm'.*another version"):
+        configs.from_json(json.dumps(older), "config")
+
+
 def test_a_recorded_config_is_data(tmp_path):
     fields = dict(configs.flatten(configs.load("tiny")))
     target = tmp_path / "made"

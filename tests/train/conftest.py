@@ -18,6 +18,7 @@ SMALL = {
     "train.checkpoint_every": 4,
     "train.eval_every": 8,
     "eval.batch": 8,
+    "probes.every": 0,
 }
 
 

@@ -105,15 +105,19 @@ def metrics(directory):
 @pytest.mark.slow
 def test_killed_three_times_ends_bit_identical(tmp_path, child):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = child(whole)
+    looking = {"probes__every": 4, "probes__names": ("gradient",)}
+    done = child(whole, **looking)
     assert done.returncode == 0, done.stderr
     for kill in ("step:2", "save:4", "step:5"):
-        died = child(broken, kill)
+        died = child(broken, kill, **looking)
         assert died.returncode == -signal.SIGKILL, died.stderr
-    done = child(broken)
+    done = child(broken, **looking)
     assert done.returncode == 0, done.stderr
     assert parameters(whole) == parameters(broken)
     assert metrics(whole) == metrics(broken)
+    looks = (whole / "probes.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in looks.splitlines()] == [0, 4, 8, 12]
+    assert looks == (broken / "probes.jsonl").read_text()
 
 
 def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, small_config, monkeypatch):

@@ -11,6 +11,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
+from reslab.core.taps import tap
 from reslab.core.types import Branch
 
 # Separate arrays, not one: a stacked axis would be copied at every mixing.
@@ -83,6 +84,7 @@ class HyperConnections(nn.Module):
         )
         dtype = statistics_dtype(stream[0].dtype)
         mix, write = mix.astype(dtype), write.astype(dtype)
+        tap(self, "depth_weights", mix[:, 0])
 
         # Sums of scaled streams, not a matrix product: n is far below the width
         # of a matrix unit, and these fuse into one pass over the streams.

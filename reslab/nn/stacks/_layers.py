@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.taps import TAPS
 from reslab.core.types import Shared, State, Stream
 
 BlockFactory = Callable[..., nn.Module]
@@ -129,7 +130,7 @@ class Layers(nn.Module):
         for index, (blocks, count) in enumerate(self.segments()):
             scan = nn.scan(
                 body,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, TAPS: 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=count,

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.taps import TAPS
 from reslab.core.types import State
 from reslab.nn.stacks.uniform import UniformStack
 
@@ -65,6 +66,7 @@ class LoopedStack(UniformStack):
 
         scan = nn.scan(
             one_pass,
+            variable_axes={TAPS: 0},
             variable_broadcast="params",
             split_rngs={"params": False},
             length=self.loops,

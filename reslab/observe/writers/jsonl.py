@@ -9,22 +9,22 @@ from typing import Any
 
 
 class JsonLines:
-    """Appends `{"step": ..., name: value, ...}` to `metrics.jsonl`.
+    """Appends `{"step": ..., name: value, ...}` to a file, `metrics.jsonl`.
 
     Every line is flushed, so a kill loses at most the line being written; such a
-    half line is dropped when the file is opened again. JSON has no infinity and
-    no NaN: they are written as null.
+    half line is dropped when the file is opened again. A value is a number, or a
+    list of lists of them; JSON has no infinity and no NaN: they are written as null.
 
     Attributes:
       path: The file.
     """
 
-    def __init__(self, directory: str):
-        self.path = pathlib.Path(directory) / "metrics.jsonl"
+    def __init__(self, directory: str, file: str = "metrics.jsonl"):
+        self.path = pathlib.Path(directory) / file
         self._keep(lambda record: True)
         self._file = self.path.open("a", encoding="utf-8")
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
         record = {"step": step} | {k: _number(v) for k, v in metrics.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -74,7 +74,9 @@ def _record(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "step" in record else None
 
 
-def _number(value: Any) -> int | float | None:
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(item) for item in value]
     number = value if isinstance(value, int) else float(value)
     return number if math.isfinite(number) else None
 

@@ -1,0 +1,205 @@
+"""What a probe looks at: one state of a model on some tokens, along depth."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.trees import named_leaves
+from reslab.observe.probes._watch import (
+    watching_sublayers,
+    without_layers,
+)
+
+
+class CannotAnswer(ReslabError):
+    """The model has no part that a probe asks about."""
+
+
+class Quantity(NamedTuple):
+    """One result of a probe, for people.
+
+    Attributes:
+      title: What it is.
+      axis: What its values are ordered by: "site" (every sublayer by what it
+        reads, then the end of the stream), "sublayer" (without the end), "layer",
+        "layer x layer" (the last row and column are the end) or "sublayer x source".
+      is_logarithmic: Whether its scale is.
+    """
+
+    title: str
+    axis: str
+    is_logarithmic: bool = False
+
+
+class Probe(Protocol):
+    """Looks at a view and returns arrays, one file of `observe/probes/` each.
+
+    `build(**options)` makes one. It runs inside jit.
+    """
+
+    quantities: ClassVar[Mapping[str, Quantity]]
+
+    def __call__(self, view: "View") -> dict[str, jax.Array]:
+        """Computes the value of every quantity that it names.
+
+        Raises:
+          CannotAnswer: If the model's variants have nothing to show.
+        """
+        ...
+
+
+class Trace(NamedTuple):
+    """What the sublayers did, in the order of depth.
+
+    Attributes:
+      readings: What each reads from the stream, before its norm (sublayers,
+        batch, length, embed). For `plain` this is the stream; for a residual of
+        several streams, the mixture that the sublayer sees.
+      outputs: What each returns to the residual, after its norms; same shape.
+      end: The features after the last layer, before the final norm
+        (batch, length, embed).
+      layers: Number of layers applied.
+      others: What parts tapped themselves, by name: a list of values with one
+        entry for each sublayer that did, in order.
+    """
+
+    readings: jax.Array
+    outputs: jax.Array
+    end: jax.Array
+    layers: int
+    others: Mapping[str, jax.Array]
+
+    @property
+    def stream(self) -> jax.Array:
+        """The readings and the end (sublayers + 1, batch, length, embed)."""
+        return jnp.concatenate([self.readings, self.end[None]])
+
+    @property
+    def layer_stream(self) -> jax.Array:
+        """What each layer reads, and the end (layers + 1, batch, length, embed).
+
+        Raises:
+          CannotAnswer: If layers differ in their number of sublayers.
+        """
+        each, rest = divmod(self.readings.shape[0], self.layers)
+        if rest:
+            raise CannotAnswer(
+                "probes by layer",
+                expected="layers of equally many sublayers",
+                got=f"{self.readings.shape[0]} sublayers in {self.layers} layers",
+            )
+        return jnp.concatenate([self.readings[::each], self.end[None]])
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One state of a model on some tokens; everything is computed on demand.
+
+    Attributes:
+      params: The parameters.
+      is_counted: Which tokens count (batch, length); padding does not.
+      is_first: Which tokens are the first of their document (batch, length).
+      forward: Runs the model once and returns its `taps` collection.
+      read_out: Maps the end of the stream to logits: final norm and head.
+      loss: Mean loss of the tokens that count.
+      gradient: Maps slots (see `watching_stream_gradient`) to the gradient of the
+        training loss by the parameters, and by the slots.
+      update: Maps that gradient to the change of the parameters.
+    """
+
+    params: Any
+    is_counted: jax.Array
+    is_first: jax.Array
+    forward: Callable[[], Any]
+    read_out: Callable[[jax.Array], jax.Array]
+    loss: Callable[[], jax.Array]
+    gradient: Callable[[jax.Array], tuple[Any, jax.Array]]
+    update: Callable[[Any], Any]
+
+    @functools.cached_property
+    def trace(self) -> Trace:
+        """One forward pass, watched.
+
+        Raises:
+          CannotAnswer: If the model has no sublayers that keep to the protocols.
+        """
+        with watching_sublayers():
+            taps = self.forward()
+        found: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
+        for path, leaf in named_leaves(taps).items():
+            # .../<module>/<name>/<index of the call>/{site, value}
+            *_, name, _, kind = path.split("/")
+            if kind == "site":
+                value = named_leaves(taps)[path.removesuffix("site") + "value"]
+                found.setdefault(name, []).append((leaf, value))
+        if not {"reading", "end", "layer"} <= found.keys():
+            raise CannotAnswer(
+                "probes", expected="a model of sublayers along depth", got="none seen"
+            )
+        stacked = {name: _by_site(pairs) for name, pairs in found.items()}
+        return Trace(
+            readings=stacked.pop("reading"),
+            outputs=stacked.pop("output"),
+            end=stacked.pop("end")[0],
+            layers=stacked.pop("layer").shape[0],
+            others=stacked,
+        )
+
+    @functools.cached_property
+    def training_gradient(self) -> tuple[Any, jax.Array]:
+        """Of the training loss: by the parameters, and squared by each stream."""
+        sublayers = jax.eval_shape(lambda: self.trace.readings).shape[0]
+        return self.gradient(jnp.zeros(sublayers, jnp.float32))
+
+    @functools.cached_property
+    def logits(self) -> jax.Array:
+        """The model's logits (batch, length, vocabulary)."""
+        return self.read_out(self.trace.end)
+
+    def loss_without(self, is_removed: jax.Array) -> jax.Array:
+        """The mean loss when the layers in `is_removed` (layers,) are left out."""
+        with without_layers(is_removed):
+            return self.loss()
+
+    def mean(self, values: jax.Array) -> jax.Array:
+        """Averages (..., batch, length) over the tokens that count, in float32."""
+        return self._mean(values, self.is_counted)
+
+    def mean_after_first(self, values: jax.Array) -> jax.Array:
+        """The same without the first token of each document."""
+        return self._mean(values, self.is_counted & ~self.is_first)
+
+    def _mean(self, values: jax.Array, is_counted: jax.Array) -> jax.Array:
+        weights = is_counted.astype(jnp.float32)
+        # Zero times infinity is not zero: what is not counted must not be seen.
+        counted = jnp.where(is_counted, values.astype(jnp.float32), 0.0)
+        total = jnp.maximum(jnp.sum(weights), 1.0)
+        return jnp.sum(counted, axis=(-2, -1)) / total
+
+
+def _by_site(pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """Stacks values (loops..., *shape) in the order of their sites (loops...)."""
+    sites = jnp.concatenate([site.reshape(-1) for site, _ in pairs])
+    values = jnp.concatenate(
+        [value.reshape(-1, *value.shape[site.ndim :]) for site, value in pairs]
+    )
+    return values[jnp.argsort(sites)]
+
+
+def norms(x: jax.Array) -> jax.Array:
+    """Euclidean norms over the last axis, in float32."""
+    return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+
+
+def cosines(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Cosines over the last axis, in float32; 0 where a vector vanishes."""
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    product = norms(x) * norms(y)
+    return jnp.where(
+        product > 0, jnp.sum(x * y, axis=-1) / jnp.where(product > 0, product, 1), 0.0
+    )

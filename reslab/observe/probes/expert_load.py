@@ -1,0 +1,38 @@
+"""How evenly tokens are spread over experts."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+
+from reslab.observe.probes._view import CannotAnswer, Quantity, View
+
+
+class ExpertLoadProbe:
+    """The share of tokens that each expert of a layer gets.
+
+    A feed-forward layer of experts taps `expert_load` (experts,), which sums to 1.
+
+    Reference: Fedus et al., 2021, https://arxiv.org/abs/2101.03961 (the fraction of
+    tokens dispatched to an expert).
+    """
+
+    quantities: ClassVar[Mapping[str, Quantity]] = {
+        "share": Quantity("share of the tokens by expert", "sublayer x source")
+    }
+
+    def __call__(self, view: View) -> dict[str, jax.Array]:
+        """Collects what the layers of experts tapped.
+
+        Raises:
+          CannotAnswer: If there are no experts.
+        """
+        if "expert_load" not in view.trace.others:
+            raise CannotAnswer(
+                "probe 'expert_load': this model has no experts",
+                hint="leave the probe out",
+            )
+        return {"share": view.trace.others["expert_load"]}
+
+
+build = ExpertLoadProbe

@@ -1,0 +1,248 @@
+"""Looks inside a run: probes on its model and optimizer, while it trains or later."""
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.taps import TAPS
+from reslab.core.text import aligned
+from reslab.data.batches import TrainBatches, validation_batches
+from reslab.data.corpus import Corpus, load_corpus
+from reslab.observe.probes import quantities
+from reslab.observe.probes._view import CannotAnswer, View
+from reslab.observe.probes._watch import watching_stream_gradient
+from reslab.observe.writers import jsonl
+from reslab.parallel.mesh import make_mesh, place_on, replicated, use_mesh
+from reslab.train.checkpoint import Checkpoints
+from reslab.train.run import Run
+from reslab.train.state import Setup, TrainState, make_setup
+from reslab.train.step import (
+    Batch,
+    gradient_in_parts,
+    loss_sums,
+    training_objective,
+)
+
+
+class Prober:
+    """Computes probes of a train state, in a program of its own.
+
+    The training step is not touched: it is the same program, and gives the same
+    numbers, with and without probes. The model is looked at in its scanned form,
+    which compiles fast at any depth, on held-out sequences that stay the same, so
+    that steps and runs can be compared; gradients and updates are those of the
+    training batch that comes next.
+
+    Args:
+      setup: Model, optimizer and config.
+      corpus: The corpus, from whose held-out split the sequences are.
+      specs: Spec strings of the probes; those of the config if None.
+
+    Raises:
+      ReslabError: If a probe is named twice, or the model cannot answer one.
+    """
+
+    def __init__(
+        self, setup: Setup, corpus: Corpus, specs: Sequence[str] | None = None
+    ):
+        config = setup.config
+        specs = config.probes.names if specs is None else specs
+        self._probes = {}
+        for spec in specs:
+            name = registry.parse(spec).name
+            if name in self._probes:
+                raise ReslabError(f"probe {name!r} is named twice", got=repr(spec))
+            self._probes[name] = registry.make("probes", spec)
+        self._setup = setup
+        self._byte_lengths = corpus.tokenizer.byte_lengths()
+        self._model = setup.model.clone(is_unrolled=False)
+        shared = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+        rows = shared * math.ceil(config.probes.batch / shared)
+        windows = validation_batches(
+            corpus.validation,
+            config.data.length,
+            rows,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        self._held_out = place_on(setup.mesh)(next(windows))
+        self._look = jax.jit(self._all, out_shardings=replicated(setup.mesh))
+        with use_mesh(setup.mesh):
+            # Tells now, not at the first look, what the model cannot answer.
+            batch = jax.eval_shape(lambda: self._held_out)
+            jax.eval_shape(self._all, setup.shapes, batch, batch)
+
+    def __call__(self, state: TrainState, batch: Batch) -> dict[str, Any]:
+        """Looks at a state.
+
+        Args:
+          state: The train state.
+          batch: The training batch that comes next.
+
+        Returns:
+          `<probe>/<quantity>`: nested lists of numbers by depth.
+        """
+        with use_mesh(self._setup.mesh):
+            found = jax.device_get(self._look(state, batch, self._held_out))
+        return {name: np.asarray(values).tolist() for name, values in found.items()}
+
+    def _all(self, state: TrainState, batch: Batch, held_out: Batch) -> dict[str, Any]:
+        # Probes are about depth, not about precision: they may mix dtypes.
+        with jax.numpy_dtype_promotion("standard"):
+            view = self._view(state, batch, held_out)
+            return {
+                f"{name}/{quantity}": values
+                for name, probe in self._probes.items()
+                for quantity, values in probe(view).items()
+            }
+
+    def _view(self, state: TrainState, batch: Batch, held_out: Batch) -> View:
+        setup, params = self._setup, state.params
+
+        def forward():
+            _, taps = self._model.apply(
+                {"params": params},
+                held_out["tokens"],
+                positions=held_out["positions"],
+                segments=held_out["segment_ids"],
+                method="hidden",
+                mutable=[TAPS],
+            )
+            return taps[TAPS]
+
+        def loss():
+            total, sums = loss_sums(self._model, params, held_out, self._byte_lengths)
+            return total / jax.numpy.maximum(sums["tokens"], 1)
+
+        def gradient(slots):
+            objective = training_objective(setup, self._byte_lengths)
+
+            def watched(tree, part, total_tokens):
+                with watching_stream_gradient(tree["slots"]):
+                    return objective(tree["params"], part, total_tokens)
+
+            parts = setup.config.train.accumulate
+            tree = {"params": params, "slots": slots}
+            found, _ = gradient_in_parts(watched, parts)(tree, batch)
+            return found["params"], found["slots"]
+
+        def read_out(x) -> jax.Array:
+            logits: Any = self._model.apply({"params": params}, x, method="read_out")
+            return logits
+
+        return View(
+            params=params,
+            is_counted=held_out["loss_mask"].astype(bool),
+            is_first=held_out["positions"] == 0,
+            forward=forward,
+            read_out=read_out,
+            loss=loss,
+            gradient=gradient,
+            update=lambda g: setup.optimizer.update(g, state.opt_state, params)[0],
+        )
+
+
+def inspect_run(
+    directory: str | pathlib.Path,
+    specs: Sequence[str] | None = None,
+    step: int | None = None,
+) -> list[dict[str, Any]]:
+    """Looks at the checkpoints of a run, and records what it saw.
+
+    The results go to `inspect.jsonl` in the run directory, one line a step; those of
+    the same probes at the same step are replaced. Nothing else is changed.
+
+    Args:
+      directory: The run directory.
+      specs: Spec strings of the probes; all that the model can answer if None.
+      step: Looks at this step alone; at every one that is kept if None.
+
+    Returns:
+      The records, in order of step.
+
+    Raises:
+      ReslabError: If the run has no such checkpoint, or cannot answer a probe.
+    """
+    run = Run(pathlib.Path(directory))
+    config = run.config()
+    corpus = load_corpus(config.data.source, config.data.tokenizer)
+    run.check_corpus(corpus.sha256)
+    devices = jax.devices()
+    # All devices where they share the batch evenly, otherwise one.
+    unit = len(devices) * config.train.accumulate
+    devices = devices if config.data.batch % unit == 0 else devices[:1]
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+    setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
+    if specs is None:
+        specs = _answerable(setup, corpus)
+    prober = Prober(setup, corpus, specs)
+    records = []
+    with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
+        for one in checkpoints.steps() if step is None else (step,):
+            restored = checkpoints.restore(setup.shapes, one)
+            batches = TrainBatches(
+                corpus.train, config.data.length, config.data.batch, config.seed
+            )
+            batches.state = restored.data_index
+            batch = place_on(mesh)(next(batches))
+            records.append({"step": one, **prober(restored.state, batch)})
+    _merge(run.directory, records)
+    return records
+
+
+def _answerable(setup: Setup, corpus: Corpus) -> list[str]:
+    """The probes that a model can answer."""
+    found = []
+    for name in registry.names("probes"):
+        try:
+            Prober(setup, corpus, [name])
+        except CannotAnswer:
+            continue
+        found.append(name)
+    return found
+
+
+def _merge(directory: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Adds records to those of earlier looks at the same steps."""
+    name = "inspect.jsonl"
+    steps: dict[int, dict[str, Any]] = {}
+    if (directory / name).is_file():
+        steps = {record["step"]: record for record in jsonl.read(directory / name)}
+    for record in records:
+        steps[record["step"]] = {**steps.get(record["step"], {}), **record}
+    lines = jsonl.JsonLines(str(directory), name)
+    lines.truncate(-1)
+    for step in sorted(steps):
+        lines.write(step, {k: v for k, v in steps[step].items() if k != "step"})
+    lines.close()
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """The results of one look as text, a table for each axis; matrices are left out."""
+    titles = quantities()
+    lines = [f"step {record['step']}"]
+    for axis in ("site", "sublayer", "layer"):
+        columns = {
+            name: record[name]
+            for name in titles
+            if name in record and titles[name].axis == axis
+        }
+        depths = max((len(values) for values in columns.values()), default=0)
+        if not depths:
+            continue
+        rows = [(axis, *columns)]
+        for depth in range(depths):
+            cells = (
+                f"{values[depth]:.4g}" if depth < len(values) else ""
+                for values in columns.values()
+            )
+            is_end = axis == "site" and depth == depths - 1
+            rows.append(("end" if is_end else str(depth), *cells))
+        lines += ["", *aligned(rows)]
+    return "\n".join(lines)

@@ -1,26 +1,24 @@
 """The command line: `reslab train | sweep | report | ...`.
 
-Exit codes: 0 done, 2 a mistake in the request (one line, nothing written),
-42 stopped on request with the state saved, 75 diverged, 130 interrupted.
+Exit codes: 0 done, 1 some runs of a sweep failed, 2 a mistake in the request (one
+line, nothing written), 42 stopped on request with the state saved, 75 diverged, 130
+interrupted.
 """
 
 import argparse
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reslab import __version__
 from reslab.core.errors import ReslabError
+from reslab.core.exits import BAD_INPUT, DIVERGED, INTERRUPTED, STOPPED
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-STOPPED = 42
-BAD_INPUT = 2
-DIVERGED = 75
-INTERRUPTED = 130
 
 # Larger corpora are not counted for the summary: the counts take memory.
 LARGEST_COUNTED = 2**28
@@ -80,6 +78,35 @@ def _parser() -> argparse.ArgumentParser:
     configurable(added)
     added.add_argument(
         "--run", metavar="DIR", help="the run directory (default: by config)"
+    )
+
+    added = verb("sweep", _sweep, "do the runs of a study, or go on with them")
+    added.add_argument("study", metavar="STUDY", help="a study file, or FILE:SCALE")
+    configurable(added)
+    added.add_argument("--out", metavar="DIR", help="default: runs/<name of the study>")
+    added.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    chosen = added.add_mutually_exclusive_group()
+    chosen.add_argument("--only", type=int, metavar="INDEX", help="this run alone")
+    chosen.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="every N-th run, from run I on: one of N machines",
+    )
+    added.add_argument(
+        "--retry", action="store_true", help="also repeat runs that diverged"
+    )
+    added.add_argument(
+        "--manifest", action="store_true", help="list the runs as JSON lines; run none"
+    )
+
+    added = verb("report", _report, "report a study, or runs, as one page")
+    added.add_argument("paths", nargs="+", metavar="STUDY|RUN", help="directories")
+    added.add_argument("--out", metavar="FILE.html", help="default: in the study")
+    added.add_argument("--baseline", metavar="NAME", help="the case to compare with")
+    added.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="runs with different corpora or budgets in one table, marked",
     )
 
     added = verb("eval", _eval, "evaluate a run on all of its held-out text")
@@ -247,6 +274,47 @@ def _open_run(options: argparse.Namespace) -> "ConfigDict":
     _check_is_run(options.run)
     options.set = []
     return _configure(options, options.run, is_run=True)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from reslab.core import config as configs
+    from reslab.study.plan import choose, plan
+    from reslab.study.sweep import SweepStopped, sweep
+
+    overrides = [configs.parse_override(text) for text in options.set]
+    planned = plan(options.study, overrides)
+    if options.manifest:
+        print("\n".join(planned.manifest()))
+        return 0
+    directory = pathlib.Path(options.out or pathlib.Path("runs") / planned.name)
+    runs = choose(planned, options.only, options.shard)
+    try:
+        tally = sweep(
+            planned,
+            directory,
+            runs=runs,
+            jobs=options.jobs,
+            is_retrying=options.retry,
+            command=shlex.join(["reslab", *sys.argv[1:]]),
+        )
+    except SweepStopped:
+        print("stopped and saved; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    for run, message in tally.failed:
+        print(f"failed: {run.case}, seed {run.seed}: {message}")
+    print(f"{len(tally.done)} of {len(runs)} runs are finished")
+    print(f"next\n  reslab report {directory}")
+    return 1 if tally.failed else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from reslab.study.report import answer, write_report
+
+    choices = {"baseline": options.baseline, "allow_mixed": options.allow_mixed}
+    page = write_report(options.paths, options.out, **choices)
+    print(answer(options.paths, **choices))
+    print(f"\nreport  {page}")
+    return 0
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -25,7 +25,10 @@ ALLOWED = {
     "parallel": {"core"},
     "observe": {"core"},
     "train": {"core", "ops", "models", "optim", "data", "parallel", "observe"},
-    "top": {"core", "models", "optim", "data", "parallel", "observe", "train"},
+    "study": {"core", "ops", "models", "optim", "data", "parallel", "observe", "train"},
+    "top": {
+        *("core", "models", "optim", "data", "parallel", "observe", "train", "study"),
+    },
 }
 
 

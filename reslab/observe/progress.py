@@ -20,6 +20,7 @@ _COLUMNS = (
     ("loss", "loss {:.4f}"),
     ("bpb", "bpb {:.3f}"),
     ("tokens_per_second", "{:,.0f} tokens/s"),
+    ("runs_ended", "{:.0f} runs ended"),
 )
 
 

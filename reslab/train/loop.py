@@ -22,19 +22,13 @@ from reslab.observe.meter import Meter
 from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.progress import progress
 from reslab.observe.writers.jsonl import JsonLines
-from reslab.parallel.mesh import (
-    batch_sharding,
-    make_mesh,
-    place_on,
-    replicated,
-    use_mesh,
-)
+from reslab.parallel.mesh import make_mesh, place_on, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.evaluate import Evaluator
 from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, make_setup
-from reslab.train.step import Batch, make_step
+from reslab.train.step import Batch, jit_step
 
 
 class Diverged(ReslabError):
@@ -201,14 +195,7 @@ class _Trainer:
         self._evaluator = evaluator
         self._prober = prober
         self._looks = looks
-        byte_lengths = corpus.tokenizer.byte_lengths()
-        state_sharding = jax.tree.map(lambda leaf: leaf.sharding, setup.shapes)
-        self._step = jax.jit(
-            make_step(setup, byte_lengths),
-            in_shardings=(state_sharding, batch_sharding(setup.mesh)),
-            out_shardings=(state_sharding, replicated(setup.mesh)),
-            donate_argnums=0,
-        )
+        self._step = jit_step(setup, corpus.tokenizer.byte_lengths())
 
     def run(
         self, state: TrainState, start: int, batches: TrainBatches
@@ -224,7 +211,7 @@ class _Trainer:
             devices.size,
         )
         placed = prefetch(batches, place_on(self._setup.mesh))
-        previous, row = None, {}
+        previous, row, average = None, {}, {}
         with (
             contextlib.closing(placed),
             use_mesh(self._setup.mesh),
@@ -252,7 +239,8 @@ class _Trainer:
                             )
                     if is_last:
                         # The curve goes on with the batches that it is made of.
-                        row |= meter.average() | self._evaluator(
+                        average = meter.average()
+                        row |= self._evaluator(
                             state.params, first=self._config.eval.batches
                         )
                         self._check_finite(step, row, "eval_loss")
@@ -266,7 +254,7 @@ class _Trainer:
             self._look(train.steps, state, next(placed), meter)
         if start == train.steps:  # Killed between the last step and the result.
             row = self._evaluator(state.params, first=self._config.eval.batches)
-        return {"step": train.steps, **row}
+        return {"step": train.steps, **row, **average}
 
     def _look(self, step: int, state: TrainState, batch: Batch, meter: Meter) -> None:
         """Looks inside before the batch is trained on, where a look is due."""

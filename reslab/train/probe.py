@@ -1,5 +1,6 @@
 """Looks inside a run: probes on its model and optimizer, while it trains or later."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -121,7 +122,8 @@ class Prober:
             return total / jax.numpy.maximum(sums["tokens"], 1)
 
         def gradient(slots):
-            objective = training_objective(setup, self._byte_lengths)
+            scanned = dataclasses.replace(setup, model=self._model)
+            objective = training_objective(scanned, self._byte_lengths)
 
             def watched(tree, part, total_tokens):
                 with watching_stream_gradient(tree["slots"]):

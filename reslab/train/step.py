@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from reslab.models.lm import LanguageModel
+from reslab.parallel.mesh import batch_sharding, replicated
 from reslab.train.state import Setup, TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -157,6 +158,26 @@ def make_step(setup: Setup, byte_lengths: np.ndarray) -> Step:
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def jit_step(setup: Setup, byte_lengths: np.ndarray) -> Any:
+    """The training step as a run compiles it: sharded, and in place.
+
+    Args:
+      setup: Model, optimizer, config and mesh.
+      byte_lengths: Bytes that each token id stands for.
+
+    Returns:
+      `make_step`'s function, jitted; the state that it is given is donated. Call
+      or lower it with the setup's mesh in use.
+    """
+    state_sharding = jax.tree.map(lambda leaf: leaf.sharding, setup.shapes)
+    return jax.jit(
+        make_step(setup, byte_lengths),
+        in_shardings=(state_sharding, batch_sharding(setup.mesh)),
+        out_shardings=(state_sharding, replicated(setup.mesh)),
+        donate_argnums=0,
+    )
 
 
 def _split_rows(x: jax.Array, parts: int) -> jax.Array:

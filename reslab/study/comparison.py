@@ -1,0 +1,118 @@
+"""Each case of a study against its baseline, at equal tokens and at equal time."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from reslab.study.results import Outcome, Results
+from reslab.study.statistics import Comparison, Summary, compare, holm, summarize
+
+LEVEL = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One case of a table, in held-out bits per byte; lower is better.
+
+    Attributes:
+      case: Its name.
+      baseline: The case that it is held against; None if it is one itself.
+      at: Where it was measured, in tokens or in seconds; None where it was not.
+      summary: Its runs.
+      against: The runs of the baseline, at the same place.
+      comparison: How they differ; None without a figure on both sides.
+      corrected: Holm's p-value over all comparisons of the table.
+    """
+
+    case: str
+    baseline: str | None
+    at: float | None
+    summary: Summary
+    against: Summary | None
+    comparison: Comparison | None
+    corrected: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the corrected p-value says at the 5% level."""
+        if self.baseline is None:
+            return "baseline"
+        if self.comparison is None or self.corrected is None:
+            return "cannot tell"
+        if self.corrected >= LEVEL:
+            return "no difference shown"
+        return "better" if self.comparison.difference < 0 else "worse"
+
+
+def at_equal_tokens(results: Results) -> list[Row]:
+    """Final held-out figures; at the smallest budget where the budgets differ.
+
+    The final figure is of all held-out text. At a smaller budget than its own a run
+    is read off its curve, which is of the first evaluation batches, and so then are
+    all runs of the table.
+    """
+    budgets = {run.budget for run in results.runs if run.is_finished}
+    place = min(budgets, default=None)
+
+    def figure(run: Outcome, tokens: float | None) -> float | None:
+        if len(budgets) == 1:
+            return run.bits_per_byte
+        return None if tokens is None else run.bits_at_tokens(tokens)
+
+    return _table(results, lambda case, baseline: place, figure)
+
+
+def at_equal_time(results: Results) -> list[Row]:
+    """Held-out curves at the shortest training time of each pair of cases.
+
+    Time is that of the training steps alone, without compiling, evaluations and
+    checkpoints; the curve is linear between evaluations. A baseline by itself is
+    given at the shortest time of its own runs.
+    """
+
+    def place(case: str, baseline: str | None) -> float | None:
+        runs = results.finished(case)
+        runs = runs + (results.finished(baseline) if baseline else [])
+        times = [run.seconds for run in runs]
+        known = [time for time in times if time is not None]
+        return min(known) if known and len(known) == len(times) else None
+
+    def figure(run: Outcome, seconds: float | None) -> float | None:
+        return None if seconds is None else run.bits_at_time(seconds)
+
+    return _table(results, place, figure)
+
+
+def _table(
+    results: Results,
+    place: Callable[[str, str | None], float | None],
+    figure: Callable[[Outcome, float | None], float | None],
+) -> list[Row]:
+    rows = []
+    for case in results.cases:
+        baseline = results.baselines.get(case)
+        at = place(case, baseline)
+        values = _figures(results.finished(case), at, figure)
+        if baseline is None:
+            rows.append(Row(case, None, at, summarize(values), None, None))
+            continue
+        others = _figures(results.finished(baseline), at, figure)
+        found = compare(values, others)
+        rows.append(
+            Row(case, baseline, at, summarize(values), summarize(others), found)
+        )
+    corrected = holm([row.comparison.p if row.comparison else None for row in rows])
+    return [
+        dataclasses.replace(row, corrected=p)
+        for row, p in zip(rows, corrected, strict=True)
+    ]
+
+
+def _figures(
+    runs: Sequence[Outcome],
+    at: float | None,
+    figure: Callable[[Outcome, float | None], float | None],
+) -> list[float]:
+    """The figures of all runs, or none: a part would be another sample."""
+    values = [figure(run, at) for run in runs]
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []

@@ -1,0 +1,123 @@
+"""A report as parts, before it is a page or a Markdown file."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from reslab.core.text import aligned
+
+_NUMBER = re.compile(
+    r"[-+<]?[\d.,]+(e[-+]?\d+)?( [KMG]?i?B)?|\[[^\]]*\]|—"  # A number or an interval.
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells as text, with a caption.
+
+    Attributes:
+      caption: What it shows and how it was computed.
+      header: Names of the columns.
+      rows: The cells.
+      is_folded: Whether the page shows it only when asked.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    is_folded: bool = False
+
+    def is_numeric(self, column: int) -> bool:
+        """Whether a column is to be read as numbers, and set to the right."""
+        return all(_NUMBER.fullmatch(row[column]) for row in self.rows)
+
+    def tsv(self) -> str:
+        """The table as tab-separated lines, to be copied into anything."""
+        rows = [self.header, *self.rows]
+        return "\n".join("\t".join(" ".join(c.split()) for c in row) for row in rows)
+
+    def text(self) -> str:
+        """The table for a terminal."""
+        return "\n".join(aligned([tuple(self.header), *map(tuple, self.rows)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One drawing, or several that belong together, with the numbers behind them.
+
+    Attributes:
+      drawings: `<svg>` elements; several are maps with one key, which comes last.
+      caption: What is shown, and of which runs.
+      data: The numbers.
+      title: A heading of its own, or an empty string.
+    """
+
+    drawings: Sequence[str]
+    caption: str
+    data: Table
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A paragraph; a mark is one that must not be overlooked, code is to be typed."""
+
+    text: str
+    kind: str = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    parts: Sequence[Table | Figure | Text]
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A report: a title and sections."""
+
+    title: str
+    sections: Sequence[Section]
+
+
+def to_markdown(document: Document) -> str:
+    """The report as Markdown: all text and tables, and the captions of figures."""
+    blocks = [f"# {_plain(document.title)}"]
+    for section in document.sections:
+        blocks.append(f"## {_plain(section.title)}")
+        for part in section.parts:
+            if isinstance(part, Text):
+                blocks.append(_paragraph(part))
+            elif isinstance(part, Table):
+                blocks += [_plain(part.caption), _markdown_table(part)]
+            else:
+                title = f"**{_plain(part.title)}.** " if part.title else ""
+                blocks.append(
+                    f"{title}Figure, in the HTML file: {_plain(part.caption)}"
+                )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _paragraph(part: Text) -> str:
+    if part.kind == "code":
+        return f"```\n{part.text}\n```"
+    return (
+        f"**Note.** {_plain(part.text)}" if part.kind == "mark" else _plain(part.text)
+    )
+
+
+def _markdown_table(table: Table) -> str:
+    columns = range(len(table.header))
+    rule = ["---:" if table.is_numeric(i) else "---" for i in columns]
+    lines = [table.header, rule, *table.rows]
+    return "\n".join(
+        "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |"
+        for line in lines
+    )
+
+
+def _plain(text: str) -> str:
+    """One line without HTML: Markdown would pass it on."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")

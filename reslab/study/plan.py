@@ -1,0 +1,272 @@
+"""A study as a file, and the runs that it asks for."""
+
+import dataclasses
+import json
+import pathlib
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError, nearest
+from reslab.study.algebra import Case, Sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A question, and the cases whose comparison answers it.
+
+    Attributes:
+      question: What is asked, in a sentence or two.
+      config: File or name of the config that every case changes.
+      cases: What is compared; made with `reslab.study.algebra`.
+      seeds: Every case is run once with each.
+      baseline: What a case is compared to: the name of a case for all, or the
+        fields that make a case its own baseline (`{"model.placement": "pre"}`: each
+        is compared to the case that is the same but for these), or None.
+      overrides: Fields that all cases share.
+    """
+
+    question: str
+    config: str
+    cases: Sweep
+    seeds: Sequence[int] = (0, 1, 2)
+    baseline: str | Mapping[str, Any] | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """One run of a study.
+
+    Attributes:
+      index: Its number in the study.
+      case: Name of its case.
+      seed: Its seed.
+      config: Its resolved config.
+      sha256: Digest of the config.
+    """
+
+    index: int
+    case: str
+    seed: int
+    config: ConfigDict
+    sha256: str
+
+    @property
+    def directory(self) -> str:
+        """Its directory, inside that of the study.
+
+        The same config is the same directory, whatever its case is called.
+        """
+        return self.sha256[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study made concrete.
+
+    Attributes:
+      name: Name of the study, from its file.
+      source: What was asked for: `FILE` or `FILE:SCALE`.
+      study: The study.
+      runs: Its runs, in order: seeds first, so that an interrupted study has
+        something to say about every case.
+      baselines: For every case the name of its baseline; None where it has none.
+    """
+
+    name: str
+    source: str
+    study: Study
+    runs: tuple[PlannedRun, ...]
+    baselines: Mapping[str, str | None]
+
+    def record(self, command: str) -> dict[str, Any]:
+        """What `study.json` says: all that a report needs besides the runs."""
+        return {
+            "name": self.name,
+            "question": self.study.question,
+            "command": command,
+            "baselines": dict(self.baselines),
+            "cases": {one.name: dict(one.fields) for one in self.study.cases},
+            "seeds": list(self.study.seeds),
+            "runs": [
+                {
+                    "index": run.index,
+                    "case": run.case,
+                    "seed": run.seed,
+                    "directory": run.directory,
+                    "sha256": run.sha256,
+                }
+                for run in self.runs
+            ],
+        }
+
+    def manifest(self) -> list[str]:
+        """One line of JSON a run, with the command that does it on any machine."""
+        return [
+            json.dumps({**line, "command": f"reslab sweep {self.source} --only {i}"})
+            for i, line in enumerate(self.record("")["runs"])
+        ]
+
+
+def load_study(source: str) -> tuple[str, Study]:
+    """Loads a study from a file with a `get_study()`.
+
+    Args:
+      source: The file, or `FILE:SCALE`: then `get_study(SCALE)` is called, for
+        instance for a size that needs an accelerator.
+
+    Returns:
+      The name of the study and the study.
+
+    Raises:
+      ReslabError: If there is no such file, or it makes no study.
+    """
+    file, _, scale = source.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise ReslabError(f"no study {file!r}", expected="a file with get_study()")
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), namespace)
+        if "get_study" not in namespace:
+            raise ReslabError(f"study {file}", expected="a function get_study()")
+        study = namespace["get_study"](*([scale] if scale else []))
+    except ReslabError:
+        raise
+    except Exception as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(path)
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        message = str(error).splitlines()[0] if str(error) else ""
+        raise ReslabError(
+            f"study {file}{where}", got=f"{type(error).__name__}: {message}"
+        ) from error
+    if not isinstance(study, Study):
+        raise ReslabError(
+            f"study {file}: get_study()",
+            expected="a Study",
+            got=type(study).__name__,
+        )
+    name = path.resolve().parent.name if path.stem == "study" else path.stem
+    return f"{name}-{scale}" if scale else name, study
+
+
+def plan(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Plan:
+    """Resolves every run of a study, and checks the study as a whole.
+
+    Args:
+      source: As in `load_study`.
+      overrides: Fields that win over those of the study, for all runs.
+
+    Returns:
+      The plan. Whether each config can be built is not checked here.
+
+    Raises:
+      ReslabError: If a field is wrong, two cases are the same, or a baseline does
+        not exist.
+    """
+    name, study = load_study(source)
+    _check(study)
+    runs: list[PlannedRun] = []
+    known: dict[str, str] = {}
+    for seed in study.seeds:
+        for one in study.cases:
+            config = _resolve(study, one, seed, overrides)
+            sha256 = configs.sha256(config)
+            if sha256 in known:
+                raise ReslabError(
+                    f"cases {known[sha256]!r} and {one.name!r} are the same",
+                    hint="leave one out, or make them differ",
+                )
+            known[sha256] = one.name
+            runs.append(PlannedRun(len(runs), one.name, seed, config, sha256))
+    return Plan(name, source, study, tuple(runs), _baselines(study))
+
+
+def _check(study: Study) -> None:
+    if not study.cases or not study.seeds:
+        raise ReslabError("study", expected="at least one case and one seed")
+    names = [one.name for one in study.cases]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ReslabError(f"study: two cases are called {min(twice)!r}")
+    if len(set(study.seeds)) < len(study.seeds):
+        raise ReslabError("study: seeds", expected="each once", got=f"{study.seeds}")
+    for one in study.cases:
+        if "seed" in one.fields:
+            raise ReslabError(
+                f"case {one.name!r} sets the seed", hint="Study(seeds=...)"
+            )
+
+
+def _resolve(
+    study: Study, one: Case, seed: int, overrides: Sequence[tuple[str, Any]]
+) -> ConfigDict:
+    config = configs.load(study.config)
+    configs.update(config, study.overrides.items())
+    try:
+        configs.update(config, one.fields.items())
+    except ReslabError as error:
+        raise ReslabError(f"case {one.name!r}: {error}") from None
+    return configs.update(config, [*overrides, ("seed", seed)])
+
+
+def _baselines(study: Study) -> dict[str, str | None]:
+    names = [one.name for one in study.cases]
+    rule = study.baseline
+    if rule is None:
+        return dict.fromkeys(names)
+    if isinstance(rule, str):
+        if rule not in names:
+            raise ReslabError(
+                f"study: no case {rule!r} to be the baseline", hint=nearest(rule, names)
+            )
+        return {name: None if name == rule else rule for name in names}
+    # Compared as configs: a field may be left out where it has its default.
+    digests = {configs.sha256(_resolve(study, one, 0, ())): one for one in study.cases}
+    found: dict[str, str | None] = {}
+    for one in study.cases:
+        wanted = Case(one.name, {**one.fields, **rule})
+        same = digests.get(configs.sha256(_resolve(study, wanted, 0, ())))
+        if same is None:
+            fields = ", ".join(f"{key}={value}" for key, value in rule.items())
+            raise ReslabError(
+                f"case {one.name!r} has no baseline",
+                expected=f"a case that is the same but for {fields}",
+                hint="add it, or name one case with baseline='...'",
+            )
+        found[one.name] = None if same is one else same.name
+    return found
+
+
+def choose(
+    plan: Plan, only: int | None = None, shard: str | None = None
+) -> tuple[PlannedRun, ...]:
+    """The runs of a plan that one of several machines does.
+
+    Args:
+      plan: The study.
+      only: The index of one run.
+      shard: `I/N`: runs I, I + N, I + 2 N, ...; I counts from 0.
+
+    Raises:
+      ReslabError: If there is no such run, or the shard is malformed.
+    """
+    if only is not None:
+        if not 0 <= only < len(plan.runs):
+            raise ReslabError(
+                "--only", expected=f"0 to {len(plan.runs) - 1}", got=str(only)
+            )
+        return (plan.runs[only],)
+    if shard is None:
+        return plan.runs
+    first, _, count = shard.partition("/")
+    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise ReslabError("--shard", expected="I/N with 0 <= I < N", got=repr(shard))
+    return plan.runs[int(first) :: int(count)]

@@ -1,0 +1,436 @@
+"""The runs of a study as they lie on disk: what was asked, and what came of it."""
+
+import bisect
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError, nearest
+from reslab.observe.writers import jsonl
+from reslab.train.run import Run
+
+_DIVERGED = 75  # The exit code of a run whose loss was no longer finite.
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One run, as far as it got.
+
+    Attributes:
+      case: The case that it belongs to.
+      seed: Its seed.
+      directory: Where it is.
+      state: "finished", "diverged", "failed", "unfinished" or "missing".
+      message: What it said when it failed, or an empty string.
+      config: Its fields by dotted name; empty for a missing run.
+      record: `run.json`.
+      rows: `metrics.jsonl`, in order of step.
+      result: `result.json`; None while the run has not ended.
+      looks: Probe results, by step.
+    """
+
+    case: str
+    seed: int
+    directory: pathlib.Path
+    state: str
+    message: str
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    result: Mapping[str, Any] | None
+    looks: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run ended as it was meant to."""
+        return self.state == "finished"
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one step trains on."""
+        return self.config["data.batch"] * self.config["data.length"]
+
+    @property
+    def budget(self) -> int:
+        """Tokens that the run was to train on."""
+        return self.config["train.steps"] * self.tokens_per_step
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The final figure on all held-out text."""
+        return None if self.result is None else self.result.get("eval_bpb")
+
+    @functools.cached_property
+    def curve(self) -> list[tuple[int, float]]:
+        """Held-out bits per byte by step, all on the same first batches."""
+        points = (
+            (row["step"], row.get("eval_first_bpb", row.get("eval_bpb")))
+            for row in self.rows
+        )
+        return [(step, bits) for step, bits in points if bits is not None]
+
+    @functools.cached_property
+    def _clock(self) -> tuple[list[float], list[float]]:
+        """Steps, and the seconds of training that each row ended at."""
+        speeds = [row.get("step_seconds") for row in self.rows]
+        # A row right after a resume has no speed: the next one's stands for it.
+        known = [i for i, speed in enumerate(speeds) if speed is not None]
+        steps, seconds = [0.0], [0.0]
+        for index, row in enumerate(self.rows):
+            if not known:
+                break
+            after = bisect.bisect_left(known, index)
+            speed = speeds[known[min(after, len(known) - 1)]]
+            seconds.append(seconds[-1] + speed * (row["step"] - steps[-1]))
+            steps.append(float(row["step"]))
+        return steps, seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of training, without compiling, evaluations and checkpoints."""
+        steps, seconds = self._clock
+        return seconds[-1] if len(steps) > 1 else None
+
+    def seconds_at(self, step: float) -> float | None:
+        """Time of training up to a step; None where no speed was measured."""
+        steps, seconds = self._clock
+        return float(np.interp(step, steps, seconds)) if len(steps) > 1 else None
+
+    def bits_at_time(self, time: float) -> float | None:
+        """The held-out curve at a time of training, linear between evaluations.
+
+        None outside of the curve: nothing is extrapolated.
+        """
+        times = [self.seconds_at(step) for step, _ in self.curve]
+        known = [t for t in times if t is not None]
+        if len(known) < len(times):
+            return None
+        return _inside(time, known, [bits for _, bits in self.curve])
+
+    def bits_at_tokens(self, tokens: float) -> float | None:
+        """The held-out curve at a number of tokens, linear between evaluations."""
+        known = [step * self.tokens_per_step for step, _ in self.curve]
+        return _inside(tokens, known, [bits for _, bits in self.curve])
+
+    def values(self, name: str) -> list[float]:
+        """What the metrics hold under a name, in order."""
+        return [row[name] for row in self.rows if row.get(name) is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """A study, read.
+
+    Attributes:
+      name: What it is called.
+      question: What was asked; may be empty.
+      command: What repeats it; may be empty.
+      cases: The names of the cases, in order.
+      baselines: The case that each is held against, or None.
+      runs: All runs, those that failed and those that are missing too.
+      marks: What a reader must know before comparing, a sentence each.
+    """
+
+    name: str
+    question: str
+    command: str
+    cases: Sequence[str]
+    baselines: Mapping[str, str | None]
+    runs: Sequence[Outcome]
+    marks: Sequence[str] = ()
+
+    def of(self, case: str) -> list[Outcome]:
+        """All runs of a case."""
+        return [run for run in self.runs if run.case == case]
+
+    def finished(self, case: str) -> list[Outcome]:
+        """The runs of a case that ended as they were meant to."""
+        return [run for run in self.of(case) if run.is_finished]
+
+    @property
+    def present(self) -> list[Outcome]:
+        """All runs that have a config."""
+        return [run for run in self.runs if run.config]
+
+
+def read_results(
+    paths: Sequence[str | pathlib.Path],
+    *,
+    baseline: str | None = None,
+    allow_mixed: bool = False,
+) -> Results:
+    """Reads a study directory, or run directories as a study of their own.
+
+    Plain runs are grouped into cases by their configs apart from `seed`; a case is
+    named by the fields in which the configs differ, and the first is the baseline.
+
+    Args:
+      paths: One study directory, or any number of run directories.
+      baseline: The case that all others are held against; by default what the study
+        says, or the first run's case.
+      allow_mixed: Whether runs with different corpora or token budgets may stand in
+        one table; if so, `marks` says it.
+
+    Returns:
+      The results.
+
+    Raises:
+      ReslabError: If a directory is neither, is damaged or of another version of
+        reslab, is given twice, or cannot be compared with the others.
+    """
+    folders = [pathlib.Path(path) for path in paths]
+    if not folders:
+        raise ReslabError("reslab report", expected="a study or run directories")
+    studies = [folder for folder in folders if (folder / "study.json").is_file()]
+    if studies and len(folders) > 1:
+        raise ReslabError(
+            f"{studies[0]} is a study",
+            expected="one study by itself, or run directories",
+            got=f"{len(folders)} paths",
+        )
+    results = _read_study(studies[0]) if studies else _read_runs(folders)
+    if not any(run.rows or run.result for run in results.runs):
+        raise ReslabError(
+            f"{folders[0]}", expected="a run with metrics", got="none has any yet"
+        )
+    if baseline is not None:
+        if baseline not in results.cases:
+            raise ReslabError(
+                f"no case {baseline!r} to compare with",
+                hint=nearest(baseline, results.cases),
+            )
+        against = {c: None if c == baseline else baseline for c in results.cases}
+        results = dataclasses.replace(results, baselines=against)
+    return dataclasses.replace(results, marks=_marks(results, allow_mixed))
+
+
+def _read_study(folder: pathlib.Path) -> Results:
+    path = folder / "study.json"
+    study = _read_json(path)
+    try:
+        cases = list(study["cases"])
+        baselines = {case: study["baselines"].get(case) for case in cases}
+        entries = [
+            (str(run["case"]), int(run["seed"]), run["directory"], run.get("sha256"))
+            for run in study["runs"]
+        ]
+        name, question = study["name"], study.get("question") or ""
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ReslabError(f"{path}", expected="a study", got=f"no {error}") from None
+    for case, against in baselines.items():
+        if against is not None and against not in cases:
+            raise ReslabError(
+                f"{path}: case {case!r} has no baseline {against!r}",
+                hint=nearest(against, cases),
+            )
+    runs = [
+        _read_run(folder / directory, case, seed, sha256)
+        for case, seed, directory, sha256 in entries
+    ]
+    stray = {run.case for run in runs} - set(cases)
+    if stray:
+        raise ReslabError(f"{path}: a run of no case", got=sorted(stray)[0])
+    _check_once(runs)
+    return Results(name, question, study.get("command") or "", cases, baselines, runs)
+
+
+def _read_runs(folders: Sequence[pathlib.Path]) -> Results:
+    for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise ReslabError(
+                f"{folder}",
+                expected="a study or a run directory",
+                got="no study.json and no config.json"
+                if folder.is_dir()
+                else "nothing there",
+            )
+    runs = [_read_run(folder, "", None, None) for folder in folders]
+    _check_once(runs)
+    groups: dict[str, list[Outcome]] = {}
+    for run in runs:
+        shared = {key: v for key, v in run.config.items() if key != "seed"}
+        groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
+    firsts = [group[0].config for group in groups.values()]
+    differing = [key for key in differing_fields(firsts) if key != "seed"]
+    named = [
+        dataclasses.replace(run, case=_case_name(group[0].config, differing))
+        for group in groups.values()
+        for run in group
+    ]
+    cases = list(dict.fromkeys(run.case for run in named))
+    baselines = {case: None if case == cases[0] else cases[0] for case in cases}
+    name = folders[0].name if len(folders) == 1 else f"{len(folders)} runs"
+    return Results(name, "", "", cases, baselines, named)
+
+
+def _read_run(
+    folder: pathlib.Path, case: str, seed: int | None, sha256: str | None
+) -> Outcome:
+    failure = folder / "failed.json"
+    failed = _read_json(failure) if failure.is_file() else {}
+    message = str(failed.get("message", ""))
+    diverged = failed.get("exit_code") == _DIVERGED
+    if not (folder / "config.json").is_file():
+        state = "diverged" if diverged else "failed" if failed else "missing"
+        return Outcome(case, seed or 0, folder, state, message, {}, {}, [], None, {})
+    run = Run(folder)
+    config = run.config()
+    if sha256 is not None and sha256 != configs.sha256(config):
+        raise ReslabError(
+            f"{folder} is not the run that the study planned",
+            expected=f"config {sha256[:12]}",
+            got=configs.sha256(config)[:12],
+            hint="run the sweep again",
+        )
+    result = _read_json(folder / "result.json", {})
+    if result:
+        state, message = "finished", ""
+    elif failed:
+        state = "diverged" if diverged else "failed"
+    else:
+        state = "unfinished"
+    looks: dict[int, dict[str, Any]] = {}
+    for name in ("probes.jsonl", "inspect.jsonl"):
+        for look in _lines(folder / name):
+            looks.setdefault(look["step"], {}).update(
+                {key: value for key, value in look.items() if key != "step"}
+            )
+    return Outcome(
+        case,
+        config.seed if seed is None else seed,
+        folder,
+        state,
+        message,
+        dict(configs.flatten(config)),
+        run.record() if (folder / "run.json").is_file() else {},
+        sorted(_lines(folder / "metrics.jsonl"), key=lambda row: row["step"]),
+        result or None,
+        dict(sorted(looks.items())),
+    )
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    return jsonl.read(path) if path.is_file() else []
+
+
+def _read_json(path: pathlib.Path, default: Any = None) -> dict[str, Any]:
+    if default is not None and not path.is_file():
+        return default
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ReslabError(f"{path}", expected="JSON", got=str(error)) from None
+    if not isinstance(content, dict):
+        raise ReslabError(
+            f"{path}", expected="an object", got=type(content).__name__
+        ) from None
+    return content
+
+
+def _check_once(runs: Sequence[Outcome]) -> None:
+    """Refuses to count the same run twice: n would be a lie."""
+    seen: dict[str, Outcome] = {}
+    for run in runs:
+        if not run.config:
+            continue
+        key = json.dumps([run.case, dict(run.config)], sort_keys=True)
+        if key in seen:
+            raise ReslabError(
+                f"{seen[key].directory} and {run.directory} are the same run",
+                expected="configs that differ, at least in their seed",
+            )
+        seen[key] = run
+
+
+def differing_fields(fields: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the fields that do not have the same value everywhere.
+
+    >>> differing_fields([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
+    ['b']
+    """
+    names = sorted({key for one in fields for key in one})
+    return [
+        key for key in names if len({repr(one.get(key, "-")) for one in fields}) > 1
+    ]
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted name, or all of it where that is not unique.
+
+    >>> short_names(["model.norm", "optim.name", "eval.name"])
+    {'model.norm': 'norm', 'optim.name': 'optim.name', 'eval.name': 'eval.name'}
+    """
+    lasts = [name.rpartition(".")[2] for name in names]
+    return {
+        name: last if lasts.count(last) == 1 else name
+        for name, last in zip(names, lasts, strict=True)
+    }
+
+
+def _case_name(config: Mapping[str, Any], differing: Sequence[str]) -> str:
+    short = short_names(differing)
+    return " ".join(f"{short[key]}={config[key]}" for key in differing) or "run"
+
+
+def _marks(results: Results, allow_mixed: bool) -> list[str]:
+    """Checks that the runs may stand in one table.
+
+    Raises:
+      ReslabError: If they may not, and nobody asked for it.
+    """
+    marks = []
+    for what, unit, values in (
+        ("corpora", "corpus", lambda run: run.record.get("corpus", {}).get("sha256")),
+        ("token budgets", "train.steps * data.batch * data.length", _budget),
+    ):
+        found: dict[Any, Outcome] = {}
+        for run in results.present:
+            if (value := values(run)) is not None:
+                found.setdefault(value, run)
+        if len(found) < 2:
+            continue
+        (a, one), (b, other) = list(found.items())[:2]
+        told = ", ".join(
+            f"{run.directory.name} {value[:12] if isinstance(value, str) else value}"
+            for value, run in ((a, one), (b, other))
+        )
+        if not allow_mixed:
+            raise ReslabError(
+                f"runs with different {what} in one table",
+                expected=f"the same {unit}",
+                got=told,
+                hint="--allow-mixed marks the table and goes on",
+            )
+        marks.append(f"Runs with different {what} stand in one table: {told}.")
+    windows = {
+        tuple(run.config[key] for key in _WINDOWS)
+        for run in results.present
+        if all(key in run.config for key in _WINDOWS)
+    }
+    if len(windows) > 1:
+        marks.append(
+            "The curves are not all of the same held-out text: "
+            f"{', '.join(_WINDOWS)} differ."
+        )
+    return marks
+
+
+_WINDOWS = ("eval.batch", "eval.batches", "data.length")
+
+
+def _budget(run: Outcome) -> int:
+    return run.budget
+
+
+def _inside(x: float, known: Sequence[float], values: Sequence[float]) -> float | None:
+    """Linear interpolation; None outside of what is known."""
+    slack = 1e-9 * max(map(abs, known), default=0.0)
+    if not known or x < known[0] - slack or x > known[-1] + slack:
+        return None
+    return float(np.interp(x, known, values))

@@ -1,0 +1,327 @@
+"""Runs a study: every run in a process of its own, several at once, resumable."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError
+from reslab.core.exits import DIVERGED, STOPPED
+from reslab.observe.progress import progress
+from reslab.observe.writers import jsonl
+from reslab.study.plan import Plan, PlannedRun
+from reslab.study.worker import CORES
+from reslab.train.run import Run
+
+_WORKER = (sys.executable, "-m", "reslab.study.worker")
+
+
+class SweepStopped(Exception):
+    """The sweep was asked to stop; every run that was going on has been saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What became of a study's runs.
+
+    Attributes:
+      done: Runs that are finished, now or before.
+      failed: Runs that failed, with what they said last.
+    """
+
+    done: tuple[PlannedRun, ...]
+    failed: tuple[tuple[PlannedRun, str], ...]
+
+
+def sweep(
+    plan: Plan,
+    directory: str | pathlib.Path,
+    *,
+    runs: Sequence[PlannedRun] | None = None,
+    jobs: int = 1,
+    is_retrying: bool = False,
+    command: str = "",
+) -> Tally:
+    """Does the runs of a study that are not done yet.
+
+    A run that is finished is skipped, one that was interrupted goes on, and one
+    that fails is reported and does not stop the others. A run that diverged stays
+    so: it would diverge again.
+
+    Args:
+      plan: The study.
+      directory: Where its runs go.
+      runs: Those to do; all if None.
+      jobs: How many at once. They share the machine: its cores on a CPU, its
+        chips one by one on a GPU or TPU.
+      is_retrying: Whether to repeat runs that diverged.
+      command: What repeats this, for the record.
+
+    Returns:
+      What became of the runs asked for.
+
+    Raises:
+      ReslabError: If a config cannot be built; nothing was written then.
+      SweepStopped: After SIGTERM or an interrupt.
+    """
+    directory = pathlib.Path(directory)
+    runs = plan.runs if runs is None else runs
+    if jobs < 1:
+        raise ReslabError("--jobs", expected="at least 1", got=str(jobs))
+    pending = [
+        run for run in runs if not _is_settled(directory / run.directory, is_retrying)
+    ]
+    cost = _check(plan, pending) if pending else {}
+    write_record(plan, directory, command)
+    with _asked_to_stop() as stop:
+        slots = _Slots(directory, jobs)
+        try:
+            _run_all(pending, slots, cost, stop)
+        finally:
+            slots.stop()
+    if stop.is_set:
+        raise SweepStopped
+    failures = {run: _failure(directory / run.directory) for run in runs}
+    return Tally(
+        done=tuple(run for run in runs if failures[run] is None),
+        failed=tuple((run, why) for run, why in failures.items() if why is not None),
+    )
+
+
+def write_record(plan: Plan, directory: pathlib.Path, command: str) -> None:
+    """Writes `study.json` and `manifest.jsonl`, each whole or not at all."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        study = json.dumps(plan.record(command), indent=1)
+        for name, text in (
+            ("study.json", study),
+            ("manifest.jsonl", "\n".join(plan.manifest())),
+        ):
+            partial = directory / f"{name}.partial"
+            partial.write_text(text + "\n")
+            partial.replace(directory / name)
+    except OSError as error:
+        raise ReslabError(
+            f"study directory {directory}",
+            expected="a directory that can be written",
+            got=error.strerror or str(error),
+            hint="--out DIR",
+        ) from None
+
+
+def _is_settled(directory: pathlib.Path, is_retrying: bool) -> bool:
+    if (directory / "result.json").is_file():
+        return True
+    failed = directory / "failed.json"
+    if not failed.is_file() or is_retrying:
+        return False
+    return json.loads(failed.read_text())["exit_code"] == DIVERGED
+
+
+def _failure(directory: pathlib.Path) -> str | None:
+    """What a run said when it failed; None if it is finished."""
+    if (directory / "result.json").is_file():
+        return None
+    failed = directory / "failed.json"
+    if failed.is_file():
+        return json.loads(failed.read_text())["message"]
+    return "not finished"
+
+
+def _check(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, float]:
+    """The FLOPs of a run of every case, after checking that each can be built.
+
+    In a process of its own: on a TPU, whoever looks at the chips holds them.
+    """
+    cases: dict[str, PlannedRun] = {}
+    for run in runs:
+        cases.setdefault(run.case, run)
+    lines = [_line(run) for run in cases.values()]
+    done = subprocess.run(
+        [*_WORKER, "check"],
+        input="".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode or len(answers) != len(lines):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        case = list(cases)[min(len(answers), len(lines) - 1)]
+        raise ReslabError(f"case {case!r} cannot be built", got=last)
+    cost = {}
+    for (case, run), answer in zip(cases.items(), answers, strict=True):
+        if "error" in answer:
+            raise ReslabError(f"case {case!r}: {answer['error']}")
+        data, steps = run.config.data, run.config.train.steps
+        cost[case] = answer["flops_per_token"] * steps * data.batch * data.length
+    return cost
+
+
+def _line(run: PlannedRun) -> str:
+    return json.dumps(json.loads(configs.canonical_json(run.config))) + "\n"
+
+
+class _Slots:
+    """The places in which runs go on, each with its share of the machine."""
+
+    def __init__(self, directory: pathlib.Path, jobs: int):
+        self._directory = directory
+        self._environments = [_share(i, jobs) for i in range(jobs)]
+        # Seeds of a case compile the same programs.
+        self._cache = str(directory / ".compile_cache")
+        self._going: dict[int, tuple[PlannedRun, subprocess.Popen[str]]] = {}
+
+    def free(self) -> list[int]:
+        """The slots in which nothing goes on."""
+        return [i for i in range(len(self._environments)) if i not in self._going]
+
+    def start(self, slot: int, run: PlannedRun) -> None:
+        """Starts a run in a slot; what it says goes to `logs/`."""
+        directory = self._directory / run.directory
+        (directory / "failed.json").unlink(missing_ok=True)
+        logs = self._directory / "logs"
+        logs.mkdir(exist_ok=True)
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": self._cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+            **os.environ,
+            **self._environments[slot],
+        }
+        with open(logs / f"{run.directory}.txt", "a") as log:
+            process = subprocess.Popen(
+                [*_WORKER, "train", str(directory)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
+                # An interrupt from the keyboard is for the sweep, which passes it on.
+                start_new_session=True,
+            )
+        assert process.stdin is not None
+        process.stdin.write(_line(run))
+        process.stdin.flush()
+        self._going[slot] = run, process
+
+    def reap(self) -> list[PlannedRun]:
+        """Takes out the runs that have ended, and records those that failed."""
+        ended = []
+        for slot, (run, process) in list(self._going.items()):
+            if (code := process.poll()) is None:
+                continue
+            assert process.stdin is not None
+            process.stdin.close()
+            del self._going[slot]
+            ended.append(run)
+            # Asked to stop before it could save: nothing has failed.
+            if code not in (0, STOPPED, -signal.SIGTERM):
+                self._record_failure(run, code)
+        return ended
+
+    def _record_failure(self, run: PlannedRun, code: int) -> None:
+        log = self._directory / "logs" / f"{run.directory}.txt"
+        lines = log.read_text(errors="replace").strip().splitlines()
+        directory = self._directory / run.directory
+        directory.mkdir(exist_ok=True)
+        message = lines[-1] if lines else f"ended with status {code}"
+        Run(directory).write("failed.json", {"exit_code": code, "message": message})
+        print(
+            f"{run.case}, seed {run.seed}, failed ({log}): {message}", file=sys.stderr
+        )
+
+    def fractions(self) -> dict[PlannedRun, float]:
+        """How far each run that goes on is, from 0 to 1."""
+        return {run: _fraction(self._directory, run) for run, _ in self._going.values()}
+
+    def stop(self) -> None:
+        """Asks every run to save and stop, and waits for it."""
+        for _, process in self._going.values():
+            process.send_signal(signal.SIGTERM)
+        for _, process in self._going.values():
+            process.wait()
+        self.reap()
+
+
+def _fraction(directory: pathlib.Path, run: PlannedRun) -> float:
+    metrics = directory / run.directory / "metrics.jsonl"
+    rows = jsonl.read(metrics) if metrics.is_file() else []
+    return rows[-1]["step"] / run.config.train.steps if rows else 0.0
+
+
+def _share(slot: int, jobs: int) -> dict[str, str]:
+    """The environment that gives one of several processes its part of the machine."""
+    if jobs == 1:
+        return {}
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    mine = cores[slot::jobs]
+    return {
+        **({CORES: ",".join(map(str, mine))} if mine else {}),
+        "CUDA_VISIBLE_DEVICES": str(slot),
+        "TPU_VISIBLE_DEVICES": str(slot),
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+    }
+
+
+def _run_all(
+    pending: Sequence[PlannedRun],
+    slots: _Slots,
+    cost: Mapping[str, float],
+    stop: "_StopRequest",
+) -> None:
+    waiting = list(pending)
+    total = sum(cost[run.case] for run in pending) or 1.0
+    finished, ended = 0.0, 0
+    with progress(100, 0, "sweep") as bar:
+        going = True
+        while going and not stop.is_set:
+            for run in slots.reap():
+                finished, ended = finished + cost[run.case], ended + 1
+            for slot in slots.free():
+                if waiting:
+                    slots.start(slot, waiting.pop(0))
+            parts = slots.fractions()
+            partial = sum(part * cost[run.case] for run, part in parts.items())
+            bar.update(
+                round(100 * (finished + partial) / total),
+                {"runs_ended": ended},
+            )
+            going = bool(waiting or parts)
+            if going:
+                stop.wait(0.5)
+
+
+class _StopRequest:
+    def __init__(self):
+        self.is_set = False
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps, or less if asked to stop."""
+        end = time.monotonic() + seconds
+        while not self.is_set and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[_StopRequest]:
+    """Turns SIGTERM and SIGINT into a request, so that the runs can be saved."""
+    request = _StopRequest()
+
+    def ask(number: int, frame: Any) -> None:
+        request.is_set = True
+
+    previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

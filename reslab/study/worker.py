@@ -1,0 +1,86 @@
+"""A process of a sweep: checks configs, or trains one run.
+
+    python -m reslab.study.worker check            < configs, one JSON a line
+    python -m reslab.study.worker train DIRECTORY  < config, one line of JSON
+
+A failure of a run is its process's alone. The trainer takes the end of its standard
+input for the end of the sweep, saves, and stops: a sweep that is killed leaves
+no process behind.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError
+from reslab.core.exits import BAD_INPUT, DIVERGED, STOPPED
+
+# Cores that this process may use, comma-separated; the sweep sets it.
+CORES = "RESLAB_CORES"
+
+
+def check() -> int:
+    """Prints for every config what a run costs, or what is wrong with it."""
+    from reslab.models.cost import training_flops_per_token
+    from reslab.train.loop import prepare
+    from reslab.train.probe import Prober
+
+    for line in sys.stdin:
+        try:
+            config = _config(line)
+            setup, corpus = prepare(config)
+            if config.probes.every:
+                Prober(setup, corpus)
+            flops = training_flops_per_token(
+                setup.model, setup.shapes.params, config.data.length
+            )
+            print(json.dumps({"flops_per_token": flops}), flush=True)
+        except ReslabError as error:
+            print(json.dumps({"error": str(error)}), flush=True)
+    return 0
+
+
+def train(directory: str) -> int:
+    """Trains the run whose config comes on standard input."""
+    line = sys.stdin.readline()
+    threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
+    from reslab.train import loop
+
+    try:
+        loop.train(_config(line), directory)
+    except loop.Stopped:
+        return STOPPED
+    except loop.Diverged as error:
+        print(error, file=sys.stderr)
+        return DIVERGED
+    except ReslabError as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def _config(line: str):
+    from reslab.parallel.hosts import configure_cpu
+
+    config = configs.from_json(line, "config")
+    configure_cpu(config.mesh.cpu_devices)
+    return config
+
+
+def _stop_with_the_sweep() -> None:
+    # Not through sys.stdin, whose lock a waiting thread would hold at the end.
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    if CORES in os.environ and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    verb, *arguments = sys.argv[1:]
+    sys.exit({"check": check, "train": train}[verb](*arguments))

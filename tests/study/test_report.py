@@ -1,0 +1,171 @@
+"""The report as files: complete, honest about failures, and safe to open."""
+
+import csv
+import html.parser
+import json
+import re
+
+import pytest
+
+from reslab.core.errors import ReslabError
+from reslab.study.report import answer, write_report
+
+
+@pytest.fixture
+def page(places):
+    return write_report([places])
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Balance(html.parser.HTMLParser):
+    """Checks that elements close in the order in which they opened."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.texts = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        self.ids += [value for key, value in attributes if key == "id"]
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def parse(page):
+    parser = Balance()
+    parser.feed(page.read_text())
+    assert not parser.open
+    assert len(set(parser.ids)) == len(parser.ids)
+    return parser
+
+
+def test_everything_is_written_beside_the_study(places, page):
+    assert page == places / "report.html"
+    for name in ("report.md", "report.csv", "comparisons.csv"):
+        assert (places / name).stat().st_size > 100
+    assert not list(places.glob("*.partial"))
+
+
+def test_the_page_is_whole_and_needs_no_network(page):
+    text = page.read_text()
+    parse(page)
+    assert "<script" not in text
+    without_names = text.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"(?:src|href)=|https?://|@import", without_names)
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", text)
+
+
+def test_the_page_answers_every_heading(page):
+    words = " ".join(parse(page).texts)
+    for heading in ("Question", "Answer", "Curves", "Depth over steps", "Cost", "Runs"):
+        assert heading in words
+    assert "Does the place of the norm matter" in words
+    assert "1 of 3, 1 diverged, 1 missing" in words
+    assert "loss is not finite" in words
+    assert "reslab sweep places.py" in words
+    assert "0123456789abcdef" in words
+    assert "model.placement" in words
+    # The figures: two of differences, four of curves, maps of three quantities.
+    assert page.read_text().count("<svg") == 2 + 4 + 3 * (4 + 1)
+
+
+def test_every_figure_names_its_runs(page):
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page.read_text())
+    assert len(captions) == 2 + 4 + 3
+    for caption in captions:
+        for directory in ("000000000000", "000000000003", "000000000009"):
+            assert directory in caption
+
+
+def test_the_csv_has_one_row_a_run(places, page):
+    rows = rows_of(places / "report.csv")
+    assert len(rows) == 12
+    assert rows[0]["eval_bpb"] == str(
+        json.loads((places / "000000000000" / "result.json").read_text())["eval_bpb"]
+    )
+    assert [row["state"] for row in rows[9:]] == ["finished", "diverged", "missing"]
+    assert rows[11]["eval_bpb"] == ""
+
+
+def test_the_csv_of_comparisons_agrees_with_the_page(places, page):
+    rows = {
+        (row["at_equal"], row["case"]): row
+        for row in rows_of(places / "comparisons.csv")
+    }
+    post = rows["tokens", "post"]
+    assert f"{float(post['difference']):+.4f}" in page.read_text()
+    assert f"{float(post['difference']):+.4f}" in (places / "report.md").read_text()
+    assert post["baseline"] == "pre"
+    assert rows["tokens", "deep"]["p"] == ""
+
+
+def test_the_terminal_shows_both_tables(places):
+    text = answer([places])
+    assert "at equal tokens" in text
+    assert "at equal time" in text
+    assert max(map(len, text.splitlines())) < 200
+
+
+def test_names_are_text_and_never_markup(tmp_path, study_writer):
+    bad = "<script>alert(1)</script> & \"quotes\" 'and' | pipes"
+    cases = {"plain": {}, bad: {"model__depth": 2}}
+    folder = study_writer(tmp_path / "s", cases, seeds=2)
+    study = json.loads((folder / "study.json").read_text())
+    study["question"] = study["name"] = bad
+    (folder / "study.json").write_text(json.dumps(study))
+    page = write_report([folder])
+    assert "<script" not in page.read_text()
+    assert any("<script>" in text for text in parse(page).texts)
+    assert "<script" not in (folder / "report.md").read_text()
+
+
+def test_mixed_budgets_are_marked_on_the_page(tmp_path, study_writer):
+    cases = {"short": {}, "long": {"steps": 200, "model__depth": 2}}
+    folder = study_writer(tmp_path / "s", cases, seeds=2)
+    with pytest.raises(ReslabError):
+        write_report([folder])
+    assert not (folder / "report.html").exists()
+    page = write_report([folder], allow_mixed=True)
+    assert '<p class="mark">Runs with different token budgets' in page.read_text()
+    assert "**Note.** Runs with different" in page.with_suffix(".md").read_text()
+
+
+def test_other_surroundings_are_pointed_out(tmp_path, run_writer):
+    run_writer(tmp_path / "a", 0)
+    other = {"versions": {"python": "3.12.1"}, "device_kind": "TPU v5 lite"}
+    run_writer(tmp_path / "b", 1, environment=other)
+    page = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out.html")
+    assert "The runs were not made alike" in page.read_text()
+    assert "TPU v5 lite" in page.read_text()
+
+
+def test_an_old_run_without_costs_or_probes(tmp_path, run_writer):
+    run_writer(tmp_path / "a", 0, probes=False)
+    path = tmp_path / "a" / "run.json"
+    record = json.loads(path.read_text())
+    for key in ("parameters", "training_flops_per_token", "corpus"):
+        del record[key]
+    path.write_text(json.dumps(record))
+    text = write_report([tmp_path / "a"], tmp_path / "out.html").read_text()
+    assert "No run was looked into." in text
+    assert "training FLOPs, logarithmic" not in text
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, places):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReslabError, match="a file that can be written"):
+        write_report([places], tmp_path / "file" / "report.html")
+    with pytest.raises(ReslabError, match=r"--out: expected a file name\.html"):
+        write_report([places], tmp_path / "report.txt")

@@ -1,0 +1,229 @@
+"""Reading studies and runs, and holding them against each other."""
+
+import json
+
+import numpy as np
+import pytest
+
+from reslab.core.errors import ReslabError
+from reslab.study.comparison import at_equal_time, at_equal_tokens
+from reslab.study.results import read_results
+
+
+def edit(path, **changes):
+    """Changes fields of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | changes
+    kept = {key: value for key, value in content.items() if value is not None}
+    path.write_text(json.dumps(kept))
+
+
+def test_a_study_is_read_whole(places):
+    results = read_results([places])
+    assert results.question == "Does the place of the norm matter at depth 4?"
+    assert list(results.cases) == ["pre", "post", "hyper with four streams", "deep"]
+    assert len(results.runs) == 12
+    states = [run.state for run in results.of("deep")]
+    assert states == ["finished", "diverged", "missing"]
+    assert "not finite" in results.of("deep")[1].message
+
+
+def test_plain_runs_become_cases(tmp_path, run_writer):
+    for name, seed, depth in (("a", 0, 4), ("b", 1, 4), ("c", 0, 8)):
+        placement = "post" if depth == 8 else "pre"
+        run_writer(
+            tmp_path / name, seed, model__depth=depth, model__placement=placement
+        )
+    results = read_results([tmp_path / name for name in "abc"])
+    assert list(results.cases) == ["depth=4 placement=pre", "depth=8 placement=post"]
+    assert [run.seed for run in results.of(results.cases[0])] == [0, 1]
+    assert results.baselines == {
+        "depth=4 placement=pre": None,
+        "depth=8 placement=post": "depth=4 placement=pre",
+    }
+    chosen = read_results(
+        [tmp_path / name for name in "abc"], baseline="depth=8 placement=post"
+    )
+    assert chosen.baselines["depth=4 placement=pre"] == "depth=8 placement=post"
+
+
+def test_runs_that_differ_in_nothing_but_the_seed(tmp_path, run_writer):
+    run_writer(tmp_path / "a", 0)
+    run_writer(tmp_path / "b", 1)
+    assert list(read_results([tmp_path / "a", tmp_path / "b"]).cases) == ["run"]
+
+
+def test_the_curve_is_of_one_quantity(tmp_path, run_writer):
+    run_writer(tmp_path / "a", 0, noise=0.0)
+    (run,) = read_results([tmp_path / "a"]).runs
+    assert [step for step, _ in run.curve] == [20, 40, 60, 80, 100]
+    # The last row's figure of the first batches, not that of all held-out text.
+    assert run.curve[-1][1] == run.rows[-1]["eval_first_bpb"]
+    assert run.bits_per_byte == run.rows[-1]["eval_bpb"] != run.curve[-1][1]
+
+
+def test_time_is_that_of_the_steps_alone(tmp_path, run_writer):
+    run_writer(tmp_path / "a", 0, step_seconds=0.1)
+    path = tmp_path / "a" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2]["step_seconds"] = 0.3
+    del rows[4]["step_seconds"]  # Right after a resume: the next row's stands for it.
+    rows[5]["step_seconds"] = 0.2
+    rows[6]["elapsed_seconds"] += 1000  # Compiling, evaluating: not counted.
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = read_results([tmp_path / "a"]).runs
+    np.testing.assert_allclose(run.seconds_at(20), 2.0)
+    np.testing.assert_allclose(run.seconds_at(25), 2.0 + 1.5)
+    np.testing.assert_allclose(run.seconds_at(60), 2.0 + 3.0 + 1.0 + 2.0 + 2.0)
+    np.testing.assert_allclose(run.seconds, 10.0 + 2.0 + 1.0 + 1.0)
+
+
+def test_a_run_without_speeds_has_no_time(tmp_path, run_writer):
+    run_writer(tmp_path / "a", 0)
+    path = tmp_path / "a" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    text = "".join(
+        json.dumps({k: v for k, v in row.items() if k != "step_seconds"}) + "\n"
+        for row in rows
+    )
+    path.write_text(text)
+    results = read_results([tmp_path / "a"])
+    assert results.runs[0].seconds is None
+    assert at_equal_time(results)[0].summary.count == 0
+
+
+def test_the_curve_is_read_off_between_evaluations_and_not_beyond(tmp_path, run_writer):
+    run_writer(tmp_path / "a", 0, step_seconds=0.1)
+    (run,) = read_results([tmp_path / "a"]).runs
+    middle = (run.curve[0][1] + run.curve[1][1]) / 2
+    np.testing.assert_allclose(run.bits_at_time(3.0), middle)
+    assert run.bits_at_time(1.9) is None
+    assert run.bits_at_time(10.1) is None
+
+
+def test_equal_time_cuts_the_slower_at_the_time_of_the_faster(tmp_path, study_writer):
+    cases = {
+        "fast": {"step_seconds": 0.1},
+        "slow": {"step_seconds": 0.2, "model__placement": "post"},
+    }
+    results = read_results([study_writer(tmp_path / "s", cases)])
+    fast, slow = at_equal_time(results)
+    np.testing.assert_allclose((fast.at, slow.at), (10.0, 10.0))
+    halves = [
+        float(np.interp(50, *zip(*run.curve, strict=True)))
+        for run in results.finished("slow")
+    ]
+    np.testing.assert_allclose(slow.summary.mean, np.mean(halves))
+    ends = [run.curve[-1][1] for run in results.finished("fast")]
+    np.testing.assert_allclose(slow.against.mean, np.mean(ends))
+    assert slow.verdict == "worse"
+    # Equal tokens are no trouble to the slow one: it is as good in the end.
+    final = at_equal_tokens(results)[1].comparison
+    assert abs(final.difference) < 0.1 * slow.comparison.difference
+
+
+def test_equal_tokens_compares_the_final_figures(places):
+    results = read_results([places])
+    rows = at_equal_tokens(results)
+    final = [run.result["eval_bpb"] for run in results.finished("post")]
+    np.testing.assert_allclose(rows[1].summary.mean, np.mean(final))
+    assert rows[0].verdict == "baseline"
+    assert rows[3].summary.count == 1
+    assert rows[3].corrected is None
+    assert rows[3].verdict == "cannot tell"
+
+
+def test_seeds_alone_are_no_difference(tmp_path, study_writer):
+    """Twenty studies of one config under two names: at most one finds something."""
+    found = 0
+    for trial in range(20):
+        cases = {"a": {}, "b": {}, "c": {}}
+        folder = study_writer(
+            tmp_path / f"trial{trial}", cases, seeds=4, probes=False, noise=0.02
+        )
+        results = read_results([folder])
+        rows = [*at_equal_tokens(results), *at_equal_time(results)]
+        found += any(row.verdict in ("better", "worse") for row in rows)
+    assert found <= 1
+
+
+def test_mixed_budgets_are_refused_unless_asked_for_and_then_marked(
+    tmp_path, study_writer
+):
+    cases = {"short": {}, "long": {"steps": 200, "model__depth": 2}}
+    folder = study_writer(tmp_path / "s", cases)
+    with pytest.raises(
+        ReslabError, match=r"different token budgets.*0000 51200, .*0003 102400"
+    ):
+        read_results([folder])
+    results = read_results([folder], allow_mixed=True)
+    assert "different token budgets" in results.marks[0]
+    rows = at_equal_tokens(results)
+    assert rows[1].at == 51_200
+    halves = [run.bits_at_tokens(51_200) for run in results.finished("long")]
+    assert None not in halves
+    np.testing.assert_allclose(rows[1].summary.mean, np.mean(halves))
+
+
+def test_mixed_corpora_are_refused_unless_asked_for_and_then_marked(
+    tmp_path, study_writer
+):
+    cases = {"one": {}, "other": {"corpus": "d" * 64, "model__depth": 2}}
+    folder = study_writer(tmp_path / "s", cases)
+    with pytest.raises(ReslabError, match=r"different corpora.*cccccccccccc.*dddddddd"):
+        read_results([folder])
+    results = read_results([folder], allow_mixed=True)
+    assert "different corpora" in results.marks[0]
+
+
+def test_what_cannot_be_read_is_named(tmp_path, places, run_writer):
+    with pytest.raises(ReslabError, match=r"no case 'pst'.*'post'"):
+        read_results([places], baseline="pst")
+    with pytest.raises(ReslabError, match="nothing there"):
+        read_results([tmp_path / "absent"])
+    with pytest.raises(ReslabError, match=r"no study\.json and no config\.json"):
+        read_results([tmp_path])
+    with pytest.raises(ReslabError, match="one study by itself"):
+        read_results([places, places])
+    run_writer(tmp_path / "a", 0)
+    with pytest.raises(ReslabError, match="are the same run"):
+        read_results([tmp_path / "a", tmp_path / "a"])
+    run_writer(tmp_path / "b", 0)
+    with pytest.raises(ReslabError, match="are the same run"):
+        read_results([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_run_of_another_version_is_named(tmp_path, run_writer):
+    run_writer(tmp_path / "a", 0)
+    edit(tmp_path / "a" / "config.json", **{"model.depth": None})
+    with pytest.raises(ReslabError, match=r"a/config\.json.*another version"):
+        read_results([tmp_path / "a"])
+
+
+def test_a_run_that_is_not_the_planned_one_is_named(places):
+    study = json.loads((places / "study.json").read_text())
+    study["runs"][0]["sha256"] = "f" * 64
+    (places / "study.json").write_text(json.dumps(study))
+    with pytest.raises(ReslabError, match="000000000000 is not the run"):
+        read_results([places])
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"cases": {}, "baselines": {}}'], ids=repr
+)
+def test_a_damaged_study_is_named(places, content):
+    (places / "study.json").write_text(content)
+    with pytest.raises(ReslabError, match=r"study\.json"):
+        read_results([places])
+
+
+def test_a_study_whose_baseline_does_not_exist_is_named(places):
+    edit(places / "study.json", baselines={"post": "pree"})
+    with pytest.raises(ReslabError, match=r"'post' has no baseline 'pree'.*'pre'"):
+        read_results([places])
+
+
+def test_a_study_that_has_not_begun_has_no_report(tmp_path, study_writer):
+    missing = {0: "missing", 1: "missing", 2: "missing"}
+    folder = study_writer(tmp_path / "s", {"a": {"states": missing}})
+    with pytest.raises(ReslabError, match="none has any yet"):
+        read_results([folder])

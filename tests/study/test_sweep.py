@@ -1,0 +1,204 @@
+"""A sweep of real runs: skipped when done, resumed when interrupted, failing alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from reslab.cli import main
+from reslab.study.comparison import at_equal_tokens
+from reslab.study.results import read_results
+
+STUDY = """
+from reslab.study.algebra import vary
+from reslab.study.plan import Study
+
+def get_study():
+    return Study(
+        question="Does the placement matter?",
+        config="tiny",
+        cases=vary("model.placement", "pre", "post"),
+        seeds=(0, 1),
+        baseline="placement=pre",
+        overrides={
+            "model.features": 16,
+            "model.depth": 1,
+            "model.mixer": "attention(heads=2)",
+            "precision.compute": "float32",
+            "data.source": "synthetic(documents=60)",
+            "data.length": 16,
+            "data.batch": 8,
+            "optim.schedule": "constant",
+            "train.steps": 400,
+            "train.log_every": 20,
+            "train.eval_every": 100,
+            "train.checkpoint_every": 40,
+            "eval.batch": 8,
+            "probes.every": 0,
+        },
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "small.py").write_text(STUDY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(folder):
+    """What a shell would have: no fake devices; one compile cache for all."""
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(folder, environment, *options):
+    command = [sys.executable, "-m", "reslab", "sweep", "small.py", *options]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(folder, environment):
+    """The unbroken sweep, two runs at a time."""
+    process = start(folder, environment, "--out", "whole", "--jobs", "2")
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert "4 of 4 runs are finished" in out
+    assert "sweep 100/100" in err
+    return folder / "whole"
+
+
+def steps_done(directory):
+    """Steps logged so far, over all runs."""
+    return sum(
+        len(p.read_text().splitlines()) for p in directory.glob("*/metrics.jsonl")
+    )
+
+
+@pytest.mark.slow
+def test_interrupted_three_times_ends_with_the_same_table(folder, environment, whole):
+    broken = folder / "broken"
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        process = start(folder, environment, "--out", "broken", "--jobs", "2")
+        goal, deadline = steps_done(broken) + 5, time.monotonic() + 200
+        while steps_done(broken) < goal and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=100)
+        if number == signal.SIGKILL:
+            wait_for_the_trainers(broken)
+        else:
+            assert process.returncode == 42, err
+            assert "goes on from here" in err
+    assert not all((p / "result.json").exists() for p in broken.glob("????????????"))
+    process = start(folder, environment, "--out", "broken", "--jobs", "2")
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    rows = [at_equal_tokens(read_results([path])) for path in (whole, broken)]
+    assert rows[0] == rows[1]
+
+
+def wait_for_the_trainers(directory):
+    """A killed sweep's trainers notice, save and stop."""
+    deadline = time.monotonic() + 100
+    for lock in directory.glob("*/lock"):
+        process = int(lock.read_text() or 0)
+        while process and time.monotonic() < deadline:
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.1)
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.slow
+def test_what_is_done_is_skipped(whole, folder, monkeypatch, capsys):
+    before = {p: p.stat().st_mtime_ns for p in whole.glob("*/*")}
+    monkeypatch.chdir(folder)
+    assert main(["sweep", "small.py", "--out", "whole"]) == 0
+    assert "4 of 4 runs are finished" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in whole.glob("*/*")}
+    record = json.loads((whole / "study.json").read_text())
+    assert record["baselines"] == {
+        "placement=pre": None,
+        "placement=post": "placement=pre",
+    }
+    assert len((whole / "manifest.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_stop_the_others(folder, environment):
+    """One diverges; it is named, recorded, and not tried again."""
+    text = STUDY.replace(
+        'vary("model.placement", "pre", "post")',
+        'vary("optim.learning_rate", 1e30, 1e-3)',
+    ).replace('"placement=pre"', '"learning_rate=0.001"')
+    text = text.replace("(0, 1)", "(0,)").replace(
+        '"train.steps": 400', '"train.steps": 20'
+    )
+    text = text.replace(
+        '"probes.every": 0',
+        '"probes.every": 0, "optim.clip": 0.0, "optim.name": "sgd(momentum=0.0)"',
+    )
+    (folder / "failing.py").write_text(text)
+    command = [
+        sys.executable,
+        "-m",
+        "reslab",
+        "sweep",
+        "failing.py",
+        "--out",
+        "failing",
+    ]
+    for attempt in range(2):
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        assert "1 of 2 runs are finished" in done.stdout
+        assert "failed: learning_rate=1e+30, seed 0: step" in done.stdout
+        # Told while it goes on; the second time nothing is run.
+        assert ("failed (failing/logs/" in done.stderr) == (attempt == 0)
+    (failed,) = (folder / "failing").glob("*/failed.json")
+    assert json.loads(failed.read_text())["exit_code"] == 75
+
+
+@pytest.mark.slow
+def test_a_case_that_cannot_be_built_is_told_before_anything_runs(folder, environment):
+    (folder / "wrong.py").write_text(STUDY.replace("heads=2", "heads=3"))
+    command = [sys.executable, "-m", "reslab", "sweep", "wrong.py", "--out", "wrong"]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "case 'placement=pre': mixers 'attention': heads" in done.stderr
+    assert not (folder / "wrong").exists()

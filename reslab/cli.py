@@ -1,8 +1,8 @@
 """The command line: `reslab train | sweep | report | ...`.
 
-Exit codes: 0 done, 1 some runs of a sweep failed, 2 a mistake in the request (one
-line, nothing written), 42 stopped on request with the state saved, 75 diverged, 130
-interrupted.
+Exit codes: 0 done, 1 some runs of a sweep failed or a compiled step does not fit the
+chip, 2 a mistake in the request (one line, nothing written), 42 stopped on request
+with the state saved, 75 diverged, 130 interrupted.
 """
 
 import argparse
@@ -142,6 +142,26 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("what", help="family/name, a config, or a run directory")
     added.add_argument("--width", type=int, default=128, help="for parameter shapes")
     configurable(added)
+
+    added = verb("compile", _compile, "cost of training steps on an absent TPU")
+    added.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="a config, or a run directory"
+    )
+    added.add_argument(
+        "--topology",
+        default="v5e:2x4",
+        metavar="SLICE",
+        help="v4, v5e, v5p or v6e and its shape in chips (default: v5e:2x4)",
+    )
+    configurable(added)
+    added.add_argument(
+        "--versus",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="compile again with this change, for one more column; may be repeated",
+    )
+    added.add_argument("--json", action="store_true", help="print JSON, not a table")
 
     verb("doctor", _doctor, "print versions, devices and missing extras")
     return parser
@@ -389,6 +409,32 @@ def _show(options: argparse.Namespace) -> int:
         is_run = (pathlib.Path(options.what) / "config.json").is_file()
         print(show_config(_configure(options, options.what, is_run=is_run)))
     return 0
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from reslab.compile import as_json, compile_configs, table
+    from reslab.core import config as configs
+
+    named: dict[str, ConfigDict] = {}
+    for source in options.configs:
+        is_run = (pathlib.Path(source) / "config.json").is_file()
+        for change in (None, *options.versus):
+            config = _configure(options, source, is_run=is_run)
+            name = pathlib.Path(source).stem
+            if change is not None:
+                configs.update(config, [configs.parse_override(change)])
+                name += f", {change}"
+            if name in named:
+                raise ReslabError(f"{name} is there twice")
+            named[name] = config
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    reports = compile_configs(named, options.topology, tell)
+    write = as_json if options.json else table
+    print(write(reports, options.topology))
+    return 0 if all(report.is_fitting for report in reports) else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:

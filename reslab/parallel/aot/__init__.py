@@ -1,0 +1,1 @@
+"""Programs compiled ahead of time for an absent TPU, and what they cost."""

@@ -1,0 +1,138 @@
+"""Compiling for an absent TPU, and what the compiler says of the result."""
+
+import contextlib
+import dataclasses
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from reslab.core.errors import ReslabError
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device's memory that a program takes, by XLA's own count.
+
+        peak = arguments + outputs - aliased + temporaries
+
+    Attributes:
+      arguments: What it is given.
+      outputs: What it returns.
+      aliased: Outputs that lie where a donated argument lay.
+      temporaries: What it keeps meanwhile.
+      code: The program itself, which lies beside the peak.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is in use at once."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program that was compiled.
+
+    Attributes:
+      memory: What it takes.
+      text: The compiled and scheduled program; None where this jaxlib cannot read
+        what this libtpu wrote.
+      compile_seconds: How long this machine took to compile it.
+    """
+
+    memory: Memory
+    text: str | None
+    compile_seconds: float
+
+
+class OutOfMemory(Exception):
+    """A program needs more memory than a device has.
+
+    Attributes:
+      needed: Bytes that it needs, as the compiler rounds them.
+      available: Bytes that there are.
+    """
+
+    def __init__(self, needed: int, available: int):
+        super().__init__(f"{needed} of {available} bytes")
+        self.needed = needed
+        self.available = available
+
+
+def compile_program(lowered: Any) -> Program:
+    """Compiles a lowered program; nothing runs, and no cache answers.
+
+    Args:
+      lowered: What `jax.jit(...).lower(...)` gave for devices of a topology.
+
+    Returns:
+      The program.
+
+    Raises:
+      OutOfMemory: If the compiler finds that it does not fit a device.
+      ReslabError: If the compiler refuses it for another reason.
+    """
+    begin = time.perf_counter()
+    try:
+        with _without_cache():
+            compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if (exceeded := _exceeded(str(error))) is not None:
+            raise exceeded from None
+        message = str(error).splitlines()[0]
+        raise ReslabError("the TPU compiler refuses it", got=message) from error
+    seconds = time.perf_counter() - begin
+    stats = compiled.memory_analysis()
+    memory = Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+    return Program(memory, _text(compiled), seconds)
+
+
+def _text(compiled: Any) -> str | None:
+    """The program's text; jaxlib does not understand every libtpu's."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """Compiles even what was compiled before, so that the time is true."""
+    name = "jax_enable_compilation_cache"
+    before = getattr(jax.config, name)
+    jax.config.update(name, False)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _exceeded(message: str) -> OutOfMemory | None:
+    """Reads the compiler's complaint; None where it is about something else.
+
+    >>> _exceeded("Ran out of memory on HBM, the total (2.00G) exceeds (1.00G).").needed
+    2147483648
+    """
+    if "Ran out of memory" not in message or "HBM" not in message.upper():
+        return None
+    unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    sizes = [
+        int(float(number) * unit[prefix])
+        for number, prefix in re.findall(r"\b(\d+\.\d+)([KMGT]?)\b", message)
+    ]
+    return OutOfMemory(*sizes[:2]) if len(sizes) >= 2 else None

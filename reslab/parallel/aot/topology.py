@@ -1,0 +1,136 @@
+"""TPU slices that this machine need not have."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import types
+from collections.abc import Mapping
+
+import jax
+from jax.experimental import topologies
+
+from reslab.core.errors import ReslabError, missing_extra, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One generation of TPU; a JAX device is one chip.
+
+    Attributes:
+      hbm_bytes: Memory that the compiler may use, bytes.
+      hbm_bandwidth: Bytes per second between memory and chip.
+      clock: Cycles of the tensor core per second.
+      rank: Axes of a slice.
+      layout: How libtpu divides the chip into devices.
+    """
+
+    hbm_bytes: int
+    hbm_bandwidth: float
+    clock: float
+    rank: int
+    layout: str = "default"
+
+
+def _gibibytes(count: float) -> int:
+    return int(count * 2**30)
+
+
+# Memory: what libtpu 0.0.51 calls available when a program exceeds it; the chip
+# holds up to 2% more. Bandwidth: the "system architecture" pages of Cloud TPU.
+# Clock: the peak bfloat16 FLOP/s of those pages over the FLOPs in a cycle of the
+# matrix units (128 x 128 of them two each, four units a core; v6e: 256 x 256).
+CHIPS: Mapping[str, Chip] = types.MappingProxyType(
+    {
+        # Without "megacore" each of its two cores is a device of its own.
+        "v4": Chip(_gibibytes(30.75), 1228e9, 1.05e9, 3, layout="megacore"),
+        "v5e": Chip(_gibibytes(15.75), 819e9, 1.5e9, 2),
+        "v5p": Chip(_gibibytes(95.73), 2765e9, 1.75e9, 3),
+        "v6e": Chip(_gibibytes(31.24), 1640e9, 1.75e9, 2),
+    }
+)
+
+# Where a TPU is not attached, libtpu must neither look for one nor be alone.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Else a second process aborts.
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def prepare() -> None:
+    """Sets what libtpu reads when it wakes up; what is set already stays.
+
+    Raises:
+      ReslabError: If libtpu is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise missing_extra("libtpu", "tpu")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice of TPU chips to compile for.
+
+    Attributes:
+      name: Such as `v5e:2x4`.
+      chip: What each of its chips is.
+      devices: Its devices, which can be compiled for but not run on.
+    """
+
+    name: str
+    chip: Chip
+    devices: tuple[jax.Device, ...]
+
+
+def topology(name: str) -> Topology:
+    """Describes a slice; no TPU is needed, libtpu is.
+
+    Args:
+      name: Generation and shape in chips: `v5e:2x4`, `v5p:2x2x1`.
+
+    Returns:
+      The slice.
+
+    Raises:
+      ReslabError: If there is no such slice, or libtpu is not installed.
+    """
+    generation, _, layout = name.partition(":")
+    chip = CHIPS.get(generation)
+    if chip is None:
+        raise ReslabError(f"topology {name!r}", hint=nearest(generation, CHIPS))
+    form = f"{generation}:{'x'.join('2' * chip.rank)}"
+    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.rank - 1}}}", layout):
+        raise ReslabError(
+            f"topology {name!r}", expected=f"a form such as {form}", got=repr(layout)
+        )
+    prepare()
+    sizes = [int(size) for size in layout.split("x")]
+    # A host has 2 x 2 chips at most; a slice of one chip is a host of one.
+    hosts = [min(2, size) for size in sizes[:2]] + [1]
+    try:
+        described = topologies.get_topology_desc(
+            name,
+            "tpu",
+            chips_per_host_bounds=tuple(hosts),
+            chip_config_name=chip.layout,
+        )
+        devices = tuple(described.devices)
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error).splitlines()[0]
+        raise ReslabError(
+            f"topology {name!r}", got=message, hint=f"even sizes, such as {form}"
+        ) from None
+    if len(devices) != math.prod(sizes):
+        raise ReslabError(
+            f"topology {name!r}",
+            expected=f"{math.prod(sizes)} devices",
+            got=str(len(devices)),
+        )
+    return Topology(name, chip, devices)

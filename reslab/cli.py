@@ -123,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--seed", type=int, default=0, help="chooses the samples")
 
     added = verb("inspect", _inspect, "look inside a run, layer by layer")
-    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument(
+        "run", metavar="RUN|STUDY", help="a run, or the directory of a study"
+    )
     added.add_argument(
         "--probe",
         action="append",
@@ -382,13 +384,18 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    _open_run(options)
-
+    from reslab.study.plan import finished_runs
     from reslab.train.probe import inspect_run, table
 
-    records = inspect_run(options.run, options.probe, options.step)
-    print(table(records[-1]))
-    print(f"\nall steps and matrices  {options.run}/inspect.jsonl")
+    runs = finished_runs(options.run)
+    for run in runs or [pathlib.Path(options.run)]:
+        options.run = str(run)
+        _open_run(options)
+        records = inspect_run(run, options.probe, options.step)
+        if not runs:
+            print(table(records[-1]))
+            print()
+        print(f"all steps and matrices  {run}/inspect.jsonl")
     return 0
 
 

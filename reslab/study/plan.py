@@ -270,3 +270,15 @@ def choose(
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
         raise ReslabError("--shard", expected="I/N with 0 <= I < N", got=repr(shard))
     return plan.runs[int(first) :: int(count)]
+
+
+def finished_runs(directory: str | pathlib.Path) -> list[pathlib.Path]:
+    """The finished runs in the directory of a study; none if it is not one."""
+    directory = pathlib.Path(directory)
+    record = directory / "study.json"
+    if not record.is_file():
+        return []
+    runs = [
+        directory / run["directory"] for run in json.loads(record.read_text())["runs"]
+    ]
+    return [run for run in runs if (run / "result.json").is_file()]

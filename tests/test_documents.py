@@ -1,0 +1,114 @@
+"""The documents are the front door: their commands and examples are executed."""
+
+import csv
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from reslab.cli import main
+from reslab.describe import variants_table
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+TUTORIAL = ROOT / "experiments" / "tutorial" / "README.md"
+TEXT = README.read_text()
+# A shorter horizon than that of the documents.
+SHORT = "--set train.steps=2 --set data.batch=8 --set eval.batch=8 --set data.length=16"
+SHORT += " --set data.source='synthetic(documents=60)'"
+SHORT += " --set optim.schedule=constant --set probes.every=0"
+
+
+def blocks(language, text=TEXT):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(block):
+    """The `reslab` commands of a block, in order."""
+    for line in block.splitlines():
+        for command in line.split("&&"):
+            if command.strip().startswith("reslab"):
+                yield shlex.split(command)
+
+
+def write_files(text, folder):
+    """Writes the files that a document shows."""
+    for block in blocks("python", text):
+        named = re.match(r"# (\S+\.py)\n", block)
+        if named:
+            path = folder / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / "__init__.py").touch()
+            path.write_text(block)
+    return folder
+
+
+def shortened(verb, *arguments):
+    """A command that does the same with less."""
+    if verb in ("train", "sweep"):
+        arguments = *arguments, *shlex.split(SHORT)
+    if "configs/small_124m.py" in arguments:
+        small = "--set data.batch=8 --set model.depth=1 --set model.features=96"
+        arguments = *arguments, *shlex.split(small)
+    if verb == "sweep" and not arguments[0].startswith("lab/"):
+        arguments = *arguments, "--only", "0"
+    return [verb, *arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [b for b in blocks("bash") if list(commands(b))])
+def test_commands_run(block, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(write_files(TEXT, tmp_path))
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    for _, *command in commands(block):
+        assert main(shortened(*command)) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path):
+    """Every command in order, in a process of its own, as a reader would."""
+    text = TUTORIAL.read_text().replace("seeds=(0, 1, 2)", "seeds=(0,)")
+    write_files(text, tmp_path)
+    for block in blocks("bash", text):
+        for _, *command in commands(block):
+            done = subprocess.run(
+                [sys.executable, "-m", "reslab", *shortened(*command)],
+                cwd=tmp_path,
+                env=os.environ | {"XLA_FLAGS": ""},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, (command, done.stderr)
+    page = (tmp_path / "runs" / "lab" / "report.html").read_text()
+    assert "leaky" in page
+    assert "KL(lens" in page
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_runs(number):
+    exec(compile(blocks("python")[number], "README.md", "exec"), {})
+
+
+def between(name):
+    return re.search(rf"<!-- {name}.*? -->\n(.*?)\n?<!-- /{name} -->", TEXT, re.DOTALL)[
+        1
+    ]
+
+
+def test_the_figures_of_speed_are_those_of_the_benchmark():
+    with open(ROOT / "experiments" / "bench" / "lm_step.csv") as file:
+        for row in csv.DictReader(file):
+            best, median = (
+                f"{int(row[key]):,}"
+                for key in ("best_tokens_per_second", "median_tokens_per_second")
+            )
+            assert f"| {row['contender']} | {best} | {median} |" in TEXT
+
+
+def test_the_table_of_variants_is_that_of_the_folders():
+    assert between("variants") == variants_table(), "reslab list --markdown"

@@ -8,7 +8,6 @@ with the state saved, 75 diverged, 130 interrupted.
 import argparse
 import os
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -299,33 +298,23 @@ def _open_run(options: argparse.Namespace) -> "ConfigDict":
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from reslab.core import config as configs
     from reslab.study.plan import choose, plan
     from reslab.study.sweep import SweepStopped, sweep
 
-    overrides = [configs.parse_override(text) for text in options.set]
-    planned = plan(options.study, overrides)
+    planned = plan(options.study, options.set, options.out)
     if options.manifest:
         print("\n".join(planned.manifest()))
         return 0
-    directory = pathlib.Path(options.out or pathlib.Path("runs") / planned.name)
     runs = choose(planned, options.only, options.shard)
     try:
-        tally = sweep(
-            planned,
-            directory,
-            runs=runs,
-            jobs=options.jobs,
-            is_retrying=options.retry,
-            command=shlex.join(["reslab", *sys.argv[1:]]),
-        )
+        tally = sweep(planned, runs=runs, jobs=options.jobs, is_retrying=options.retry)
     except SweepStopped:
         print("stopped and saved; the same command goes on from here", file=sys.stderr)
         return STOPPED
     for run, message in tally.failed:
         print(f"failed: {run.case}, seed {run.seed}: {message}")
     print(f"{len(tally.done)} of {len(runs)} runs are finished")
-    print(f"next\n  reslab report {directory}")
+    print(f"next\n  reslab report {planned.directory}")
     return 1 if tally.failed else 0
 
 
@@ -427,7 +416,10 @@ def _compile(options: argparse.Namespace) -> int:
         is_run = (pathlib.Path(source) / "config.json").is_file()
         for change in (None, *options.versus):
             config = _configure(options, source, is_run=is_run)
-            name = pathlib.Path(source).stem
+            # Runs of the same name are told apart by their paths.
+            stems = [pathlib.Path(path).stem for path in options.configs]
+            stem = pathlib.Path(source).stem
+            name = stem if stems.count(stem) == 1 else source
             if change is not None:
                 configs.update(config, [configs.parse_override(change)])
                 name += f", {change}"

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core import registry
-from reslab.core.errors import ReslabError
 from reslab.core.trees import count_parameters
 from reslab.core.types import MESH_AXES
 from reslab.data.corpus import TokenStream
@@ -26,7 +25,7 @@ from reslab.parallel.aot.hlo import COLLECTIVES, Cost, Traffic, program_cost
 from reslab.parallel.aot.program import Memory, OutOfMemory, compile_program
 from reslab.parallel.aot.topology import Topology, topology
 from reslab.parallel.mesh import make_mesh, use_mesh
-from reslab.train.state import Setup, make_setup
+from reslab.train.state import Setup, check_batch, make_setup
 from reslab.train.step import jit_step, make_step
 
 NOTES = (
@@ -125,24 +124,13 @@ def compile_configs(
         tokenizer = registry.make("tokenizers", config.data.tokenizer)
         mesh = make_mesh(config.mesh, target.devices)
         setup = make_setup(config, tokenizer.vocabulary_size, mesh)
-        _check_batch(setup)
+        check_batch(config, mesh)
         prepared.append((name, setup, tokenizer.byte_lengths()))
     reports = []
     for name, setup, byte_lengths in prepared:
         tell(f"compiling {name} for {topology_name} ...")
         reports.append(_report(name, setup, byte_lengths, target))
     return reports
-
-
-def _check_batch(setup: Setup) -> None:
-    rows = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
-    parts = setup.config.train.accumulate
-    if setup.config.data.batch % (rows * parts):
-        raise ReslabError(
-            "data.batch",
-            expected=f"a multiple of {rows} devices times {parts} parts",
-            got=str(setup.config.data.batch),
-        )
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:

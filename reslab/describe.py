@@ -16,7 +16,6 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.text import aligned
 from reslab.core.trees import (
-    count_bytes,
     count_parameters,
     is_box,
     named_leaves,
@@ -223,7 +222,7 @@ def show_config(config: ConfigDict) -> str:
       ReslabError: If the config cannot be built on the devices at hand.
     """
     from reslab.models.cost import forward_flops_per_token, training_flops_per_token
-    from reslab.parallel.mesh import make_mesh
+    from reslab.parallel.mesh import device_bytes, make_mesh
     from reslab.train.state import make_setup, matching_patterns, parameter_groups
 
     configs.check(config)
@@ -254,9 +253,9 @@ def show_config(config: ConfigDict) -> str:
     training = training_flops_per_token(setup.model, params, length)
     devices = setup.mesh.devices.size
     memory = [
-        ("parameters", _device_bytes(params)),
-        ("gradients", _device_bytes(params)),
-        ("optimizer state", _device_bytes(setup.shapes.opt_state)),
+        ("parameters", device_bytes(params)),
+        ("gradients", device_bytes(params)),
+        ("optimizer state", device_bytes(setup.shapes.opt_state)),
     ]
     lines = [f"{key} = {value!r}" for key, value in configs.flatten(config)]
     lines += ["", *aligned(rows), "", f"{count:,} parameters"]
@@ -274,14 +273,3 @@ def _logical_axes(boxed: Any) -> dict[str, tuple[str | None, ...]]:
     """The logical axis names of every parameter, by path."""
     flat = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
     return {path_name(path): getattr(box, "names", ()) for path, box in flat}
-
-
-def _device_bytes(tree: Any) -> int:
-    """Bytes that one device holds of a sharded tree."""
-    shards = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.sharding.shard_shape(leaf.shape), leaf.dtype
-        ),
-        tree,
-    )
-    return count_bytes(shards)

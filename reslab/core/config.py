@@ -36,24 +36,7 @@ def load(name: str) -> ConfigDict:
       ReslabError: If there is no such file, or it cannot be executed.
     """
     path = _find(name)
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    try:
-        exec(compile(path.read_text(), str(path), "exec"), namespace)
-        config = namespace["get_config"]()
-    except ReslabError:
-        raise
-    except SyntaxError as error:
-        raise ReslabError(
-            f"config {name}: syntax error in line {error.lineno}", got=error.msg
-        ) from None
-    except KeyError as error:
-        if error.args == ("get_config",):
-            raise ReslabError(
-                f"config {name}", expected="a function get_config()"
-            ) from None
-        raise _execution_error(name, path, error) from error
-    except Exception as error:
-        raise _execution_error(name, path, error) from error
+    config = call_in_file(f"config {name}", path, "get_config")
     if not isinstance(config, ConfigDict):
         raise ReslabError(
             f"config {name}: get_config()",
@@ -68,17 +51,44 @@ def load(name: str) -> ConfigDict:
         raise ReslabError(f"config {name}: {error}") from None
 
 
-def _execution_error(name: str, path: pathlib.Path, error: Exception) -> ReslabError:
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == str(path)
-    ]
-    where = f", line {lines[-1]}" if lines else ""
-    message = str(error).splitlines()[0] if str(error) else ""
-    return ReslabError(
-        f"config {name}{where}", got=f"{type(error).__name__}: {message}"
-    )
+def call_in_file(what: str, path: pathlib.Path, function: str, *arguments: Any) -> Any:
+    """Executes a Python file and calls a function of it.
+
+    Args:
+      what: What to call the file in errors.
+      path: The file.
+      function: The function's name.
+      *arguments: Its arguments.
+
+    Returns:
+      What it returns.
+
+    Raises:
+      ReslabError: If the file cannot be executed or has no such function.
+    """
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), namespace)
+        if function not in namespace:
+            raise ReslabError(what, expected=f"a function {function}()")
+        return namespace[function](*arguments)
+    except ReslabError:
+        raise
+    except SyntaxError as error:
+        raise ReslabError(
+            f"{what}: syntax error in line {error.lineno}", got=error.msg
+        ) from None
+    except Exception as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(path)
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        message = str(error).splitlines()[0] if str(error) else ""
+        raise ReslabError(
+            f"{what}{where}", got=f"{type(error).__name__}: {message}"
+        ) from error
 
 
 def folders() -> list[pathlib.Path]:

@@ -1,9 +1,9 @@
 """Taps: how what happens inside a model is seen from outside, at no cost when off.
 
 A part that knows something worth seeing (the weights with which it mixed earlier
-layers, the load of its experts) calls `tap`. The value leaves the model in the
-`taps` collection if the caller of `apply` asked for it, and is never computed
-otherwise: the compiled program is the same as without the call.
+layers, the load of its experts) calls `tap`. Under a watcher (`observe.probes`) the
+value leaves the model in the `taps` collection; otherwise nothing uses it, and the
+compiled program is the same as without the call.
 """
 
 import contextlib

@@ -102,12 +102,14 @@ def colour(share: float) -> str:
 
 
 def common_scale(values: Sequence[Number], *, is_logarithmic: bool = False) -> Scale:
-    """The scale of all finite values; linear if one of them has no logarithm."""
+    """The scale of all finite values; a logarithmic one is that of the positive."""
     finite = [v for v in values if v is not None and math.isfinite(v)]
     if not finite:
         return Scale(0.0, 1.0, False)
-    is_logarithmic = is_logarithmic and min(finite) > 0
-    return Scale(min(finite), max(finite), is_logarithmic)
+    positive = [v for v in finite if v > 0]
+    if is_logarithmic and positive:
+        return Scale(min(positive), max(positive), True)
+    return Scale(min(finite), max(finite), False)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

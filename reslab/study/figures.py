@@ -28,7 +28,7 @@ class _Curve(NamedTuple):
 def named_runs(results: Results, cases: Sequence[str]) -> str:
     """The run directories behind a figure, for its caption."""
     named = (
-        f"{case}: {', '.join(run.directory.name for run in results.finished(case))}"
+        f"{case}: {', '.join(run.label for run in results.finished(case))}"
         for case in cases
     )
     return f"Runs: {'; '.join(named)}."

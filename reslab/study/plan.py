@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-import traceback
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,6 +75,8 @@ class Plan:
       runs: Its runs, in order: seeds first, so that an interrupted study has
         something to say about every case.
       baselines: For every case the name of its baseline; None where it has none.
+      overrides: Fields that were changed for all runs, each as `FIELD=VALUE`.
+      out: The directory that was asked for; None for the default.
     """
 
     name: str
@@ -82,13 +84,26 @@ class Plan:
     study: Study
     runs: tuple[PlannedRun, ...]
     baselines: Mapping[str, str | None]
+    overrides: tuple[str, ...] = ()
+    out: str | None = None
 
-    def record(self, command: str) -> dict[str, Any]:
+    @property
+    def directory(self) -> pathlib.Path:
+        """Where the runs go: `runs/<name>` unless asked otherwise."""
+        return pathlib.Path(self.out or pathlib.Path("runs") / self.name)
+
+    def command(self, *options: str) -> str:
+        """The command that does all of this, on any machine."""
+        sets = [part for text in self.overrides for part in ("--set", text)]
+        out = ["--out", self.out] if self.out else []
+        return shlex.join(["reslab", "sweep", self.source, *sets, *out, *options])
+
+    def record(self) -> dict[str, Any]:
         """What `study.json` says: all that a report needs besides the runs."""
         return {
             "name": self.name,
             "question": self.study.question,
-            "command": command,
+            "command": self.command(),
             "baselines": dict(self.baselines),
             "cases": {one.name: dict(one.fields) for one in self.study.cases},
             "seeds": list(self.study.seeds),
@@ -107,8 +122,8 @@ class Plan:
     def manifest(self) -> list[str]:
         """One line of JSON a run, with the command that does it on any machine."""
         return [
-            json.dumps({**line, "command": f"reslab sweep {self.source} --only {i}"})
-            for i, line in enumerate(self.record("")["runs"])
+            json.dumps({**line, "command": self.command("--only", str(i))})
+            for i, line in enumerate(self.record()["runs"])
         ]
 
 
@@ -129,25 +144,8 @@ def load_study(source: str) -> tuple[str, Study]:
     path = pathlib.Path(file)
     if not path.is_file():
         raise ReslabError(f"no study {file!r}", expected="a file with get_study()")
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    try:
-        exec(compile(path.read_text(), str(path), "exec"), namespace)
-        if "get_study" not in namespace:
-            raise ReslabError(f"study {file}", expected="a function get_study()")
-        study = namespace["get_study"](*([scale] if scale else []))
-    except ReslabError:
-        raise
-    except Exception as error:
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == str(path)
-        ]
-        where = f", line {lines[-1]}" if lines else ""
-        message = str(error).splitlines()[0] if str(error) else ""
-        raise ReslabError(
-            f"study {file}{where}", got=f"{type(error).__name__}: {message}"
-        ) from error
+    scales = [scale] if scale else []
+    study = configs.call_in_file(f"study {file}", path, "get_study", *scales)
     if not isinstance(study, Study):
         raise ReslabError(
             f"study {file}: get_study()",
@@ -158,12 +156,14 @@ def load_study(source: str) -> tuple[str, Study]:
     return f"{name}-{scale}" if scale else name, study
 
 
-def plan(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Plan:
+def plan(source: str, overrides: Sequence[str] = (), out: str | None = None) -> Plan:
     """Resolves every run of a study, and checks the study as a whole.
 
     Args:
       source: As in `load_study`.
-      overrides: Fields that win over those of the study, for all runs.
+      overrides: Fields that win over those of the study, for all runs, each as
+        `FIELD=VALUE`.
+      out: Where the runs go; `runs/<name>` if None.
 
     Returns:
       The plan. Whether each config can be built is not checked here.
@@ -173,12 +173,15 @@ def plan(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Plan:
         not exist.
     """
     name, study = load_study(source)
+    changes = [configs.parse_override(text) for text in overrides]
+    if any(field == "seed" for field, _ in changes):
+        raise ReslabError("--set seed", hint="the study's seeds")
     _check(study)
     runs: list[PlannedRun] = []
     known: dict[str, str] = {}
     for seed in study.seeds:
         for one in study.cases:
-            config = _resolve(study, one, seed, overrides)
+            config = _resolve(study, one, seed, changes)
             sha256 = configs.sha256(config)
             if sha256 in known:
                 raise ReslabError(
@@ -187,10 +190,29 @@ def plan(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Plan:
                 )
             known[sha256] = one.name
             runs.append(PlannedRun(len(runs), one.name, seed, config, sha256))
-    return Plan(name, source, study, tuple(runs), _baselines(study))
+    return Plan(
+        name, source, study, tuple(runs), _baselines(study), tuple(overrides), out
+    )
 
 
 def _check(study: Study) -> None:
+    for name, kinds in (
+        ("cases", list | tuple),
+        ("seeds", list | tuple | range),
+        ("overrides", Mapping),
+        ("baseline", str | Mapping | None),
+    ):
+        if not isinstance(getattr(study, name), kinds):
+            got = type(getattr(study, name)).__name__
+            raise ReslabError(f"study: {name}", expected=str(kinds), got=got)
+    for one in study.cases:
+        if not isinstance(one, Case):
+            raise ReslabError(
+                "study: cases",
+                expected="cases",
+                got=f"a {type(one).__name__} among them",
+                hint="chain(...) joins sweeps",
+            )
     if not study.cases or not study.seeds:
         raise ReslabError("study", expected="at least one case and one seed")
     names = [one.name for one in study.cases]
@@ -253,7 +275,7 @@ def choose(
     Args:
       plan: The study.
       only: The index of one run.
-      shard: `I/N`: runs I, I + N, I + 2 N, ...; I counts from 0.
+      shard: `I/N`: one of N parts, counted from 0.
 
     Raises:
       ReslabError: If there is no such run, or the shard is malformed.
@@ -269,7 +291,13 @@ def choose(
     first, _, count = shard.partition("/")
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
         raise ReslabError("--shard", expected="I/N with 0 <= I < N", got=repr(shard))
-    return plan.runs[int(first) :: int(count)]
+    # Turned by one with every seed, so that no machine gets a case of its own.
+    cases = len(plan.study.cases)
+    return tuple(
+        run
+        for run in plan.runs
+        if (run.index + run.index // cases) % int(count) == int(first)
+    )
 
 
 def finished_runs(directory: str | pathlib.Path) -> list[pathlib.Path]:

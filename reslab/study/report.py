@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from reslab.core.errors import ReslabError
+from reslab.core.files import write_whole
 from reslab.study import figures
 from reslab.study.comparison import LEVEL, Row, at_equal_time, at_equal_tokens
 from reslab.study.document import Document, Section, Table, Text, to_markdown
@@ -36,7 +37,7 @@ def write_report(
     """Writes the report of a study, or of run directories.
 
     Beside the page stand the same as Markdown (`.md`), one row a run (`.csv`) and
-    one row a comparison (`comparisons.csv`). The page needs no network.
+    one row a comparison (`-comparisons.csv`). The page needs no network.
 
     Args:
       paths: One study directory, or run directories.
@@ -62,14 +63,14 @@ def write_report(
         page: to_html(document),
         page.with_suffix(".md"): to_markdown(document),
         page.with_suffix(".csv"): _csv(_run_rows(results, time)),
-        page.with_name("comparisons.csv"): _csv(_comparison_rows(tokens, time)),
+        page.with_name(f"{page.stem}-comparisons.csv"): _csv(
+            _comparison_rows(tokens, time)
+        ),
     }
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(text, encoding="utf-8", newline="")
-            partial.replace(path)
+            write_whole(path, text)
     except OSError as error:
         raise ReslabError(
             f"{page}",
@@ -126,7 +127,8 @@ def _document(results: Results, tokens: Sequence[Row], time: Sequence[Row]) -> D
         Section(
             "Answer",
             [
-                *_verdicts(tokens, time),
+                *_verdicts(results, tokens, time),
+                *_survivors(results),
                 *(Text(mark, "mark") for mark in results.marks),
                 _tokens_table(results, tokens),
                 _time_table(results, time),
@@ -161,7 +163,19 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def _verdicts(tokens: Sequence[Row], time: Sequence[Row]) -> list[Text]:
+def _unfinished(results: Results, row: Row) -> str:
+    """Says of how few runs a figure is, where not all of them finished."""
+    told = ""
+    for case in (row.case, row.baseline or row.case):
+        runs, finished = results.of(case), results.finished(case)
+        if len(finished) < len(runs) and case not in told:
+            told += f"; only {len(finished)} of {len(runs)} runs of {case} finished"
+    return told
+
+
+def _verdicts(
+    results: Results, tokens: Sequence[Row], time: Sequence[Row]
+) -> list[Text]:
     """What the tables come to, a sentence for each that decides something."""
     texts = []
     for name, rows in (("tokens", tokens), ("time", time)):
@@ -174,16 +188,34 @@ def _verdicts(tokens: Sequence[Row], time: Sequence[Row]) -> list[Text]:
                 found = row.comparison
                 decided.append(
                     f"{row.case} is {row.verdict} than {row.baseline} by "
-                    f"{abs(found.difference):.4f} (p {_p(row.corrected)})"
+                    f"{abs(found.difference):.4f} (p {_p(row.corrected)}"
+                    f"{_unfinished(results, row)})"
                 )
         untold = [row.case for row in compared if row.verdict == "cannot tell"]
-        said = "; ".join(decided) or "no case differs from its baseline"
-        text = f"At equal {name}, at the {LEVEL:.0%} level after Holm's correction: "
-        text += said + "."
+        text = ""
+        if len(untold) < len(compared):
+            said = "; ".join(decided) or "no difference is shown"
+            text = f"At equal {name}, at the {LEVEL:.0%} level after Holm's "
+            text += f"correction: {said}."
         if untold:
             text += f" Nothing can be told of {', '.join(untold)}: too few figures."
         texts.append(Text(text))
     return texts
+
+
+def _survivors(results: Results) -> list[Text]:
+    """A warning where means are over the runs that survived."""
+    lost = [run for run in results.runs if not run.is_finished]
+    if not lost:
+        return []
+    cases = ", ".join(dict.fromkeys(run.case for run in lost))
+    return [
+        Text(
+            f"{_count(len(lost), 'run')} did not finish ({cases}). Means are over "
+            "finished runs only: a case whose runs diverge looks better than it is.",
+            "mark",
+        )
+    ]
 
 
 def _tokens_table(results: Results, rows: Sequence[Row]) -> Table:
@@ -209,7 +241,8 @@ def _time_table(results: Results, rows: Sequence[Row]) -> Table:
         "At equal time: the shortest training time of all runs of a case and its "
         "baseline, without compiling, evaluations and checkpoints. Curves on the first "
         "evaluation batches are read off there, linear between evaluations, never "
-        f"beyond their ends. {_method(rows)}"
+        "beyond their ends. Times are those of the machines as they were: runs that "
+        f"shared one slowed each other. {_method(rows)}"
     )
     return Table(caption, header, cells)
 
@@ -355,7 +388,7 @@ def _runs(results: Results) -> list[Table | Text]:
         [
             run.case,
             str(run.seed),
-            run.directory.name,
+            run.label,
             run.state,
             f"{run.rows[-1]['step']:,}" if run.rows else _DASH,
             _number(run.bits_per_byte),
@@ -364,17 +397,8 @@ def _runs(results: Results) -> list[Table | Text]:
     ]
     parts: list[Table | Text] = []
     if others:
-        parts.append(
-            Text(
-                f"{len(others)} of {_count(len(results.runs), 'run')} did not finish; "
-                "no mean above includes them, so a case that diverges looks better "
-                "than it is.",
-                "mark",
-            )
-        )
         failures = [
-            [r.case, str(r.seed), r.directory.name, r.state, r.message or _DASH]
-            for r in others
+            [r.case, str(r.seed), r.label, r.state, r.message or _DASH] for r in others
         ]
         parts.append(
             Table("Runs that did not finish.", [*header[:4], "message"], failures)
@@ -426,7 +450,7 @@ def _environment(results: Results) -> list[Table | Text]:
             by_value: dict[str, list[str]] = {}
             for run, about in found:
                 value = about.get(key, _DASH)
-                by_value.setdefault(value, []).append(run.directory.name)
+                by_value.setdefault(value, []).append(run.label)
             rows += [[key, value, ", ".join(runs)] for value, runs in by_value.items()]
         names = ", ".join(short_names(differing).values())
         parts.append(Text(f"The runs were not made alike: {names} differ.", "mark"))
@@ -479,7 +503,7 @@ def _run_rows(results: Results, time: Sequence[Row]) -> list[list[Any]]:
             [
                 run.case,
                 run.seed,
-                run.directory.name,
+                run.label,
                 run.state,
                 step,
                 None if step is None else step * run.tokens_per_step,

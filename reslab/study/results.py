@@ -12,10 +12,9 @@ import numpy as np
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.exits import DIVERGED
 from reslab.observe.writers import jsonl
 from reslab.train.run import Run
-
-_DIVERGED = 75  # The exit code of a run whose loss was no longer finite.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Outcome:
       rows: `metrics.jsonl`, in order of step.
       result: `result.json`; None while the run has not ended.
       looks: Probe results, by step.
+      label: What its directory is called in the report.
     """
 
     case: str
@@ -45,6 +45,7 @@ class Outcome:
     rows: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any] | None
     looks: Mapping[int, Mapping[str, Any]]
+    label: str
 
     @property
     def is_finished(self) -> bool:
@@ -250,7 +251,14 @@ def _read_runs(folders: Sequence[pathlib.Path]) -> Results:
                 if folder.is_dir()
                 else "nothing there",
             )
-    runs = [_read_run(folder, "", None, None) for folder in folders]
+    leaves = [folder.name for folder in folders]
+    runs = [
+        dataclasses.replace(
+            _read_run(folder, "", None, None),
+            label=leaf if leaves.count(leaf) == 1 else str(folder),
+        )
+        for folder, leaf in zip(folders, leaves, strict=True)
+    ]
     _check_once(runs)
     groups: dict[str, list[Outcome]] = {}
     for run in runs:
@@ -275,17 +283,21 @@ def _read_run(
     failure = folder / "failed.json"
     failed = _read_json(failure) if failure.is_file() else {}
     message = str(failed.get("message", ""))
-    diverged = failed.get("exit_code") == _DIVERGED
+    diverged = failed.get("exit_code") == DIVERGED
     if not (folder / "config.json").is_file():
         state = "diverged" if diverged else "failed" if failed else "missing"
-        return Outcome(case, seed or 0, folder, state, message, {}, {}, [], None, {})
+        return Outcome(
+            case, seed or 0, folder, state, message, {}, {}, [], None, {}, folder.name
+        )
     run = Run(folder)
     config = run.config()
-    if sha256 is not None and sha256 != configs.sha256(config):
+    # Of the text: an older version's config has fewer fields than it is read with.
+    written = configs.sha256_of_text((folder / "config.json").read_text())
+    if sha256 not in (None, written):
         raise ReslabError(
             f"{folder} is not the run that the study planned",
-            expected=f"config {sha256[:12]}",
-            got=configs.sha256(config)[:12],
+            expected=f"config {str(sha256)[:12]}",
+            got=written[:12],
             hint="run the sweep again",
         )
     result = _read_json(folder / "result.json", {})
@@ -312,6 +324,7 @@ def _read_run(
         sorted(_lines(folder / "metrics.jsonl"), key=lambda row: row["step"]),
         result or None,
         dict(sorted(looks.items())),
+        folder.name,
     )
 
 

@@ -61,7 +61,8 @@ def summarize(values: Sequence[float]) -> Summary:
     mean = math.fsum(values) / count
     if count == 1:
         return Summary(1, mean, None, None, None)
-    deviation = float(np.std(values, ddof=1))
+    # Of equal values it is 0, not the rounding of their mean.
+    deviation = float(np.std(values, ddof=1)) if min(values) < max(values) else 0.0
     half = _quantile(count - 1) * deviation / math.sqrt(count)
     return Summary(count, mean, deviation, mean - half, mean + half)
 

@@ -1,22 +1,24 @@
 """Runs a study: every run in a process of its own, several at once, resumable."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.exits import DIVERGED, STOPPED
+from reslab.core.files import write_whole
+from reslab.core.stopping import StopRequest, asked_to_stop
 from reslab.observe.progress import progress
-from reslab.observe.writers import jsonl
 from reslab.study.plan import Plan, PlannedRun
 from reslab.study.worker import CORES
 from reslab.train.run import Run
@@ -43,12 +45,10 @@ class Tally:
 
 def sweep(
     plan: Plan,
-    directory: str | pathlib.Path,
     *,
     runs: Sequence[PlannedRun] | None = None,
     jobs: int = 1,
     is_retrying: bool = False,
-    command: str = "",
 ) -> Tally:
     """Does the runs of a study that are not done yet.
 
@@ -58,12 +58,10 @@ def sweep(
 
     Args:
       plan: The study.
-      directory: Where its runs go.
       runs: Those to do; all if None.
       jobs: How many at once. They share the machine: its cores on a CPU, its
         chips one by one on a GPU or TPU.
       is_retrying: Whether to repeat runs that diverged.
-      command: What repeats this, for the record.
 
     Returns:
       What became of the runs asked for.
@@ -72,17 +70,20 @@ def sweep(
       ReslabError: If a config cannot be built; nothing was written then.
       SweepStopped: After SIGTERM or an interrupt.
     """
-    directory = pathlib.Path(directory)
+    directory = plan.directory
     runs = plan.runs if runs is None else runs
     if jobs < 1:
         raise ReslabError("--jobs", expected="at least 1", got=str(jobs))
     pending = [
         run for run in runs if not _is_settled(directory / run.directory, is_retrying)
     ]
-    cost = _check(plan, pending) if pending else {}
-    write_record(plan, directory, command)
-    with _asked_to_stop() as stop:
-        slots = _Slots(directory, jobs)
+    cost = _check(pending, jobs) if pending else {}
+    write_record(plan)
+    with (
+        asked_to_stop() as stop,
+        tempfile.TemporaryDirectory(prefix="reslab-compile-") as cache,
+    ):
+        slots = _Slots(directory, jobs, cache)
         try:
             _run_all(pending, slots, cost, stop)
         finally:
@@ -96,18 +97,14 @@ def sweep(
     )
 
 
-def write_record(plan: Plan, directory: pathlib.Path, command: str) -> None:
-    """Writes `study.json` and `manifest.jsonl`, each whole or not at all."""
+def write_record(plan: Plan) -> None:
+    """Writes `study.json` and `manifest.jsonl` into the study's directory."""
+    directory = plan.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        study = json.dumps(plan.record(command), indent=1)
-        for name, text in (
-            ("study.json", study),
-            ("manifest.jsonl", "\n".join(plan.manifest())),
-        ):
-            partial = directory / f"{name}.partial"
-            partial.write_text(text + "\n")
-            partial.replace(directory / name)
+        study = json.dumps(plan.record(), indent=1)
+        write_whole(directory / "study.json", study + "\n")
+        write_whole(directory / "manifest.jsonl", "\n".join(plan.manifest()) + "\n")
     except OSError as error:
         raise ReslabError(
             f"study directory {directory}",
@@ -136,14 +133,46 @@ def _failure(directory: pathlib.Path) -> str | None:
     return "not finished"
 
 
-def _check(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, float]:
+def _check(runs: Sequence[PlannedRun], jobs: int) -> dict[str, float]:
     """The FLOPs of a run of every case, after checking that each can be built.
 
-    In a process of its own: on a TPU, whoever looks at the chips holds them.
+    In processes of their own, with a run's share of the machine: on a TPU, whoever
+    looks at the chips holds them, and JAX can count its CPU devices only once.
     """
     cases: dict[str, PlannedRun] = {}
     for run in runs:
         cases.setdefault(run.case, run)
+    cost, platforms = {}, set()
+    for devices in sorted({run.config.mesh.cpu_devices for run in cases.values()}):
+        alike = {
+            case: run
+            for case, run in cases.items()
+            if run.config.mesh.cpu_devices == devices
+        }
+        for (case, run), answer in zip(
+            alike.items(), _ask(alike, _share(0, jobs)), strict=True
+        ):
+            if "error" in answer:
+                raise ReslabError(f"case {case!r}: {answer['error']}")
+            data, steps = run.config.data, run.config.train.steps
+            cost[case] = answer["flops_per_token"] * steps * data.batch * data.length
+            platforms.add(answer["platform"])
+    if jobs > 1 and platforms != {"cpu"}:
+        case, run = next(iter(cases.items()))
+        (last,) = _ask({case: run}, _share(jobs - 1, jobs))
+        if last.get("platform") not in platforms:
+            raise ReslabError(
+                "--jobs",
+                expected="at most one run for each device",
+                got=f"{jobs}, and no device is left for the last of them",
+            )
+    return cost
+
+
+def _ask(
+    cases: Mapping[str, PlannedRun], share: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """What a checking process answers about one run of each case."""
     lines = [_line(run) for run in cases.values()]
     done = subprocess.run(
         [*_WORKER, "check"],
@@ -151,19 +180,14 @@ def _check(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, float]:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **share},
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode or len(answers) != len(lines):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         case = list(cases)[min(len(answers), len(lines) - 1)]
         raise ReslabError(f"case {case!r} cannot be built", got=last)
-    cost = {}
-    for (case, run), answer in zip(cases.items(), answers, strict=True):
-        if "error" in answer:
-            raise ReslabError(f"case {case!r}: {answer['error']}")
-        data, steps = run.config.data, run.config.train.steps
-        cost[case] = answer["flops_per_token"] * steps * data.batch * data.length
-    return cost
+    return answers
 
 
 def _line(run: PlannedRun) -> str:
@@ -173,11 +197,13 @@ def _line(run: PlannedRun) -> str:
 class _Slots:
     """The places in which runs go on, each with its share of the machine."""
 
-    def __init__(self, directory: pathlib.Path, jobs: int):
+    def __init__(self, directory: pathlib.Path, jobs: int, cache: str):
         self._directory = directory
         self._environments = [_share(i, jobs) for i in range(jobs)]
-        # Seeds of a case compile the same programs.
-        self._cache = str(directory / ".compile_cache")
+        # Seeds of a case compile the same programs. Not kept: another machine that
+        # shares the directory may lack this one's instructions.
+        self._cache = cache
+        self._log_begins: dict[PlannedRun, int] = {}
         self._going: dict[int, tuple[PlannedRun, subprocess.Popen[str]]] = {}
 
     def free(self) -> list[int]:
@@ -197,6 +223,7 @@ class _Slots:
             **self._environments[slot],
         }
         with open(logs / f"{run.directory}.txt", "a") as log:
+            self._log_begins[run] = log.tell()
             process = subprocess.Popen(
                 [*_WORKER, "train", str(directory)],
                 stdin=subprocess.PIPE,
@@ -229,10 +256,14 @@ class _Slots:
 
     def _record_failure(self, run: PlannedRun, code: int) -> None:
         log = self._directory / "logs" / f"{run.directory}.txt"
-        lines = log.read_text(errors="replace").strip().splitlines()
+        said = log.read_bytes()[self._log_begins[run] :].decode(errors="replace")
+        lines = said.strip().splitlines()
         directory = self._directory / run.directory
         directory.mkdir(exist_ok=True)
-        message = lines[-1] if lines else f"ended with status {code}"
+        if code < 0:
+            message = f"killed by {signal.Signals(-code).name}"
+        else:
+            message = lines[-1] if lines else f"ended with status {code}"
         Run(directory).write("failed.json", {"exit_code": code, "message": message})
         print(
             f"{run.case}, seed {run.seed}, failed ({log}): {message}", file=sys.stderr
@@ -252,21 +283,33 @@ class _Slots:
 
 
 def _fraction(directory: pathlib.Path, run: PlannedRun) -> float:
-    metrics = directory / run.directory / "metrics.jsonl"
-    rows = jsonl.read(metrics) if metrics.is_file() else []
-    return rows[-1]["step"] / run.config.train.steps if rows else 0.0
+    try:
+        with open(directory / run.directory / "metrics.jsonl", "rb") as file:
+            # The last lines are enough; the cores belong to the runs.
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            steps = re.findall(rb'^{"step": (\d+)', file.read(), re.MULTILINE)
+    except OSError:
+        return 0.0
+    return int(steps[-1]) / run.config.train.steps if steps else 0.0
 
 
 def _share(slot: int, jobs: int) -> dict[str, str]:
-    """The environment that gives one of several processes its part of the machine."""
+    """The environment that gives one of several processes its part of the machine.
+
+    Devices that a scheduler has chosen are shared out; others are not touched.
+    """
     if jobs == 1:
         return {}
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    mine = cores[slot::jobs]
-    return {
-        **({CORES: ",".join(map(str, mine))} if mine else {}),
-        "CUDA_VISIBLE_DEVICES": str(slot),
-        "TPU_VISIBLE_DEVICES": str(slot),
+    share = {}
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        share[CORES] = ",".join(map(str, cores[slot % len(cores) :: jobs]))
+    for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_DEVICES"):
+        chosen = os.environ.get(name, "")
+        # An empty list is no device, and never another's.
+        visible = chosen.split(",") if chosen else [str(i) for i in range(jobs)]
+        share[name] = visible[slot] if slot < len(visible) else ""
+    return share | {
         "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
         "TPU_PROCESS_BOUNDS": "1,1,1",
     }
@@ -276,7 +319,7 @@ def _run_all(
     pending: Sequence[PlannedRun],
     slots: _Slots,
     cost: Mapping[str, float],
-    stop: "_StopRequest",
+    stop: StopRequest,
 ) -> None:
     waiting = list(pending)
     total = sum(cost[run.case] for run in pending) or 1.0
@@ -297,31 +340,11 @@ def _run_all(
             )
             going = bool(waiting or parts)
             if going:
-                stop.wait(0.5)
+                _wait(stop, 2.0)
 
 
-class _StopRequest:
-    def __init__(self):
-        self.is_set = False
-
-    def wait(self, seconds: float) -> None:
-        """Sleeps, or less if asked to stop."""
-        end = time.monotonic() + seconds
-        while not self.is_set and time.monotonic() < end:
-            time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[_StopRequest]:
-    """Turns SIGTERM and SIGINT into a request, so that the runs can be saved."""
-    request = _StopRequest()
-
-    def ask(number: int, frame: Any) -> None:
-        request.is_set = True
-
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _wait(stop: StopRequest, seconds: float) -> None:
+    """Sleeps, or less if asked to stop."""
+    end = time.monotonic() + seconds
+    while not stop.is_set and time.monotonic() < end:
+        time.sleep(0.05)

@@ -8,6 +8,7 @@ input for the end of the sweep, saves, and stops: a sweep that is killed leaves
 no process behind.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,9 +18,13 @@ import threading
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.exits import BAD_INPUT, DIVERGED, STOPPED
+from reslab.train.run import InUse
 
 # Cores that this process may use, comma-separated; the sweep sets it.
 CORES = "RESLAB_CORES"
+# Seconds to wait for a run that another process has: a killed sweep's trainers
+# need some to notice and save.
+PATIENCE = 60.0
 
 
 def check() -> int:
@@ -29,17 +34,21 @@ def check() -> int:
     from reslab.train.probe import Prober
 
     for line in sys.stdin:
-        try:
-            config = _config(line)
-            setup, corpus = prepare(config)
-            if config.probes.every:
-                Prober(setup, corpus)
-            flops = training_flops_per_token(
-                setup.model, setup.shapes.params, config.data.length
-            )
-            print(json.dumps({"flops_per_token": flops}), flush=True)
-        except ReslabError as error:
-            print(json.dumps({"error": str(error)}), flush=True)
+        # Only answers go to standard output, whatever a variant prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                config = _config(line)
+                setup, corpus = prepare(config)
+                if config.probes.every:
+                    Prober(setup, corpus)
+                flops = training_flops_per_token(
+                    setup.model, setup.shapes.params, config.data.length
+                )
+                platform = setup.mesh.devices.flat[0].platform
+                answer = {"flops_per_token": flops, "platform": platform}
+            except ReslabError as error:
+                answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
     return 0
 
 
@@ -50,8 +59,11 @@ def train(directory: str) -> int:
     from reslab.train import loop
 
     try:
-        loop.train(_config(line), directory)
+        loop.train(_config(line), directory, patience=PATIENCE)
     except loop.Stopped:
+        return STOPPED
+    except InUse as error:  # Someone else is doing this run: that is no failure.
+        print(error, file=sys.stderr)
         return STOPPED
     except loop.Diverged as error:
         print(error, file=sys.stderr)

@@ -3,8 +3,7 @@
 import contextlib
 import math
 import pathlib
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
+from reslab.core.stopping import asked_to_stop
 from reslab.core.trees import count_parameters
 from reslab.data.batches import TrainBatches
 from reslab.data.corpus import Corpus, load_corpus
@@ -22,12 +22,12 @@ from reslab.observe.meter import Meter
 from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.progress import progress
 from reslab.observe.writers.jsonl import JsonLines
-from reslab.parallel.mesh import make_mesh, place_on, use_mesh
+from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.evaluate import Evaluator
 from reslab.train.probe import Prober
 from reslab.train.run import Run
-from reslab.train.state import Setup, TrainState, make_setup
+from reslab.train.state import Setup, TrainState, check_batch, make_setup
 from reslab.train.step import Batch, jit_step
 
 
@@ -60,33 +60,15 @@ def prepare(config: ConfigDict) -> tuple[Setup, Corpus]:
     if jax.process_count() > 1:
         raise ReslabError("training on several hosts is not supported yet")
     mesh = make_mesh(config.mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    parts = config.train.accumulate
-    for key, size, unit in (
-        ("data.batch", config.data.batch, rows * parts),
-        ("eval.batch", config.eval.batch, rows),
-    ):
-        if size % unit:
-            times = f" times train.accumulate ({parts})" if unit > rows else ""
-            raise ReslabError(
-                key,
-                expected=f"a multiple of the {rows} devices that share the batch"
-                + times,
-                got=str(size),
-            )
+    check_batch(config, mesh)
     corpus = load_corpus(config.data.source, config.data.tokenizer)
     setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
-    limit = setup.model.position_limit
-    if limit is not None and limit < config.data.length:
-        raise ReslabError(
-            "data.length",
-            expected=f"at most the model's {limit} positions",
-            got=str(config.data.length),
-        )
     return setup, corpus
 
 
-def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, directory: str | pathlib.Path, *, patience: float = 0.0
+) -> dict[str, Any]:
     """Trains, or goes on training, the run in a directory.
 
     Started again with the same config, a run continues from its newest
@@ -95,6 +77,7 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
     Args:
       config: The resolved config.
       directory: The run directory.
+      patience: Seconds to wait for another process that has the directory.
 
     Returns:
       The run's result: step, held-out loss and bits per byte, tokens per second.
@@ -119,13 +102,18 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> dict[str, Any]:
         setup.model, setup.mesh, corpus, length=data.length, batch=config.eval.batch
     )
     run = Run(pathlib.Path(directory))
-    prober = Prober(setup, corpus) if config.probes.every else None
+    is_finished = run.result() is not None
+    prober = None
+    if config.probes.every and not is_finished:
+        prober = Prober(setup, corpus)  # Before anything is written: it may refuse.
     about = describe(setup, corpus)
     is_resumed = run.open(config, about)
-    if (finished := run.result()) is not None:
-        return finished
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run.lock())
+        if not is_finished:
+            stack.enter_context(run.lock(patience))
+        # It may have been finished by the one that had the lock.
+        if (finished := run.result()) is not None:
+            return finished
         if is_resumed:
             run.warn_of_changes(about)
         stack.enter_context(batches)
@@ -163,6 +151,10 @@ def describe(setup: Setup, corpus: Corpus) -> dict[str, Any]:
         "environment": environment(),
         "mesh": dict(setup.mesh.shape),
         "parameters": count_parameters(setup.shapes.params),
+        "memory": {
+            "parameters": device_bytes(setup.shapes.params),
+            "optimizer state": device_bytes(setup.shapes.opt_state),
+        },
         "training_flops_per_token": training_flops_per_token(
             setup.model, setup.shapes.params, setup.config.data.length
         ),
@@ -215,7 +207,7 @@ class _Trainer:
         with (
             contextlib.closing(placed),
             use_mesh(self._setup.mesh),
-            _asked_to_stop() as stop,
+            asked_to_stop() as stop,
             progress(train.steps, start) as bar,
         ):
             for step in range(start + 1, train.steps + 1):
@@ -263,7 +255,19 @@ class _Trainer:
             # Or else the pause would hide the rest of the step before.
             jax.block_until_ready(state)
             with meter.paused():
-                self._looks.write(step, self._prober(state, batch))
+                self._looks.write(step, self._look_inside(state, batch))
+
+    def _look_inside(self, state: TrainState, batch: Batch) -> dict[str, Any]:
+        assert self._prober is not None
+        try:
+            return self._prober(state, batch)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ReslabError(
+                "the probes need more memory than there is",
+                hint="a smaller probes.batch, fewer probes.names, or probes.every=0",
+            ) from None
 
     def _row(self, step: int, metrics: Any, meter: Meter) -> dict[str, float]:
         row = {key: float(value) for key, value in jax.device_get(metrics).items()}
@@ -292,29 +296,3 @@ class _Trainer:
                     got=str(values[name]),
                     hint="a lower optim.learning_rate or a longer warmup",
                 )
-
-
-class _StopRequest:
-    is_set = False
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[_StopRequest]:
-    """Turns SIGTERM and SIGINT into a request, so that the state can be saved."""
-    request = _StopRequest()
-
-    def ask(number, frame):
-        if request.is_set:  # Asked twice: at once, without saving.
-            raise KeyboardInterrupt
-        request.is_set = True
-
-    try:
-        previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # Not the main thread: the caller handles signals.
-        yield request
-        return
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

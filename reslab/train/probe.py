@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.files import write_whole
 from reslab.core.taps import TAPS
 from reslab.core.text import aligned
 from reslab.data.batches import TrainBatches, validation_batches
@@ -22,7 +24,7 @@ from reslab.observe.writers import jsonl
 from reslab.parallel.mesh import make_mesh, place_on, replicated, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.run import Run
-from reslab.train.state import Setup, TrainState, make_setup
+from reslab.train.state import Setup, TrainState, check_batch, make_setup
 from reslab.train.step import (
     Batch,
     gradient_in_parts,
@@ -76,8 +78,14 @@ class Prober:
         self._look = jax.jit(self._all, out_shardings=replicated(setup.mesh))
         with use_mesh(setup.mesh):
             # Tells now, not at the first look, what the model cannot answer.
-            batch = jax.eval_shape(lambda: self._held_out)
-            jax.eval_shape(self._all, setup.shapes, batch, batch)
+            held_out = jax.eval_shape(lambda: self._held_out)
+            batch = {
+                key: jax.ShapeDtypeStruct(
+                    (config.data.batch, *rows.shape[1:]), rows.dtype
+                )
+                for key, rows in held_out.items()
+            }
+            jax.eval_shape(self._all, setup.shapes, batch, held_out)
 
     def __call__(self, state: TrainState, batch: Batch) -> dict[str, Any]:
         """Looks at a state.
@@ -97,11 +105,17 @@ class Prober:
         # Probes are about depth, not about precision: they may mix dtypes.
         with jax.numpy_dtype_promotion("standard"):
             view = self._view(state, batch, held_out)
-            return {
-                f"{name}/{quantity}": values
-                for name, probe in self._probes.items()
-                for quantity, values in probe(view).items()
-            }
+            found = {}
+            for name, probe in self._probes.items():
+                try:
+                    answers = probe(view)
+                except CannotAnswer as error:
+                    raise CannotAnswer(
+                        f"probe {name!r}: {error}",
+                        hint="leave it out of probes.names, or probes.every=0",
+                    ) from None
+                found |= {f"{name}/{key}": values for key, values in answers.items()}
+            return found
 
     def _view(self, state: TrainState, batch: Batch, held_out: Batch) -> View:
         setup, params = self._setup, state.params
@@ -121,12 +135,12 @@ class Prober:
             total, sums = loss_sums(self._model, params, held_out, self._byte_lengths)
             return total / jax.numpy.maximum(sums["tokens"], 1)
 
-        def gradient(slots):
+        def gradient(slots, sites):
             scanned = dataclasses.replace(setup, model=self._model)
             objective = training_objective(scanned, self._byte_lengths)
 
             def watched(tree, part, total_tokens):
-                with watching_stream_gradient(tree["slots"]):
+                with watching_stream_gradient(tree["slots"], sites):
                     return objective(tree["params"], part, total_tokens)
 
             parts = setup.config.train.accumulate
@@ -175,18 +189,20 @@ def inspect_run(
     config = run.config()
     corpus = load_corpus(config.data.source, config.data.tokenizer)
     run.check_corpus(corpus.sha256)
-    devices = jax.devices()
-    # All devices where they share the batch evenly, otherwise one.
-    unit = len(devices) * config.train.accumulate
-    devices = devices if config.data.batch % unit == 0 else devices[:1]
-    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
-    setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
+    setup = _setup_here(config, corpus)
+    mesh = setup.mesh
     if specs is None:
         specs = _answerable(setup, corpus)
     prober = Prober(setup, corpus, specs)
     records = []
     with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
-        for one in checkpoints.steps() if step is None else (step,):
+        steps = checkpoints.steps() if step is None else (step,)
+        if not steps:
+            raise ReslabError(
+                f"{run.checkpoints} has no checkpoint",
+                hint="train first, or check the path",
+            )
+        for one in steps:
             restored = checkpoints.restore(setup.shapes, one)
             batches = TrainBatches(
                 corpus.train, config.data.length, config.data.batch, config.seed
@@ -196,6 +212,18 @@ def inspect_run(
             records.append({"step": one, **prober(restored.state, batch)})
     _merge(run.directory, records)
     return records
+
+
+def _setup_here(config: ConfigDict, corpus: Corpus) -> Setup:
+    """The run's setup on its own mesh; on one device where that does not fit."""
+    size = corpus.tokenizer.vocabulary_size
+    try:
+        mesh = make_mesh(config.mesh)
+        check_batch(config, mesh)
+        return make_setup(config, size, mesh)
+    except ReslabError:
+        one = {"data": 1, "fsdp": 1, "tensor": 1}
+        return make_setup(config, size, make_mesh(one, jax.devices()[:1]))
 
 
 def _answerable(setup: Setup, corpus: Corpus) -> list[str]:
@@ -218,11 +246,8 @@ def _merge(directory: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> Non
         steps = {record["step"]: record for record in jsonl.read(directory / name)}
     for record in records:
         steps[record["step"]] = {**steps.get(record["step"], {}), **record}
-    lines = jsonl.JsonLines(str(directory), name)
-    lines.truncate(-1)
-    for step in sorted(steps):
-        lines.write(step, {k: v for k, v in steps[step].items() if k != "step"})
-    lines.close()
+    lines = (jsonl.line(step, steps[step]) for step in sorted(steps))
+    write_whole(directory / name, "".join(lines))
 
 
 def table(record: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,11 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
+from reslab.core.files import write_whole
+
+
+class InUse(ReslabError):
+    """Another process has the run directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +108,8 @@ class Run:
             }
             self.write("run.json", record)
             # The config comes last: with it, the directory is a run.
-            _write(self.directory / "config.json", configs.canonical_json(config))
+            text = configs.canonical_json(config) + "\n"
+            write_whole(self.directory / "config.json", text)
         except OSError as error:
             raise ReslabError(
                 f"run directory {self.directory}",
@@ -156,22 +163,31 @@ class Run:
                 )
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
         """Keeps the directory for this process until the end of the block.
 
+        Args:
+          patience: Seconds to wait for a process that has it.
+
         Raises:
-          ReslabError: If a live process has it.
+          InUse: If a live process has it, still.
         """
+        deadline = time.monotonic() + patience
         with open(self.directory / "lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise ReslabError(
-                    f"run directory {self.directory} is in use",
-                    got=f"process {file.read().strip()}",
-                    hint="wait for it, or --run with another directory",
-                ) from None
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() < deadline:
+                        time.sleep(0.1)
+                        continue
+                    file.seek(0)
+                    raise InUse(
+                        f"run directory {self.directory} is in use",
+                        got=f"process {file.read().strip()}",
+                        hint="wait for it, or --run with another directory",
+                    ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -180,13 +196,7 @@ class Run:
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file of the run, whole or not at all."""
         text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-        _write(self.directory / name, text)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n")
-    partial.replace(path)
+        write_whole(self.directory / name, text + "\n")
 
 
 def default_directory(name: str, config: ConfigDict) -> pathlib.Path:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from reslab.core import precision, registry
+from reslab.core.errors import ReslabError
 from reslab.core.trees import first_match, named_leaves, unbox
 from reslab.models.lm import LanguageModel
 from reslab.optim.groups import Group, assign, grouped, parse_groups
@@ -139,6 +140,28 @@ class Setup:
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
 
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Checks that batches divide over the devices and parts of a step.
+
+    Raises:
+      ReslabError: If one does not.
+    """
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = config.train.accumulate
+    for key, size, unit in (
+        ("data.batch", config.data.batch, rows * parts),
+        ("eval.batch", config.eval.batch, rows),
+    ):
+        if size % unit:
+            times = f" times train.accumulate ({parts})" if unit > rows else ""
+            raise ReslabError(
+                key,
+                expected=f"a multiple of the {rows} devices that share the batch"
+                + times,
+                got=str(size),
+            )
+
+
 def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
     """Builds model and optimizer and works out all shapes; computes nothing.
 
@@ -154,6 +177,13 @@ def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
       ReslabError: If the config cannot be built on this mesh.
     """
     model = build_model(config, vocabulary_size, mesh.devices.flat[0].platform)
+    limit = model.position_limit
+    if limit is not None and limit < config.data.length:
+        raise ReslabError(
+            "data.length",
+            expected=f"at most the model's {limit} positions",
+            got=str(config.data.length),
+        )
     with use_mesh(mesh):
         boxed = jax.eval_shape(lambda: _init_params(model, jax.random.key(config.seed)))
         optimizer, learning_rate = build_optimizer(config, unbox(boxed))

@@ -158,7 +158,10 @@ def test_a_common_scale_is_logarithmic_where_it_can_be():
     assert scale == (1.0, 100.0, True)
     np.testing.assert_allclose(scale.share(10.0), 0.5)
     assert scale.share(0.0) is None
-    assert not charts.common_scale([0.0, 1.0], is_logarithmic=True).is_logarithmic
+    # One zero does not spoil it for the others; without a positive value it is linear.
+    scale = charts.common_scale([0.0, 1.0, 10.0], is_logarithmic=True)
+    assert scale == (1.0, 10.0, True)
+    assert not charts.common_scale([0.0, -1.0], is_logarithmic=True).is_logarithmic
     assert charts.common_scale([]).share(0.5) == 0.5
 
 

@@ -1,6 +1,8 @@
 """A study file becomes runs; what is wrong with it is told in one line."""
 
 import json
+import pathlib
+import shlex
 
 import pytest
 
@@ -62,7 +64,7 @@ def test_a_directory_is_named_by_the_config_alone(study):
 
 
 def test_a_scale_and_overrides(study):
-    planned = plan(study() + ":large", [("data.batch", 32)])
+    planned = plan(study() + ":large", ["data.batch=32"])
     assert planned.name == "placement-large"
     assert planned.runs[0].config.train.steps == 700
     assert planned.runs[0].config.data.batch == 32
@@ -93,8 +95,37 @@ def test_the_manifest_splits_over_machines(study, capsys):
     assert [line["index"] for line in lines] == list(range(8))
     assert lines[3]["command"].endswith("placement.py --only 3")
     planned = plan(study())
-    shards = [choose(planned, shard=f"{i}/3") for i in range(3)]
+    shards = [choose(planned, shard=f"{i}/4") for i in range(4)]
     assert sorted(run.index for shard in shards for run in shard) == list(range(8))
+    # No machine has a case to itself: p-values would compare machines.
+    assert all(len({run.case for run in shard}) == 2 for shard in shards)
+
+
+def test_a_line_of_the_manifest_does_that_very_run(study, tmp_path):
+    """With all that was asked for, however it must be quoted."""
+    out = str(tmp_path / "a b")
+    sets = ["train.steps=7", "model.norm=layer(use_bias=False)"]
+    planned = plan(study(), sets, out)
+    line = json.loads(planned.manifest()[5])
+    reslab, verb, source, *options = shlex.split(line["command"])
+    assert (reslab, verb) == ("reslab", "sweep")
+    repeated = [options[i + 1] for i, word in enumerate(options) if word == "--set"]
+    again = plan(source, repeated, options[options.index("--out") + 1])
+    assert options[-2:] == ["--only", "5"]
+    assert again.runs[5].sha256 == line["sha256"]
+    assert again.directory == planned.directory
+    assert "--only" not in planned.record()["command"]
+
+
+SHIPPED = pathlib.Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*/study.py")), ids=str)
+@pytest.mark.parametrize("scale", ["", ":tpu"])
+def test_shipped_studies_can_be_planned(file, scale):
+    planned = plan(f"{file}{scale}")
+    assert planned.runs
+    assert any(planned.baselines.values())
 
 
 MISTAKES = {
@@ -119,6 +150,8 @@ MISTAKES = {
     "wrong type": ({"cases": "vary('model.depth', 'x')"}, "expected int; got 'x'"),
     "no study": ({"text": "def get_study():\n    return 3\n"}, "expected a Study"),
     "no function": ({"text": "x = 1\n"}, "expected a function get_study()"),
+    "not joined": ({"cases": "[vary('seed', 1)]"}, "got a tuple among them"),
+    "one seed": ({"seeds": "3"}, "study: seeds: expected"),
     "crash": ({"text": "x = 1 / 0\n"}, "line 1: got ZeroDivisionError"),
 }
 

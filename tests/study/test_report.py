@@ -53,7 +53,7 @@ def parse(page):
 
 def test_everything_is_written_beside_the_study(places, page):
     assert page == places / "report.html"
-    for name in ("report.md", "report.csv", "comparisons.csv"):
+    for name in ("report.md", "report.csv", "report-comparisons.csv"):
         assert (places / name).stat().st_size > 100
     assert not list(places.glob("*.partial"))
 
@@ -102,7 +102,7 @@ def test_the_csv_has_one_row_a_run(places, page):
 def test_the_csv_of_comparisons_agrees_with_the_page(places, page):
     rows = {
         (row["at_equal"], row["case"]): row
-        for row in rows_of(places / "comparisons.csv")
+        for row in rows_of(places / "report-comparisons.csv")
     }
     post = rows["tokens", "post"]
     assert f"{float(post['difference']):+.4f}" in page.read_text()

@@ -102,31 +102,16 @@ def test_interrupted_three_times_ends_with_the_same_table(folder, environment, w
             time.sleep(0.02)
         process.send_signal(number)
         _, err = process.communicate(timeout=100)
-        if number == signal.SIGKILL:
-            wait_for_the_trainers(broken)
-        else:
+        if number != signal.SIGKILL:
             assert process.returncode == 42, err
             assert "goes on from here" in err
+        # Trainers whose sweep was killed are still saving; the next one waits.
     assert not all((p / "result.json").exists() for p in broken.glob("????????????"))
     process = start(folder, environment, "--out", "broken", "--jobs", "2")
     _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     rows = [at_equal_tokens(read_results([path])) for path in (whole, broken)]
     assert rows[0] == rows[1]
-
-
-def wait_for_the_trainers(directory):
-    """A killed sweep's trainers notice, save and stop."""
-    deadline = time.monotonic() + 100
-    for lock in directory.glob("*/lock"):
-        process = int(lock.read_text() or 0)
-        while process and time.monotonic() < deadline:
-            try:
-                os.kill(process, 0)
-            except ProcessLookupError:
-                break
-            time.sleep(0.1)
-        assert time.monotonic() < deadline
 
 
 @pytest.mark.slow

@@ -1,15 +1,24 @@
 """Looking inside a run changes nothing about it, and can be done afterwards."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from reslab.core.depth import sum_by_layer
 from reslab.core.errors import ReslabError
+from reslab.data.batches import TrainBatches
+from reslab.data.corpus import load_corpus
+from reslab.observe.probes.gradient import sum_of_squares
+from reslab.parallel.mesh import make_mesh, place_on
 from reslab.train import loop
-from reslab.train.probe import inspect_run, table
+from reslab.train.checkpoint import Checkpoints
+from reslab.train.probe import Prober, inspect_run, table
 from reslab.train.run import Run
+from reslab.train.state import make_setup
+from reslab.train.step import loss_sums
 
 LOOKING = {"probes__every": 8, "probes__names": ("stream", "gradient", "update")}
 
@@ -68,11 +77,72 @@ def test_when_a_run_is_looked_at(looked_at):
     assert found[0] != found[1]
 
 
-def test_the_gradient_is_that_of_the_next_step(looked_at):
-    """By layers alone it is a part of what the step logs over all parameters."""
-    by_layer = rows(looked_at, "probes.jsonl")[1]["gradient/norm"]
-    whole = {r["step"]: r["gradient_norm"] for r in rows(looked_at, "metrics.jsonl")}
-    assert 0 < np.linalg.norm(by_layer) < 3 * whole[8]
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_gradient_is_that_of_the_next_step(tmp_path, small_config, accumulate):
+    """Where all but the layers is frozen out of the norm, it is what is logged."""
+    frozen = (("embedding|head|final_norm", {"freeze": True}), (".", {}))
+    config = small_config(
+        **LOOKING,
+        optim__groups=frozen,
+        train__log_every=1,
+        train__steps=10,
+        train__accumulate=accumulate,
+        data__batch=32,
+    )
+    loop.train(config, tmp_path / "run")
+    look = rows(tmp_path / "run", "probes.jsonl")[1]
+    logged = {
+        r["step"]: r["gradient_norm"] for r in rows(tmp_path / "run", "metrics.jsonl")
+    }
+    by_layer = np.linalg.norm(look["gradient/norm"])
+    others = np.sqrt(logged[9] ** 2 - by_layer**2)
+    assert 0 < others < logged[9]
+    assert by_layer / logged[9] > 0.3
+    # Of the next batch, exactly: that of any other step is not the same.
+    setup, corpus = loop.prepare(config)
+    state, batch = state_and_batch(setup, corpus, tmp_path / "run", 8)
+    step = jax.jit(jax.grad(lambda p: mean_loss(setup, corpus, p, batch)))
+    with loop.use_mesh(setup.mesh):
+        expected = jax.jit(lambda g: jax.numpy.sqrt(sum_by_layer(sum_of_squares, g)))(
+            step(state.params)
+        )
+    np.testing.assert_allclose(look["gradient/norm"], expected, rtol=1e-4)
+
+
+def state_and_batch(setup, corpus, directory, step):
+    """A checkpoint, and the batch that it trains on next."""
+    with Checkpoints(directory / "checkpoints", is_read_only=True) as checkpoints:
+        restored = checkpoints.restore(setup.shapes, step)
+    data = setup.config.data
+    batches = TrainBatches(corpus.train, data.length, data.batch, setup.config.seed)
+    batches.state = restored.data_index
+    return restored.state, place_on(setup.mesh)(next(batches))
+
+
+def mean_loss(setup, corpus, params, batch):
+    total, sums = loss_sums(setup.model, params, batch, corpus.tokenizer.byte_lengths())
+    return total / sums["tokens"]
+
+
+def test_looks_do_not_depend_on_the_mesh(small_config):
+    """Parameters and sublayers spread over devices; in bfloat16 it still runs."""
+
+    def look(shape, **changes):
+        config = small_config(**{**LOOKING, **changes})
+        corpus = load_corpus(config.data.source, config.data.tokenizer)
+        devices = jax.devices()[: shape["data"] * shape["fsdp"] * shape["tensor"]]
+        setup = make_setup(config, 257 + 7, make_mesh(shape, devices))
+        batches = TrainBatches(corpus.train, 16, 8, 0)
+        batch = place_on(setup.mesh)(next(batches))
+        return Prober(setup, corpus)(setup.init(), batch)
+
+    alone = look({"data": 1, "fsdp": 1, "tensor": 1})
+    spread = look({"data": 2, "fsdp": 2, "tensor": 2})
+    for name, values in alone.items():
+        np.testing.assert_allclose(spread[name], values, rtol=1e-4, err_msg=name)
+    short = look({"data": 2, "fsdp": 2, "tensor": 2}, precision__compute="bfloat16")
+    for name, values in alone.items():
+        np.testing.assert_allclose(short[name], values, rtol=0.1, err_msg=name)
 
 
 def test_a_finished_run_can_be_inspected(looked_at, small_config):
@@ -114,6 +184,14 @@ def test_mistakes_are_told_before_anything_is_written(
     with pytest.raises(ReslabError, match=words):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_checkpoints(tmp_path, looked_at):
+    shutil.copytree(looked_at, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(ReslabError, match="has no checkpoint"):
+        inspect_run(tmp_path / "run", ["stream"])
 
 
 def test_no_such_step(looked_at):

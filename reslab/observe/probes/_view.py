@@ -61,9 +61,12 @@ class Trace(NamedTuple):
         batch, length, embed). For `plain` this is the stream; for a residual of
         several streams, the mixture that the sublayer sees.
       outputs: What each returns to the residual, after its norms; same shape.
-      end: The features after the last layer, before the final norm
-        (batch, length, embed).
+      end: The features after the last layer, before the final norm (batch, length,
+        embed), as large as a reading: divided by `gain`.
+      gain: How many times as large they are in the model.
+      sites: The sites of the sublayers (sublayers,).
       layers: Number of layers applied.
+      is_even: Whether all layers have as many sublayers.
       others: What parts tapped themselves, by name: a list of values with one
         entry for each sublayer that did, in order.
     """
@@ -71,7 +74,10 @@ class Trace(NamedTuple):
     readings: jax.Array
     outputs: jax.Array
     end: jax.Array
+    gain: jax.Array
+    sites: jax.Array
     layers: int
+    is_even: bool
     others: Mapping[str, jax.Array]
 
     @property
@@ -86,10 +92,10 @@ class Trace(NamedTuple):
         Raises:
           CannotAnswer: If layers differ in their number of sublayers.
         """
-        each, rest = divmod(self.readings.shape[0], self.layers)
-        if rest:
+        each = self.readings.shape[0] // self.layers
+        if not self.is_even:
             raise CannotAnswer(
-                "probes by layer",
+                "figures by layer",
                 expected="layers of equally many sublayers",
                 got=f"{self.readings.shape[0]} sublayers in {self.layers} layers",
             )
@@ -107,8 +113,8 @@ class View:
       forward: Runs the model once and returns its `taps` collection.
       read_out: Maps the end of the stream to logits: final norm and head.
       loss: Mean loss of the tokens that count.
-      gradient: Maps slots (see `watching_stream_gradient`) to the gradient of the
-        training loss by the parameters, and by the slots.
+      gradient: Maps slots and sites (see `watching_stream_gradient`) to the gradient
+        of the training loss by the parameters, and by the slots.
       update: Maps that gradient to the change of the parameters.
     """
 
@@ -118,7 +124,7 @@ class View:
     forward: Callable[[], Any]
     read_out: Callable[[jax.Array], jax.Array]
     loss: Callable[[], jax.Array]
-    gradient: Callable[[jax.Array], tuple[Any, jax.Array]]
+    gradient: Callable[[jax.Array, jax.Array], tuple[Any, jax.Array]]
     update: Callable[[Any], Any]
 
     @functools.cached_property
@@ -128,7 +134,7 @@ class View:
         Raises:
           CannotAnswer: If the model has no sublayers that keep to the protocols.
         """
-        with watching_sublayers():
+        with watching_sublayers() as counts:
             taps = self.forward()
         found: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
         for path, leaf in named_leaves(taps).items():
@@ -139,36 +145,50 @@ class View:
                 found.setdefault(name, []).append((leaf, value))
         if not {"reading", "end", "layer"} <= found.keys():
             raise CannotAnswer(
-                "probes", expected="a model of sublayers along depth", got="none seen"
+                "the model", expected="sublayers along depth", got="none seen"
             )
+        sites = [site.reshape(-1) for site, _ in found["reading"]]
         stacked = {name: _by_site(pairs) for name, pairs in found.items()}
+        end, gain = stacked.pop("end")[0], stacked.pop("gain")[0]
         return Trace(
             readings=stacked.pop("reading"),
             outputs=stacked.pop("output"),
-            end=stacked.pop("end")[0],
+            end=end / gain.astype(end.dtype),
+            gain=gain,
+            sites=jnp.sort(jnp.concatenate(sites)),
             layers=stacked.pop("layer").shape[0],
+            is_even=len(counts) == 1,
             others=stacked,
         )
 
     @functools.cached_property
     def training_gradient(self) -> tuple[Any, jax.Array]:
         """Of the training loss: by the parameters, and squared by each stream."""
-        sublayers = jax.eval_shape(lambda: self.trace.readings).shape[0]
-        return self.gradient(jnp.zeros(sublayers, jnp.float32))
+        sites = self.trace.sites
+        return self.gradient(jnp.zeros(sites.shape, jnp.float32), sites)
+
+    def lens(self, x: jax.Array) -> jax.Array:
+        """The logits of a reading, or of the end, as if the model ended there."""
+        return self.read_out(x * self.trace.gain.astype(x.dtype))
 
     @functools.cached_property
     def logits(self) -> jax.Array:
         """The model's logits (batch, length, vocabulary)."""
-        return self.read_out(self.trace.end)
+        return self.lens(self.trace.end)
 
     def loss_without(self, is_removed: jax.Array) -> jax.Array:
         """The mean loss when the layers in `is_removed` (layers,) are left out."""
         with without_layers(is_removed):
             return self.loss()
 
-    def mean(self, values: jax.Array) -> jax.Array:
-        """Averages (..., batch, length) over the tokens that count, in float32."""
-        return self._mean(values, self.is_counted)
+    def mean(self, values: jax.Array, which: slice = slice(None)) -> jax.Array:
+        """Averages (..., batch, length) over the tokens that count, in float32.
+
+        Args:
+          values: The values, of the tokens in `which`.
+          which: The tokens of each sequence that they are of; all by default.
+        """
+        return self._mean(values, self.is_counted[:, which])
 
     def mean_after_first(self, values: jax.Array) -> jax.Array:
         """The same without the first token of each document."""

@@ -42,7 +42,9 @@ def _is_call_with(context: Any, names: frozenset[str]) -> bool:
 def _is_end(context: Any) -> bool:
     if context.method_name != "narrow":
         return False
-    return _parameters(type(context.module).narrow) == ("stream",)
+    # A residual narrows the stream and nothing else; it also widens.
+    is_alone = len(_parameters(type(context.module).narrow)) == 1
+    return is_alone and hasattr(context.module, "widen")
 
 
 @contextlib.contextmanager
@@ -81,47 +83,55 @@ class _Watched:
 
 
 @contextlib.contextmanager
-def watching_sublayers() -> Iterator[None]:
+def watching_sublayers() -> Iterator[set[int]]:
     """Taps what every sublayer read and gave back, and the end of the stream.
 
     Inside, each sublayer taps `reading` (what the residual hands to it, before
     its norm) and `output` (what it returns to the residual, after its norms), each
-    (batch, length, embed); the end taps `end`.
+    (batch, length, embed). The end taps `end`, and `gain`: how many times as large a
+    stream is when it is narrowed as when it was widened (a sum of n streams: n).
+    Each layer taps its number as `layer`.
+
+    Yields:
+      The numbers of sublayers that layers have, filled as the model is traced.
     """
+    seen = 0
+    counts: set[int] = set()
 
     def sublayer(call, named, context):
         def see(reading, output):
             tap(context.module, "reading", reading)
             tap(context.module, "output", output)
 
+        nonlocal seen
+        seen += 1
         with at_site(named["site"]):
             return call(named | {"residual": _Watched(named["residual"], see)})
 
+    def layer(call, named, context):
+        with at_site(named["layer"]):
+            tap(context.module, "layer", jnp.zeros(()))
+        before = seen
+        after = call(named)
+        counts.add(seen - before)
+        return after
+
     def end(call, named, context):
         features = call(named)
+        ones = jnp.ones((1, 1, features.shape[-1]), features.dtype)
+        (stream,) = named
+        gain = call({stream: context.module.widen(ones)})
         with at_site(0):
             tap(context.module, "end", features)
+            tap(context.module, "gain", jnp.mean(gain.astype(jnp.float32)))
         return features
 
     with (
         _intercepting(sublayer, lambda c: _is_call_with(c, _PLACEMENT)),
         _intercepting(end, _is_end),
-        watching_layers(),
+        _intercepting(layer, lambda c: _is_call_with(c, _BLOCK)),
     ):
-        yield
-
-
-@contextlib.contextmanager
-def watching_layers() -> Iterator[None]:
-    """Taps the number of every layer as `layer`."""
-
-    def layer(call, named, context):
-        with at_site(named["layer"]):
-            tap(context.module, "layer", jnp.zeros(()))
-        return call(named)
-
-    with _intercepting(layer, lambda c: _is_call_with(c, _BLOCK)):
-        yield
+        yield counts
 
 
 @contextlib.contextmanager
@@ -164,15 +174,21 @@ _seen_backwards.defvjp(_forwards, _backwards)
 
 
 @contextlib.contextmanager
-def watching_stream_gradient(slots: jax.Array) -> Iterator[None]:
-    """Makes the gradient of `slots` (sublayers,) that of the stream, squared.
+def watching_stream_gradient(slots: jax.Array, sites: jax.Array) -> Iterator[None]:
+    """Makes the gradient of `slots` that of the stream, squared.
 
     The gradient of a loss by `slots[s]` then is the squared norm of its gradient by
-    the stream that sublayer s reads. `slots` are float32 and change nothing.
+    the stream that the sublayer at `sites[s]` reads. `slots` change nothing.
+
+    Args:
+      slots: Zeros (sublayers,), float32.
+      sites: The sites of all sublayers, in order.
     """
 
     def sublayer(call, named, context):
-        stream = _seen_backwards(named["stream"], slots[named["site"]])
+        stream = _seen_backwards(
+            named["stream"], slots[jnp.searchsorted(sites, named["site"])]
+        )
         return call(named | {"stream": stream})
 
     with _intercepting(sublayer, lambda c: _is_call_with(c, _PLACEMENT)):

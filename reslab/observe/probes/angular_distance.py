@@ -42,7 +42,7 @@ class AngularDistanceProbe:
             angle = jnp.arccos(cosine) / jnp.pi
             return {
                 "all": view.mean(angle),
-                "last": jnp.mean(angle[..., -1], axis=-1),
+                "last": view.mean(angle[..., -1:], slice(-1, None)),
                 "cosine": view.mean(cosine),
             }
 

@@ -30,10 +30,7 @@ class DepthWeightsProbe:
           CannotAnswer: If the residual mixes nothing.
         """
         if "depth_weights" not in view.trace.others:
-            raise CannotAnswer(
-                "probe 'depth_weights': this residual reads from one stream as it is",
-                hint="leave the probe out, or model.residual='hyper'",
-            )
+            raise CannotAnswer("this residual reads from one stream as it is")
         return {"read": view.trace.others["depth_weights"]}
 
 

@@ -28,10 +28,7 @@ class ExpertLoadProbe:
           CannotAnswer: If there are no experts.
         """
         if "expert_load" not in view.trace.others:
-            raise CannotAnswer(
-                "probe 'expert_load': this model has no experts",
-                hint="leave the probe out",
-            )
+            raise CannotAnswer("this model has no experts")
         return {"share": view.trace.others["expert_load"]}
 
 

@@ -43,7 +43,7 @@ class LogitLensProbe:
         _, final_top = jax.lax.top_k(final, _TOP)
 
         def compare(x):
-            lens = jax.nn.log_softmax(view.read_out(x).astype(jnp.float32))
+            lens = jax.nn.log_softmax(view.lens(x).astype(jnp.float32))
             _, top = jax.lax.top_k(lens, _TOP)
             is_shared = jnp.any(top[..., :, None] == final_top[..., None, :], axis=-1)
             return {

@@ -17,7 +17,7 @@ class StreamProbe:
 
     The first token of a document often has a norm of its own (it gathers
     attention), so the norm is given without it too. At the end of the stream `x` is
-    what the final norm reads; for hyper-connections the sum of the streams.
+    what the final norm reads; a sum of n streams counts as their mean.
 
     Reference: Sun et al., 2025, https://arxiv.org/abs/2502.05795 (variance
     by layer).

@@ -26,8 +26,7 @@ class JsonLines:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
-        record = {"step": step} | {k: _number(v) for k, v in metrics.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.write(line(step, metrics))
         self._file.flush()
 
     def truncate(self, step: int) -> None:
@@ -54,6 +53,12 @@ class JsonLines:
             temporary = self.path.with_suffix(".jsonl.tmp")
             temporary.write_text(new, encoding="utf-8")
             os.replace(temporary, self.path)
+
+
+def line(step: int, metrics: Mapping[str, Any]) -> str:
+    """The line that records the metrics of a step."""
+    record = {k: _number(v) for k, v in metrics.items()} | {"step": step}
+    return json.dumps({"step": step} | record, allow_nan=False) + "\n"
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -30,9 +30,9 @@ def view_of():
             )
             return taps[TAPS]
 
-        def gradient(slots):
+        def gradient(slots, sites):
             def objective(params, slots):
-                with watching_stream_gradient(slots):
+                with watching_stream_gradient(slots, sites):
                     return mean_loss(model, params, tokens)
 
             return jax.grad(objective, argnums=(0, 1))(params, slots)

@@ -1,7 +1,9 @@
 """Every probe on every kind of residual, placement and stack; and what each means."""
 
 import dataclasses
+import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,9 +71,8 @@ def test_watching_changes_nothing(view_of, small_model):
     model, params, tokens = small_model(residual="hyper(streams=2)")
     view = view_of(model, params, tokens)
     features, _ = model.apply({"params": params}, tokens, method="hidden")
-    seen = view.read_out(view.trace.end)
     logits = model.apply({"params": params}, features, method="logits")
-    np.testing.assert_array_equal(logits, seen)
+    np.testing.assert_array_equal(logits, view.logits)
     gradient, _ = view.training_gradient
     alone = jax.grad(lambda p: view_of(model, p, tokens).loss())(params)
     for name, leaf in named_leaves(gradient).items():
@@ -161,7 +162,8 @@ def test_the_lens_at_the_end_is_the_output(view_of, small_model):
 
 def test_padding_changes_nothing(view_of, small_model):
     model, params, tokens = small_model()
-    names = ("stream", "contribution", "kurtosis", "logit_lens")
+    names = ("stream", "contribution", "kurtosis", "logit_lens", "massive")
+    names += ("angular_distance",)
     alone = look(view_of(model, params, tokens), *names)
     padded = jnp.pad(tokens, ((0, 1), (0, 0)), constant_values=3)
     is_counted = jnp.arange(3)[:, None] < jnp.asarray([[2]])
@@ -212,6 +214,64 @@ def test_a_model_without_sublayers(view_of, small_model):
     view = view_of(*small_model())
     with pytest.raises(ReslabError, match="sublayers along depth"):
         look(dataclasses.replace(view, forward=dict), "stream")
+
+
+def test_the_order_of_probes_does_not_matter(view_of, small_model):
+    """What one of them needs first, the others may need later."""
+    found = look(view_of(*small_model()), "gradient", "stream")
+    again = look(view_of(*small_model()), "stream", "gradient")
+    for name, values in found.items():
+        np.testing.assert_allclose(values, again[name], rtol=1e-6)
+
+
+def test_several_streams_end_as_large_as_one(view_of, small_model):
+    """Hyper-connections start as the plain residual: all figures must say so."""
+    names = ("stream", "contribution", "angular_distance", "logit_lens", "kurtosis")
+    # Large embeddings: the final norm's epsilon is not to be seen.
+    plain = look(view_of(*small_model(embedding_std=1.0)), *names)
+    hyper = small_model(residual="hyper(streams=4)", embedding_std=1.0)
+    hyper = look(view_of(*hyper), *names)
+    for name, values in plain.items():
+        np.testing.assert_allclose(
+            hyper[name], values, rtol=1e-3, atol=1e-4, err_msg=name
+        )
+
+
+class ThreeSublayers(nn.Module):
+    """A block with one sublayer more than the standard one, and sites with gaps."""
+
+    residual: str = "plain"
+    stride: int = 5
+
+    writes_shared = False
+
+    @nn.compact
+    def __call__(self, stream, shared, *, layer, positions, segments=None, state=None):
+        residual = registry.make("residuals", self.residual, name="residual")
+        for index in range(3):
+            placement = registry.make("placements", "pre", name=f"part_{index}")
+            dense = nn.Dense(stream.shape[-1], name=f"dense_{index}")
+            site = self.stride * layer + index
+            stream = placement(stream, residual, dense, site=site)
+        return stream, shared, state
+
+
+def test_sites_may_have_gaps(view_of, small_model):
+    gaps, params, tokens = small_model(block=ThreeSublayers)
+    dense = gaps.clone(block=functools.partial(ThreeSublayers, stride=3))
+    for name in ("gradient", "stream", "contribution"):
+        found = look(view_of(gaps, params, tokens), name)
+        for key, values in look(view_of(dense, params, tokens), name).items():
+            np.testing.assert_array_equal(found[key], values)
+    assert found["contribution/relative"].shape == (9,)
+    assert found["contribution/layer_relative"].shape == (3,)
+
+
+def test_layers_of_unequal_length_have_no_figures_by_layer(view_of, small_model):
+    view = view_of(*small_model(block=("standard", ThreeSublayers), depth=2))
+    look(view, "stream")
+    with pytest.raises(ReslabError, match="5 sublayers in 2 layers"):
+        look(view, "contribution")
 
 
 def test_taps_need_a_watcher(small_model):

@@ -1,0 +1,90 @@
+"""What the probes cost: a look inside, against the steps between two looks.
+
+    python experiments/bench/probes.py --config tiny --looks 20
+
+Steps and looks take turns in one process, so that both see the machine in the same
+state; the figure is the median look over `probes.every` median steps. The look is the
+one that a run takes: the probes of the config, on its held-out sequences and on the
+whole next batch. Appends a row to experiments/bench/probes.csv.
+"""
+
+import argparse
+import csv
+import pathlib
+import statistics
+import time
+
+import jax
+
+from reslab.core import config as configs
+from reslab.data.batches import TrainBatches
+from reslab.observe.environment import environment
+from reslab.parallel.hosts import configure_cpu
+from reslab.parallel.mesh import place_on, use_mesh
+from reslab.train.loop import prepare
+from reslab.train.probe import Prober
+from reslab.train.step import jit_step
+
+TABLE = pathlib.Path(__file__).with_name("probes.csv")
+STEPS_A_LOOK = 5
+
+
+def timed(function, *arguments):
+    """How long a call takes until its result is there, and the result."""
+    begin = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - begin, result
+
+
+def main():
+    """Measures, prints and records one row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="tiny")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--looks", type=int, default=20)
+    options = parser.parse_args()
+    config = configs.load(options.config)
+    configs.update(config, map(configs.parse_override, options.set))
+    configure_cpu(config.mesh.cpu_devices)
+    setup, corpus = prepare(config)
+    step = jit_step(setup, corpus.tokenizer.byte_lengths())
+    prober = Prober(setup, corpus)
+    data, place = config.data, place_on(setup.mesh)
+    batches = TrainBatches(corpus.train, data.length, data.batch, config.seed)
+    state = setup.init()
+    with use_mesh(setup.mesh):
+        step_compile, (state, _) = timed(step, state, place(next(batches)))
+        look_compile, _ = timed(prober, state, place(next(batches)))
+        steps, looks = [], []
+        for _ in range(options.looks):
+            looks.append(timed(prober, state, place(next(batches)))[0])
+            for _ in range(STEPS_A_LOOK):
+                taken, (state, _) = timed(step, state, place(next(batches)))
+                steps.append(taken)
+    step_seconds, look_seconds = map(statistics.median, (steps, looks))
+    about = environment()
+    row = {
+        "config": " ".join([options.config, *options.set]),
+        "probes": " ".join(config.probes.names),
+        "every": config.probes.every,
+        "step_seconds": f"{step_seconds:.4f}",
+        "look_seconds": f"{look_seconds:.4f}",
+        "added": f"{look_seconds / (config.probes.every * step_seconds):.4f}",
+        "step_compile_seconds": f"{step_compile:.1f}",
+        "look_compile_seconds": f"{look_compile:.1f}",
+        "device": about["device_kind"],
+        "jax": about["versions"]["jax"],
+        "commit": about["commit"],
+    }
+    is_new = not TABLE.exists()
+    with TABLE.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+    for key, value in row.items():
+        print(f"{key:22} {value}")
+
+
+if __name__ == "__main__":
+    main()

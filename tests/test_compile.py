@@ -285,8 +285,11 @@ def test_what_does_not_fit_is_told(reports):
         ({"model__norm": "rmz"}, "unknown norms 'rmz'"),
         ({"model__remat": "all"}, "model.remat"),
         ({"mesh__fsdp": 3}, "axes that multiply to the 4 devices"),
-        ({"data__batch": 6}, r"data.batch.*multiple of 4 devices times 1 parts.*6"),
-        ({"train__accumulate": 4}, "multiple of 4 devices times 4 parts"),
+        ({"data__batch": 6}, r"data.batch.*multiple of the 4 devices.*6"),
+        (
+            {"train__accumulate": 4},
+            "multiple of the 4 devices.*times train.accumulate .4.",
+        ),
         (
             {
                 "model__features": 250,

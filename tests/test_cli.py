@@ -90,6 +90,13 @@ MISTAKES = {
         "value_residual: expected",
     ),
     "odd rope": (["model.mixer=attention(heads=2,head_dim=5)"], "head_dim"),
+    "alpha": (["model.placement=mix_ln(alpha=1.5)"], "alpha: expected between 0 and 1"),
+    "activation": (["model.norm=evonorm_s0"], "contains the activation"),
+    "groups": (["model.norm=group(groups=5)"], "groups"),
+    "norm inside": (
+        ["model.placement=hybrid", "model.mixer=gated_delta(heads=2)"],
+        "puts a norm inside the mixer",
+    ),
     "depth": (["model.depth=0"], "model.depth: expected at least 1"),
     "remat": (["model.remat=some"], "model.remat: unknown choice 'some'"),
     "layers": (["model.layers=scna"], "try: 'scan'"),

@@ -48,7 +48,11 @@ RESERVED = frozenset(
         "context",
         "depth",
         "dtype",
+        "inner_norm",
+        "inner_scale",
         "is_unrolled",
+        "layer",
+        "layers",
         "learning_rate",
         "logical_axis",
         "max_length",
@@ -56,6 +60,8 @@ RESERVED = frozenset(
         "remat",
         "residual",
         "steps",
+        "sublayer",
+        "sublayers",
         "weight_decay",
     }
 )
@@ -172,6 +178,12 @@ def arguments(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     linen = {"parent", "name"}
     hidden = linen if linen <= parameters.keys() else set()
     return {name: p for name, p in parameters.items() if name not in hidden}
+
+
+def accepts(family: str, spec: Spec, argument: str) -> bool:
+    """Whether a variant takes an argument of that name."""
+    build = spec if callable(spec) else module(family, parse(spec).name).build
+    return argument in arguments(build)
 
 
 def factory(family: str, spec: Spec) -> Callable[..., Any]:

@@ -60,6 +60,9 @@ class Context:
       init_std: Standard deviation of projection kernels; 0 is 1/sqrt(fan in).
       output_scale: Factor on the initial standard deviation of projections
         that write into the residual stream.
+      inner_scale: Factor on that of values and of projections that widen.
+      inner_norm: Norm before the projection into the stream; "" is none.
+      qkv_norm: Norm of every query, key and value head; "" is none.
     """
 
     depth: int = 1
@@ -70,6 +73,9 @@ class Context:
     position: Spec = "none"
     init_std: float = 0.0
     output_scale: float = 1.0
+    inner_scale: float = 1.0
+    inner_norm: Spec = ""
+    qkv_norm: Spec = ""
 
 
 class Norm(Protocol):
@@ -108,10 +114,18 @@ class Residual(Protocol):
 class Placement(Protocol):
     """Where norms sit around a sublayer.
 
-    `needs_final_norm` says whether a norm must follow the last layer.
+    `needs_final_norm` says whether a norm must follow the last layer, and
+    `normalizes_embedding` whether one must precede the first. `build` is told which
+    `sublayer` it is for ("mixer", "ffn"), how many `sublayers` a layer has, the
+    `layer` among all `layers` with parameters of their own, and the `depth` applied.
     """
 
     needs_final_norm: bool
+    normalizes_embedding: bool
+
+    def adapt(self, context: Context) -> Context:
+        """What the sublayer's parts must know: norms inside, initial scales."""
+        ...
 
     def __call__(
         self,

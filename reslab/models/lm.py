@@ -14,6 +14,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Context, State
+from reslab.nn.norm import make_norm
 from reslab.ops.cross_entropy.api import token_losses
 
 Specs = registry.Spec | Sequence[registry.Spec]
@@ -24,7 +25,7 @@ class LanguageModel(nn.Module):
 
         x      = embedding[tokens] + position
         x      = stack(x)
-        logits = norm(x) . head
+        logits = norm(x) . head (+ bias)
 
     Every part is named by a spec string. A sequence of specs is tiled over
     depth. Parameters carry logical axis names; compute is in `dtype`, logits
@@ -45,6 +46,7 @@ class LanguageModel(nn.Module):
       position: Position encoding.
       max_length: Longest sequence, for position tables.
       tie_embeddings: Whether the head is the transposed embedding.
+      use_head_bias: Whether the head adds a learned bias to every logit.
       vocabulary_multiple: The vocabulary is padded to a multiple of this; the
         padding never receives probability.
       vocabulary_chunks: Parts in which the cross-entropy takes the vocabulary;
@@ -73,6 +75,7 @@ class LanguageModel(nn.Module):
     position: registry.Spec = "rope"
     max_length: int = 1024
     tie_embeddings: bool = False
+    use_head_bias: bool = False
     vocabulary_multiple: int = 1
     vocabulary_chunks: int = 0
     embedding_std: float = 0.02
@@ -106,6 +109,17 @@ class LanguageModel(nn.Module):
             **keywords,
         )
 
+    def _placement(self, layer: int) -> Any:
+        """The placement of a layer, unbound."""
+        specs = _tiled(self.placement)
+        return registry.make(
+            "placements",
+            specs[layer % len(specs)],
+            layer=layer,
+            layers=self.depth,
+            parent=None,
+        )
+
     def _last(self, kind: str) -> registry.Spec:
         """The spec of a kind that the last layer has."""
         specs = _tiled(getattr(self, kind))
@@ -132,16 +146,24 @@ class LanguageModel(nn.Module):
             "placement": _tiled(self.placement),
             "block": _tiled(self.block),
         }
-        period = min(self.depth, math.lcm(*(len(specs) for specs in kinds.values())))
-        blocks = []
-        for layer in range(period):
+        blocks: list[Any] = []
+        known: dict[Any, Any] = {}
+        for layer in range(self.depth):
             chosen = {kind: specs[layer % len(specs)] for kind, specs in kinds.items()}
-            build = registry.factory("blocks", chosen.pop("block"))
-            blocks.append(
-                functools.partial(
+            # Layers with the same factory are scanned together; a placement that
+            # depends on the layer may be the same in several.
+            key = *chosen.values(), repr(self._placement(layer))
+            if key not in known:
+                build = registry.factory("blocks", chosen.pop("block"))
+                chosen["placement"] = functools.partial(
+                    registry.factory("placements", chosen["placement"]),
+                    layer=layer,
+                    layers=self.depth,
+                )
+                known[key] = functools.partial(
                     build, **chosen, residual=self.residual, context=context
                 )
-            )
+            blocks.append(known[key])
         return build_stack(
             blocks=tuple(blocks),
             depth=self.depth,
@@ -163,13 +185,13 @@ class LanguageModel(nn.Module):
         )
         self.position_encoding = self._make_position()
         self.layers = self.make_stack()
-        last_placement = registry.factory("placements", self._last("placement"))
-        if last_placement(parent=None).needs_final_norm:
-            self.final_norm = registry.make(
-                "norms", self._last("norm"), param_dtype=self.param_dtype
-            )
-        else:
-            self.final_norm = lambda x: x
+        self.embedding_norm = self._end_norm(
+            getattr(self._placement(0), "normalizes_embedding", False),
+            _tiled(self.norm)[0],
+        )
+        self.final_norm = self._end_norm(
+            self._placement(self.depth - 1).needs_final_norm, self._last("norm")
+        )
         if not self.tie_embeddings:
             std = self.init_std or 1 / math.sqrt(self.features)
             self.head = parameter(
@@ -180,6 +202,20 @@ class LanguageModel(nn.Module):
                 ("embed", "vocab"),
                 self.param_dtype,
             )
+        if self.use_head_bias:
+            self.head_bias = parameter(
+                self,
+                "head_bias",
+                nn.initializers.zeros,
+                shape[:1],
+                ("vocab",),
+                self.param_dtype,
+            )
+
+    def _end_norm(self, is_wanted: bool, spec: registry.Spec) -> Any:
+        if not is_wanted:
+            return lambda x: x
+        return make_norm(spec, param_dtype=self.param_dtype)
 
     def hidden(
         self,
@@ -203,7 +239,7 @@ class LanguageModel(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
-        x = self.position_encoding.embed(x, positions)
+        x = self.embedding_norm(self.position_encoding.embed(x, positions))
         x = nn.with_logical_constraint(x, ("batch", "length", None))
         x, state = self.layers(x, positions=positions, segments=segments, state=state)
         return self.final_norm(x), state
@@ -212,6 +248,16 @@ class LanguageModel(nn.Module):
         """The head's kernel (embed, padded vocabulary), in the compute dtype."""
         kernel = self.embedding.T if self.tie_embeddings else self.head
         return kernel.astype(self.dtype)
+
+    def _factors(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Two factors whose product is the logits: `x` and the head's kernel."""
+        kernel = self.head_kernel()
+        if not self.use_head_bias:
+            return x, kernel
+        # As one more row, met by a one, the bias needs no losses of its own.
+        ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
+        row = self.head_bias.astype(self.dtype)[None]
+        return jnp.concatenate([x, ones], -1), jnp.concatenate([kernel, row])
 
     def __call__(
         self,
@@ -231,7 +277,7 @@ class LanguageModel(nn.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """Float32 logits of features that `hidden` returned."""
         wide = statistics_dtype(self.dtype)
-        y = jnp.matmul(x, self.head_kernel(), preferred_element_type=wide)
+        y = jnp.matmul(*self._factors(x), preferred_element_type=wide)
         return y[..., : self.vocabulary_size]
 
     def losses(
@@ -255,8 +301,7 @@ class LanguageModel(nn.Module):
         """
         x, _ = self.hidden(tokens, positions=positions, segments=segments)
         return token_losses(
-            x,
-            self.head_kernel(),
+            *self._factors(x),
             targets,
             vocabulary_size=self.vocabulary_size,
             chunks=self.vocabulary_chunks,

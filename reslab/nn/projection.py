@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
+from reslab.nn.norm import make_norm
 
 
 class ProjectingModule(nn.Module):
@@ -17,6 +18,8 @@ class ProjectingModule(nn.Module):
       linear: What a projection is.
       init_std: Initial standard deviation of the projections; 0 is 1/sqrt(fan in).
       output_scale: Factor on that of the projection into the residual stream.
+      inner_scale: Factor on that of values and of projections that widen.
+      inner_norm: Norm before the projection into the stream; "" is none.
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
     """
@@ -24,8 +27,21 @@ class ProjectingModule(nn.Module):
     linear: registry.Spec = "dense"
     init_std: float = 0.0
     output_scale: float = 1.0
+    inner_scale: float = 1.0
+    inner_norm: registry.Spec = ""
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+    def normalize_inner(self, x: jax.Array, logical_axis: str) -> jax.Array:
+        """Applies the inner norm over the last axis of `x`, if there is one."""
+        if not self.inner_norm:
+            return x
+        return make_norm(
+            self.inner_norm,
+            logical_axis=logical_axis,
+            param_dtype=self.param_dtype,
+            name="inner_norm",
+        )(x)
 
     def project(
         self,

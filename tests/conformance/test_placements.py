@@ -91,7 +91,9 @@ def test_the_head_reads_normalized_features(name, small_model, tokens):
         functools.partial(model.init_with_output, method="hidden")
     )(jax.random.key(0), tokens)
     mean_square = np.mean(np.square(features), axis=-1)
-    np.testing.assert_allclose(mean_square, 1.0, rtol=1e-3)
+    # Without any norm the head must cope with whatever comes.
+    is_close = np.allclose(mean_square, 1.0, rtol=1e-3)
+    assert is_close == (name != "none")
 
 
 def test_scanned_is_unrolled(

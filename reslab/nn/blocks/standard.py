@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from reslab.core import registry
+from reslab.core.errors import ReslabError
 from reslab.core.types import Context, Shared, State, Stream
 
 
@@ -34,8 +35,37 @@ class StandardBlock(nn.Module):
     residual: registry.Spec = "plain"
     context: Context = Context()
 
+    def _placement(self, sublayer: str, **keywords) -> nn.Module:
+        return registry.make(
+            "placements",
+            self.placement,
+            **vars(self.context) | {"norm": self.norm},
+            sublayer=sublayer,
+            sublayers=2,
+            **keywords,
+        )
+
+    def _part(self, family: str, sublayer: str, **keywords) -> nn.Module:
+        """The mixer or ffn, with what the placement wants of it."""
+        spec = getattr(self, sublayer)
+        placement = self._placement(sublayer, parent=None)
+        # A placement of someone else's may have nothing to say.
+        adapt = getattr(placement, "adapt", lambda context: context)
+        context = adapt(self.context)
+        for key in ("inner_norm", "qkv_norm"):
+            wants = getattr(context, key) and not getattr(self.context, key)
+            # A feed-forward layer has no queries.
+            is_asked = family == "mixers" or key == "inner_norm"
+            if wants and is_asked and not registry.accepts(family, spec, key):
+                raise ReslabError(
+                    f"{type(placement).__name__} puts a norm inside the {sublayer}",
+                    expected=f"one that takes {key}",
+                    got=repr(spec),
+                )
+        return registry.make(family, spec, **vars(context), **keywords)
+
     def _mixer(self, **keywords) -> nn.Module:
-        return registry.make("mixers", self.mixer, **vars(self.context), **keywords)
+        return self._part("mixers", "mixer", **keywords)
 
     @property
     def writes_shared(self) -> bool:
@@ -75,7 +105,7 @@ class StandardBlock(nn.Module):
           The new stream, depth memory, and state.
         """
         mixer = self._mixer(name="mixer")
-        ffn = registry.make("ffns", self.ffn, **vars(self.context), name="ffn")
+        ffn = self._part("ffns", "ffn", name="ffn")
 
         def mix(h):
             nonlocal shared, state
@@ -89,9 +119,7 @@ class StandardBlock(nn.Module):
             residual = registry.make(
                 "residuals", self.residual, **around, name=f"{name}_residual"
             )
-            placement = registry.make(
-                "placements", self.placement, **around, name=f"{name}_placement"
-            )
+            placement = self._placement(name, name=f"{name}_placement")
             stream = placement(stream, residual, branch, site=2 * layer + index)
         return stream, shared, state
 

@@ -32,11 +32,14 @@ class FeedForward(ProjectingModule):
     def widen(self, name: str, x: jax.Array, hidden: int) -> jax.Array:
         """Projects (batch, length, embed) to (batch, length, hidden)."""
         axes = ("embed", "mlp")
-        return self.project(name, x, hidden, axes, use_bias=self.use_bias)
+        return self.project(
+            name, x, hidden, axes, use_bias=self.use_bias, scale=self.inner_scale
+        )
 
     def narrow(self, h: jax.Array, features: int) -> jax.Array:
         """Projects (batch, length, hidden) back, to write into the stream."""
         h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
+        h = self.normalize_inner(h, "mlp")
         return self.project(
             "down",
             h,

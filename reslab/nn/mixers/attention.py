@@ -8,6 +8,7 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.types import Shared, State
+from reslab.nn.norm import make_norm
 from reslab.nn.projection import ProjectingModule
 from reslab.ops.attention.api import attention
 
@@ -40,6 +41,7 @@ class Attention(ProjectingModule):
       window: Number of latest tokens visible, the own one included; 0 is all.
       qk_norm: Spec of a norm over the features of each query and key head; ""
         is none.
+      qkv_norm: The same for value heads too; it takes the place of `qk_norm`.
       softcap: Bound of the logits, softcap * tanh(logits / softcap); 0 is none.
       value_residual: "", "constant" or "learned".
       use_bias: Whether the projections have biases.
@@ -60,6 +62,7 @@ class Attention(ProjectingModule):
     head_dim: int = 0
     window: int = 0
     qk_norm: str = ""
+    qkv_norm: registry.Spec = ""
     softcap: float = 0.0
     value_residual: str = ""
     use_bias: bool = False
@@ -135,25 +138,28 @@ class Attention(ProjectingModule):
         heads, kv_heads, head_dim = self.sizes(x.shape[-1])
         shared = dict(shared or {})
 
-        def heads_of(name, count):
+        def heads_of(name, count, scale=1.0):
             axes = ("embed", "heads", "head_dim")
             size = (count, head_dim)
-            return self.project(name, x, size, axes, use_bias=self.use_bias)
+            return self.project(
+                name, x, size, axes, use_bias=self.use_bias, scale=scale
+            )
 
         query, key = heads_of("query", heads), heads_of("key", kv_heads)
-        value = heads_of("value", kv_heads)
-        if self.qk_norm:
+        value = heads_of("value", kv_heads, self.inner_scale)
 
-            def normalize(name, h):
-                return registry.make(
-                    "norms",
-                    self.qk_norm,
-                    logical_axis="head_dim",
-                    param_dtype=self.param_dtype,
-                    name=name,
-                )(h)
+        def normalize(name, h):
+            return make_norm(
+                self.qkv_norm or self.qk_norm,
+                logical_axis="head_dim",
+                param_dtype=self.param_dtype,
+                name=name,
+            )(h)
 
+        if self.qkv_norm or self.qk_norm:
             query, key = normalize("query_norm", query), normalize("key_norm", key)
+        if self.qkv_norm:
+            value = normalize("value_norm", value)
         if self.value_residual:
             if "values" in shared:
                 value = self._mix_values(shared["values"], value)
@@ -183,9 +189,10 @@ class Attention(ProjectingModule):
             if state is not None or self.is_initializing()
             else self.implementation,
         )
+        joined = self.normalize_inner(y.reshape(*x.shape[:-1], -1), "heads")
         y = self.project(
             "output",
-            y,
+            joined.reshape(y.shape),
             x.shape[-1],
             ("heads", "head_dim", "embed"),
             use_bias=self.use_bias,

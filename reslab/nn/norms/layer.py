@@ -1,31 +1,33 @@
 """Layer normalization (Ba, Kiros & Hinton, 2016)."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
+from reslab.nn.norms._features import AffineNorm
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(AffineNorm):
     """Centres each feature vector and divides it by its standard deviation.
 
         y = (x - mean(x)) / sqrt(var(x) + epsilon) * (1 + gain) + bias
 
     The variance is biased and computed from the centred values. The gain is
-    stored as an offset from one, as in `rms`. Statistics and the affine map are
-    taken in float32 whatever the input dtype; the output has the dtype of the
-    input.
+    stored as an offset from one, as in `rms`, unless told otherwise. Statistics
+    and the affine map are taken in float32 whatever the input dtype; the output
+    has the dtype of the input.
 
     Reference: Ba, Kiros & Hinton, 2016, https://arxiv.org/abs/1607.06450, Eq. 4.
+
+    Tested against PyTorch's layer, which adds 1e-5.
 
     Attributes:
       epsilon: Added to the variance before the root.
       use_gain: Whether to learn a per-feature gain.
       use_bias: Whether to learn a per-feature bias.
+      is_gain_offset: Whether the gain is stored as an offset from one, or else
+        as itself: y = ... * gain + bias.
       param_dtype: Dtype in which gain and bias are stored.
       logical_axis: Logical name of the normalized axis.
 
@@ -37,10 +39,6 @@ class LayerNorm(nn.Module):
     """
 
     epsilon: float = 1e-6
-    use_gain: bool = True
-    use_bias: bool = True
-    param_dtype: Any = jnp.float32
-    logical_axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,18 +47,7 @@ class LayerNorm(nn.Module):
         h = h - jnp.mean(h, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(h), axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(variance + self.epsilon)
-        if self.use_gain:
-            h = h * (1.0 + self._row("gain", h))
-        if self.use_bias:
-            h = h + self._row("bias", h)
-        return h.astype(x.dtype)
-
-    def _row(self, name: str, h: jax.Array) -> jax.Array:
-        """A parameter for each feature, shaped to meet `h`."""
-        axes = (self.logical_axis,)
-        zeros = nn.initializers.zeros
-        row = parameter(self, name, zeros, h.shape[-1:], axes, self.param_dtype)
-        return row.astype(h.dtype).reshape((1,) * (h.ndim - 1) + (-1,))
+        return self.affine(h).astype(x.dtype)
 
 
 build = LayerNorm

@@ -1,31 +1,37 @@
 """RMS normalization with a unit-offset gain (Zhang & Sennrich, 2019)."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
+from reslab.nn.norms._features import FeatureNorm
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(FeatureNorm):
     """Divides each feature vector by its root mean square.
 
         y = x / sqrt(mean(x**2) + epsilon) * (1 + gain)
 
     The gain is stored as an offset from one, so weight decay pulls it toward
-    the identity instead of toward zero. Statistics and the gain's product are
-    taken in float32 whatever the input dtype; the output has the dtype of the
-    input.
+    the identity instead of toward zero; of two checkpoints of one function, the
+    one that stores the gain itself holds numbers larger by one. Statistics and
+    the gain's product are taken in float32 whatever the input dtype; the output
+    has the dtype of the input.
 
     Reference: Zhang & Sennrich, 2019, https://arxiv.org/abs/1910.07467, Eq. 4;
     the offset is the form of Gemma and Qwen3-Next.
 
+    Tested against their layers, Llama's and PyTorch's.
+
     Attributes:
       epsilon: Added to the mean square before the root.
       use_gain: Whether to learn a per-feature gain.
+      is_rounded_before_gain: Whether the normalized features are rounded to the
+        dtype of the input before the gain multiplies them, in that dtype, as in
+        Llama; else they are rounded once, at the end, as in Gemma.
+      is_gain_offset: Whether the gain is stored as an offset from one, or else
+        as itself, as in Llama: y = ... * gain.
       param_dtype: Dtype in which the gain is stored.
       logical_axis: Logical name of the normalized axis.
 
@@ -38,8 +44,7 @@ class RMSNorm(nn.Module):
 
     epsilon: float = 1e-6
     use_gain: bool = True
-    param_dtype: Any = jnp.float32
-    logical_axis: str = "embed"
+    is_rounded_before_gain: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -47,16 +52,10 @@ class RMSNorm(nn.Module):
         h = x.astype(statistics_dtype(x.dtype))
         mean_square = jnp.mean(jnp.square(h), axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(mean_square + self.epsilon)
+        if self.is_rounded_before_gain:
+            h = h.astype(x.dtype)
         if self.use_gain:
-            gain = parameter(
-                self,
-                "gain",
-                nn.initializers.zeros,
-                x.shape[-1:],
-                (self.logical_axis,),
-                self.param_dtype,
-            )
-            h = h * (1.0 + gain.astype(h.dtype)).reshape((1,) * (x.ndim - 1) + (-1,))
+            h = h * self.gain_row(h).astype(h.dtype)
         return h.astype(x.dtype)
 
 

@@ -1,5 +1,6 @@
 """The table that placements are rows of."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
-from reslab.core.types import Branch, Residual, Stream
+from reslab.core.types import Branch, Context, Residual, Stream
+from reslab.nn.norm import make_norm
 
 
 class Placement(nn.Module):
@@ -15,7 +17,8 @@ class Placement(nn.Module):
 
         stream = stream_norm(residual(stream, h -> output_norm(f(input_norm(h)))))
 
-    A placement that fits no row overrides `__call__`.
+    A placement that fits no row overrides `__call__`; one whose layers differ has a
+    `build` that looks at `layer`.
 
     Attributes:
       norm: Spec of the normalization.
@@ -28,8 +31,13 @@ class Placement(nn.Module):
     normalizes_input: ClassVar[bool] = False
     normalizes_output: ClassVar[bool] = False
     normalizes_stream: ClassVar[bool] = False
-    # Whether the features after the last layer still need a norm.
+    # Whether the features before the first layer, and after the last, need a norm.
+    normalizes_embedding: ClassVar[bool] = False
     needs_final_norm: ClassVar[bool] = True
+
+    def adapt(self, context: Context) -> Context:
+        """What the sublayer's parts must know; as it is, unless a row says more."""
+        return context
 
     @nn.compact
     def __call__(
@@ -43,8 +51,7 @@ class Placement(nn.Module):
         """Applies `branch` at the given site and returns the new stream."""
         wrapped = branch
         if self.normalizes_input:
-            input_norm = self._norm("input_norm")
-            wrapped = _compose(input_norm, wrapped)
+            wrapped = _compose(self._input_norm(site), wrapped)
         if self.normalizes_output:
             wrapped = _compose(wrapped, self._norm("output_norm"))
         stream = residual(stream, wrapped, site=site)
@@ -52,11 +59,28 @@ class Placement(nn.Module):
             stream = jax.tree.map(self._norm("stream_norm"), stream)
         return stream
 
+    def _input_norm(self, site: int | jax.Array) -> Branch:
+        """What precedes the sublayer; rows that scale by depth override it."""
+        del site
+        return self._norm("input_norm")
+
     def _norm(self, name: str) -> nn.Module:
-        return registry.make(
-            "norms", self.norm, param_dtype=self.param_dtype, name=name
-        )
+        return make_norm(self.norm, param_dtype=self.param_dtype, name=name)
 
 
 def _compose(first: Branch, second: Branch) -> Branch:
     return lambda h: second(first(h))
+
+
+def make_kind(
+    kind: type[Placement], parent: Any = dataclasses.MISSING, **fields: Any
+) -> Placement:
+    """Builds the placement that a `build` has chosen, as Linen would have.
+
+    Args:
+      kind: Its class.
+      parent: The module that it belongs to; Linen's choice if missing.
+      **fields: Its other fields.
+    """
+    given = {} if parent is dataclasses.MISSING else {"parent": parent}
+    return kind(**fields, **given)

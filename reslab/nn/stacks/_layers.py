@@ -1,6 +1,6 @@
 """The loop over layers that stacks are made of."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -57,7 +57,7 @@ class Period(nn.Module):
 
 
 class Layers(nn.Module):
-    """Applies `depth` layers, tiling a pattern of blocks, in as few scans as it can.
+    """Applies `depth` layers, tiling a pattern of blocks, in few scans.
 
     The parameters of each scan are stacked on axis 0 under `segment_<i>`, in the
     same tree whether the scan is rolled or unrolled. Where a block writes to the
@@ -65,7 +65,8 @@ class Layers(nn.Module):
     what it wrote: a value written once is saved once.
 
     Attributes:
-      blocks: One period of the pattern.
+      blocks: The pattern, tiled over depth. Layers may be scanned together where
+        they have the same factory, the very object.
       depth: Number of layers.
       is_unrolled: Whether to lay the layers out one after the other, which runs
         faster on a CPU and compiles slower everywhere.
@@ -79,11 +80,11 @@ class Layers(nn.Module):
 
     def segments(self) -> list[tuple[tuple[BlockFactory, ...], int]]:
         """The scans: each a period of blocks and how often it is repeated."""
-        period = len(self.blocks)
-        repeats, rest = divmod(self.depth, period)
-        plan = [(self.blocks, repeats), (self.blocks[:rest], 1 if rest else 0)]
+        layers = [self.blocks[i % len(self.blocks)] for i in range(self.depth)]
+        plan = _repetitions(layers)
         if any(block(parent=None).writes_shared for block in self.blocks):
-            plan[:1] = [(self.blocks, min(repeats, 1)), (self.blocks, repeats - 1)]
+            (blocks, count), *rest = plan
+            plan = [(blocks, 1), (blocks, count - 1), *rest]
         return [(blocks, count) for blocks, count in plan if count > 0]
 
     def init_state(self, batch: int, length: int, features: int) -> State:
@@ -146,3 +147,40 @@ class Layers(nn.Module):
             new_states.append(new_state)
             applied += len(blocks) * count
         return stream, None if state is None else tuple(new_states)
+
+
+def _repetitions(
+    layers: Sequence[BlockFactory],
+) -> list[tuple[tuple[BlockFactory, ...], int]]:
+    """Cuts a sequence into periods and how often each is repeated in a row.
+
+    At every point the period is taken whose repetitions reach furthest, the shortest
+    among equals; what repeats nothing is joined to one period.
+
+    >>> [("".join(period), count) for period, count in _repetitions("aaabbbb")]
+    [('a', 3), ('b', 4)]
+    >>> [("".join(period), count) for period, count in _repetitions("aabaaba")]
+    [('aab', 2), ('a', 1)]
+    """
+    plan: list[tuple[tuple[BlockFactory, ...], int]] = []
+    begin, alone = 0, 0  # Layers from `alone` to `begin` repeat nothing so far.
+    while begin < len(layers):
+        reach, period = 0, 0
+        for size in range(1, (len(layers) - begin) // 2 + 1):
+            end = begin + size
+            while layers[end : end + size] == layers[end - size : end]:
+                end += size
+                if end + size > len(layers):
+                    break
+            if end > begin + size and end > reach:
+                reach, period = end, size
+        if not period:
+            begin += 1
+            continue
+        if alone < begin:
+            plan.append((tuple(layers[alone:begin]), 1))
+        plan.append((tuple(layers[begin : begin + period]), (reach - begin) // period))
+        begin = alone = reach
+    if alone < begin:
+        plan.append((tuple(layers[alone:]), 1))
+    return plan

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reslab.core.trees import unbox
 from reslab.nn.norms.layer import LayerNorm
 
 
@@ -19,22 +20,24 @@ def test_equation(x64):
     np.testing.assert_allclose(y, oracle(x, gain, bias, 0.1), rtol=1e-12)
 
 
-def test_golden(golden, x64):
-    data = {
-        key.removeprefix("layernorm_"): value
-        for key, value in golden("basic_norms").items()
-    }
-    norm = LayerNorm(epsilon=1e-5, param_dtype=jnp.float64)
-    params = {"gain": data["param_weight"] - 1, "bias": data["param_bias"]}
-    y, pull = jax.vjp(lambda p, x: norm.apply({"params": p}, x), params, data["x"])
-    gradient, x_gradient = pull(jnp.asarray(data["cot"]))
-    for actual, key in (
-        (y, "out"),
-        (x_gradient, "grad_x"),
-        (gradient["gain"], "grad_weight"),
-        (gradient["bias"], "grad_bias"),
-    ):
-        np.testing.assert_allclose(actual, data[key], rtol=1e-7, atol=1e-7)
+@pytest.mark.parametrize("is_gain_offset", [True, False])
+def test_golden(golden_set, assert_golden, is_gain_offset):
+    assert_golden(
+        LayerNorm(epsilon=1e-5, is_gain_offset=is_gain_offset),
+        golden_set("basic_norms", "layernorm_"),
+        {"gain": "weight", "bias": "bias"},
+        {"gain": float(is_gain_offset)},
+    )
+
+
+@pytest.mark.parametrize(("is_gain_offset", "start"), [(True, 0.0), (False, 1.0)])
+def test_starts_without_effect_however_the_gain_is_stored(is_gain_offset, start):
+    x = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    norm = LayerNorm(is_gain_offset=is_gain_offset)
+    y, variables = norm.init_with_output(jax.random.key(0), x)
+    np.testing.assert_array_equal(unbox(variables)["params"]["gain"], start)
+    bare = LayerNorm(use_gain=False, use_bias=False)
+    np.testing.assert_array_equal(y, bare.apply({}, x))
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0.0), (1.0, 50.0), (7.0, -3.0)])
@@ -44,6 +47,16 @@ def test_sees_neither_scale_nor_shift_of_its_input(x64, scale, shift):
     np.testing.assert_allclose(
         norm.apply({}, scale * x + shift), norm.apply({}, x), rtol=1e-9
     )
+
+
+def test_gradient_moves_neither_scale_nor_mean(x64):
+    x, cotangent = np.random.default_rng(0).normal(size=(2, 3, 8))
+    norm = LayerNorm(epsilon=0.0, use_gain=False, use_bias=False)
+    y, pull = jax.vjp(lambda x: norm.apply({}, x), x)
+    (gradient,) = pull(jnp.asarray(cotangent))
+    assert np.max(np.abs(gradient)) > 0.1
+    np.testing.assert_allclose(np.sum(gradient, axis=-1), 0.0, atol=1e-12)
+    np.testing.assert_allclose(np.sum(gradient * y, axis=-1), 0.0, atol=1e-12)
 
 
 def test_keeps_its_accuracy_far_from_zero():

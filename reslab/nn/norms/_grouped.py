@@ -1,0 +1,67 @@
+"""What norms over groups of channels share: their statistics."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.nn.norms._features import AffineNorm
+
+
+class GroupedNorm(AffineNorm):
+    """Base of norms whose statistics are those of a group of channels.
+
+    Groups are contiguous. A group is taken of one token, or, for images, of all
+    positions of one sample; over the positions of a causal model that would show
+    a token those behind it.
+
+    Attributes:
+      groups: Number of groups, which divides that of the channels.
+      is_spatial: Whether statistics also run over the axes between batch and
+        channels.
+      epsilon: Added to the variance before the root.
+      (and those of `AffineNorm`)
+    """
+
+    groups: int = 4
+    is_spatial: bool = False
+    epsilon: float = 1e-5
+
+    def moments(self, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and biased variance of each channel's group.
+
+        Args:
+          h: Features (batch, ..., channels).
+
+        Returns:
+          Both, of the rank of `h`, to be broadcast over what was averaged.
+
+        Raises:
+          ReslabError: If the groups do not divide the channels, or if a group
+            is a single number, which has no variance.
+        """
+        channels = h.shape[-1]
+        if self.groups < 1 or channels % self.groups:
+            raise ReslabError(
+                "norms: groups",
+                expected=f"a divisor of the {channels} channels",
+                got=f"{self.groups}",
+            )
+        size = channels // self.groups
+        positions = tuple(range(1, h.ndim - 1)) if self.is_spatial else ()
+        if size * math.prod(h.shape[axis] for axis in positions) < 2:
+            raise ReslabError(
+                "norms: groups",
+                expected="at least two numbers in a group",
+                got=f"{self.groups} groups of {channels} channels",
+                hint="fewer groups, or is_spatial=True for images",
+            )
+        grouped = h.reshape(*h.shape[:-1], self.groups, size)
+        axes = (*positions, h.ndim)
+        mean = jnp.mean(grouped, axes, keepdims=True)
+        variance = jnp.mean(jnp.square(grouped - mean), axes, keepdims=True)
+        return (
+            jnp.repeat(mean[..., 0], size, axis=-1),
+            jnp.repeat(variance[..., 0], size, axis=-1),
+        )

@@ -1,0 +1,50 @@
+"""LayerNorm scaling: pre-norm whose output shrinks with depth (Sun et al., 2025)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.types import Branch, Context
+from reslab.nn.placements._sublayer import Placement
+
+
+class LayerNormScaling(Placement):
+    """Divides what each sublayer reads by the square root of its layer.
+
+        x = x + f(norm(x) / sqrt(l)),    l = 1, 2, ... the layer
+
+    This keeps the variance of the stream from growing with depth. The final norm is
+    not scaled, and output projections do not start smaller by depth: the authors
+    advise against both at once.
+
+    Reference: Sun et al., 2025, https://arxiv.org/abs/2502.05795. Checked against the
+    authors' code, in which this branch cannot be reached as published (it
+    compares a lower-cased name with an upper-case one).
+
+    Attributes:
+      sublayers: Number of sublayers in a layer.
+      (and those of `Placement`)
+    """
+
+    sublayers: int = 2
+
+    normalizes_input: ClassVar[bool] = True
+
+    def adapt(self, context: Context) -> Context:
+        """Output projections start at full size."""
+        return dataclasses.replace(context, output_scale=1.0)
+
+    def _input_norm(self, site: int | jax.Array) -> Branch:
+        norm = self._norm("input_norm")
+        layer = jnp.asarray(site) // self.sublayers + 1
+
+        def scaled(h):
+            y = norm(h)
+            return y * jax.lax.rsqrt(layer.astype(jnp.float32)).astype(y.dtype)
+
+        return scaled
+
+
+build = LayerNormScaling

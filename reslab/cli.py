@@ -133,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--step", type=int, help="one step (default: all that are kept)")
 
+    added = verb("transform", _transform, "convert a run into one to go on from")
+    added.add_argument("name", metavar="NAME", help="see `reslab list transforms`")
+    added.add_argument("run", metavar="RUN", help="the run directory to convert")
+    added.add_argument("--out", required=True, metavar="RUN2", help="the new one")
+
     added = verb("list", _list, "list every variant, or those of one family")
     added.add_argument("family", nargs="?", help="a family, such as norms")
     added.add_argument(
@@ -385,6 +390,26 @@ def _inspect(options: argparse.Namespace) -> int:
             print(table(records[-1]))
             print()
         print(f"all steps and matrices  {run}/inspect.jsonl")
+    return 0
+
+
+def _transform(options: argparse.Namespace) -> int:
+    _open_run(options)
+
+    from reslab.train.transform import transform_run
+
+    result = transform_run(options.name, options.run, options.out)
+    for key, value in sorted(result.changes.items()):
+        print(f"{key} = {value!r}")
+    print(
+        f"\nlargest logit difference  {result.logit_difference:.3g} "
+        f"(float32, {result.tokens:,} held-out tokens, "
+        f"logits up to {result.largest_logit:.3g})"
+    )
+    print(f"run directory  {options.out}, from step {result.step} of {options.run}")
+    print("next")
+    print(f"  reslab eval {options.out}")
+    print(f"  reslab train --from-run {options.out} --run {options.out}")
     return 0
 
 

@@ -117,8 +117,8 @@ def show_variant(name: str, width: int) -> str:
     lines = [name, "", inspect.getdoc(build) or "", "", "Arguments:"]
     for key, parameter in registry.arguments(build).items():
         default = parameter.default
-        value = "required" if default is parameter.empty else f"{default!r}"
-        lines.append(f"  {key} = {getattr(default, '__name__', value)}")
+        value = getattr(default, "__name__", repr(default))
+        lines.append(f"  {key} = {'required' if default is parameter.empty else value}")
     shapes = parameter_shapes(family, variant, width)
     if shapes is not None:
         lines += ["", f"Parameters at width {width}:"]

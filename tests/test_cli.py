@@ -420,3 +420,19 @@ def test_stopped_runs_have_their_own_exit_code(tmp_path, monkeypatch, capsys):
     arguments = command("train", "--config", "tiny", "--run", str(tmp_path / "r"))
     assert main(arguments) == 42
     assert "saved at step 3" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_converted_run_is_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sets = ("model.norm=layer",)
+    assert main(command("train", "--config", "tiny", "--run", "one", sets=sets)) == 0
+    assert main(["transform", "pre_ln_to_pre_rms", "one", "--out", "two"]) == 0
+    out, _ = capsys.readouterr()
+    assert "model.norm = 'rms" in out
+    assert "largest logit difference" in out
+    assert main(["eval", "two"]) == 0
+    assert main(["transform", "pre_ln_to_pre_rms", "two", "--out", "three"]) == 2
+    _, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "three").exists()

@@ -24,7 +24,11 @@ ALLOWED = {
     "data": {"core"},
     "parallel": {"core"},
     "observe": {"core"},
-    "train": {"core", "ops", "models", "optim", "data", "parallel", "observe"},
+    "train": {
+        *("core", "ops", "models", "optim", "data", "parallel", "observe"),
+        "transforms",
+    },
+    "transforms": {"core"},
     "study": {"core", "ops", "models", "optim", "data", "parallel", "observe", "train"},
     "top": {
         *("core", "models", "optim", "data", "parallel", "observe", "train", "study"),

@@ -263,6 +263,7 @@ def from_json(text: str, where: str) -> ConfigDict:
 
 # Fields that came after the first version, with what the versions before them did.
 _SINCE = {
+    "model.use_head_bias": False,
     "probes.every": 0,
     "probes.names": [],
     "probes.batch": 8,

@@ -38,6 +38,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "tokenizers": "reslab.data.tokenizers",
         "writers": "reslab.observe.writers",
         "probes": "reslab.observe.probes",
+        "transforms": "reslab.transforms",
     }
 )
 

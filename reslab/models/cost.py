@@ -29,7 +29,8 @@ def forward_flops_per_token(model: LanguageModel, params: Any, length: int) -> i
         for name, leaf in named_leaves(params).items()
         if name.endswith("/kernel")
     )
-    head = model.features * model.padded_vocabulary
+    # A head's bias is one more row of its kernel.
+    head = (model.features + model.use_head_bias) * model.padded_vocabulary
     mixing = stack.mixing_flops(length, model.features)
     return 2 * (stack.passes * kernels + head) + mixing
 

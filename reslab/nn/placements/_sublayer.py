@@ -31,9 +31,13 @@ class Placement(nn.Module):
     normalizes_input: ClassVar[bool] = False
     normalizes_output: ClassVar[bool] = False
     normalizes_stream: ClassVar[bool] = False
-    # Whether the features before the first layer, and after the last, need a norm.
-    normalizes_embedding: ClassVar[bool] = False
+    # Whether the features after the last layer still need a norm.
     needs_final_norm: ClassVar[bool] = True
+
+    @property
+    def normalizes_embedding(self) -> bool:
+        """Whether the features before the first layer need a norm."""
+        return False
 
     def adapt(self, context: Context) -> Context:
         """What the sublayer's parts must know; as it is, unless a row says more."""

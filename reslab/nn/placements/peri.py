@@ -16,11 +16,16 @@ class PeriNorm(SandwichNorm):
     checked against the "sandwich" code of other authors; no code of these was found.
 
     Attributes:
-      normalizes_embedding: Whether a norm precedes the first layer.
+      use_embedding_norm: Whether a norm precedes the first layer.
       (and those of `Placement`)
     """
 
-    normalizes_embedding: bool = True
+    use_embedding_norm: bool = True
+
+    @property
+    def normalizes_embedding(self) -> bool:
+        """Whether the features before the first layer need a norm."""
+        return self.use_embedding_norm
 
 
 build = PeriNorm

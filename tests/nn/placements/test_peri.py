@@ -5,7 +5,7 @@ import pytest
 
 @pytest.mark.parametrize(
     "placement, has_norm",
-    [("peri", True), ("peri(normalizes_embedding=False)", False), ("sandwich", False)],
+    [("peri", True), ("peri(use_embedding_norm=False)", False), ("sandwich", False)],
 )
 def test_a_norm_on_the_embedding(small_variables, placement, has_norm):
     names = small_variables(placement=placement)

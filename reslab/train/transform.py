@@ -1,0 +1,187 @@
+"""A run made from another: its parameters converted, ready to be trained on."""
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from reslab.core import config as configs
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.trees import named_leaves
+from reslab.data.batches import validation_batches
+from reslab.data.corpus import Corpus, load_corpus
+from reslab.parallel.mesh import make_mesh
+from reslab.train.checkpoint import Checkpoints
+from reslab.train.loop import describe
+from reslab.train.run import Run
+from reslab.train.state import Setup, TrainState, build_model, make_setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformed:
+    """What a conversion came to.
+
+    Attributes:
+      step: Step of the checkpoint that was converted.
+      changes: Fields of the config that changed, with their new values.
+      logit_difference: Largest difference between a logit of the two models, in
+        float32, on held-out text.
+      largest_logit: Largest absolute logit of the first model there.
+      tokens: Tokens that were compared.
+    """
+
+    step: int
+    changes: dict[str, Any]
+    logit_difference: float
+    largest_logit: float
+    tokens: int
+
+
+def transform_run(
+    name: str, run: str | pathlib.Path, out: str | pathlib.Path
+) -> Transformed:
+    """Converts the newest checkpoint of a run into a run of its own.
+
+    The new run has the old one's config but for the fields that the conversion
+    changes, and one checkpoint, of step 0: the converted parameters, a fresh
+    optimizer and the first batch. So it can be evaluated and sampled from at once,
+    and training it goes on from those parameters, for as many steps as its config
+    says. `transform.json` says where it comes from. The directory appears whole or
+    not at all.
+
+    Args:
+      name: The transform.
+      run: Directory of the run to convert; it is only read.
+      out: Directory of the new run, which must not be there.
+
+    Returns:
+      What changed, and how far the two models differ.
+
+    Raises:
+      ReslabError: If the run cannot be converted, its corpus is another now, or
+        `out` is taken.
+    """
+    source, out = Run(pathlib.Path(run)), pathlib.Path(out)
+    build = registry.module("transforms", name).build
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ReslabError(
+            f"{out}", expected="a new directory", got="one that is not empty"
+        )
+    config = source.config()
+    corpus = load_corpus(config.data.source, config.data.tokenizer)
+    source.check_corpus(corpus.sha256)
+    setup = _setup(config, corpus)
+    with Checkpoints(source.checkpoints, is_read_only=True) as checkpoints:
+        step = checkpoints.latest_step()
+        params = checkpoints.restore_params(setup.shapes.params, step)
+    assert step is not None  # `restore_params` refuses a run without one.
+
+    new_params, changes = build(params, dict(configs.flatten(config)))
+    new_config = configs.update(configs.load("base"), configs.flatten(config))
+    configs.update(new_config, changes.items())
+    configs.check(new_config)
+    new_setup = _setup(new_config, corpus)
+    state = _fresh_state(new_setup, new_params)
+    before = _logits(config, corpus, params)
+    after = _logits(new_config, corpus, state.params)
+    result = Transformed(
+        step=step,
+        changes=changes,
+        logit_difference=float(np.max(np.abs(before - after))),
+        largest_logit=float(np.max(np.abs(before))),
+        tokens=before.shape[0] * before.shape[1],
+    )
+    with _whole_or_not_at_all(out) as directory:
+        new_run = Run(directory)
+        new_run.open(new_config, describe(new_setup, corpus))
+        with Checkpoints(new_run.checkpoints, is_async=False) as checkpoints:
+            checkpoints.save(0, state, data_index=0, force=True)
+        origin = {
+            "run": str(source.directory),
+            "config_sha256": source.record()["config_sha256"],
+            "step": step,
+        }
+        record = dataclasses.asdict(result) | {"transform": name, "source": origin}
+        del record["step"]
+        new_run.write("transform.json", record)
+    return result
+
+
+def _setup(config: ConfigDict, corpus: Corpus) -> Setup:
+    """On one device, wherever the run was trained: checkpoints fit any mesh."""
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    return make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
+
+
+def _fresh_state(setup: Setup, params: Any) -> TrainState:
+    """The state of step 0 around parameters, which must fit the config.
+
+    Raises:
+      ReslabError: If they do not.
+    """
+    wanted, found = named_leaves(setup.shapes.params), named_leaves(params)
+    for key in sorted(wanted.keys() | found.keys()):
+        shapes = [
+            f"{leaf.dtype.name}{leaf.shape}" if leaf is not None else "nothing"
+            for leaf in (wanted.get(key), found.get(key))
+        ]
+        if shapes[0] != shapes[1]:
+            raise ReslabError(
+                f"the converted config does not fit parameter {key}",
+                expected=shapes[0],
+                got=shapes[1],
+            )
+    placed = jax.tree.map(
+        lambda leaf, shape: jax.device_put(leaf, shape.sharding),
+        params,
+        setup.shapes.params,
+    )
+    optimizer_state = jax.jit(setup.optimizer.init)(placed)
+    return TrainState(jnp.zeros((), jnp.int32), placed, optimizer_state)
+
+
+def _logits(config: ConfigDict, corpus: Corpus, params: Any) -> np.ndarray:
+    """Logits of the first held-out windows, whatever the run computes in."""
+    exact = configs.update(configs.load("base"), configs.flatten(config))
+    configs.update(exact, [("precision.compute", "float32")])
+    platform = jax.devices()[0].platform
+    model = build_model(exact, corpus.tokenizer.vocabulary_size, platform)
+    rows = min(config.eval.batch, 8)
+    batch = next(validation_batches(corpus.validation, config.data.length, rows))
+    with jax.default_matmul_precision("float32"):
+        logits = jax.jit(model.apply)(
+            {"params": params},
+            batch["tokens"],
+            positions=batch["positions"],
+            segments=batch["segment_ids"],
+        )
+    return np.asarray(logits)
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory that takes the name `out` when the block has ended well."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=out.parent))
+    except OSError as error:
+        raise ReslabError(
+            f"{out}",
+            expected="a directory that can be written",
+            got=error.strerror or str(error),
+        ) from None
+    try:
+        partial.chmod(0o755)
+        yield partial
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

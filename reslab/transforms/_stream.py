@@ -1,0 +1,243 @@
+"""What writes to the residual stream and what reads from it, and how both change.
+
+Arithmetic is in float64 on the host, rounded once to the dtype of the parameter:
+an exact conversion then costs no more than one rounding. Leaves are named by path;
+those of the layers have an axis of layers before all others.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.trees import named_leaves
+
+Leaves = dict[str, np.ndarray]
+Fields = Mapping[str, Any]
+
+# Parts whose places in the stream are known; another part may read it elsewhere.
+KNOWN: Mapping[str, tuple[str, ...]] = {
+    "placement": ("pre",),
+    "residual": ("plain",),
+    "block": ("standard",),
+    "stack": ("uniform", "looped"),
+    "linear": ("dense",),
+    "position": ("rope", "learned", "none"),
+    "mixer": ("attention", "gated_delta"),
+    "ffn": ("swiglu", "gelu"),
+}
+# All that is written has the stream's features as its last axis.
+_WRITES = re.compile(
+    r"^embedding$|^position_encoding/embedding$|/(mixer/output|ffn/down)/(kernel|bias)$"
+)
+_READS = re.compile(
+    r"^(?P<block>.*)/(?P<part>mixer|ffn)/(query|key|value|gate|beta|decay|up)/kernel$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A kernel that multiplies the normalized stream.
+
+    Attributes:
+      kernel: Name of the kernel.
+      bias: Name of the bias, which need not be there.
+      norm: Name of the norm before it; its parameters are `<norm>/gain`, ....
+      part: "mixer", "ffn" or "head".
+    """
+
+    kernel: str
+    bias: str
+    norm: str
+    part: str
+
+
+def readers(leaves: Mapping[str, Any]) -> Iterator[Reader]:
+    """All kernels that read from the stream; the head comes last."""
+    for name in leaves:
+        if match := _READS.match(name):
+            part = match["part"]
+            norm = f"{match['block']}/{part}_placement/input_norm"
+            yield Reader(name, name.removesuffix("kernel") + "bias", norm, part)
+    yield Reader("head", "head_bias", "final_norm", "head")
+
+
+def writers(leaves: Mapping[str, Any]) -> list[str]:
+    """Names of the leaves whose values are written to the stream."""
+    return [name for name in leaves if _WRITES.search(name)]
+
+
+def recentre(leaf: np.ndarray) -> np.ndarray:
+    """Takes the mean over the last axis away, so that what is written has none.
+
+    kernel (..., outputs), bias (outputs,) or table (rows, outputs): each row of a
+    kernel is an output of its own, up to a factor.
+    """
+    return leaf - np.mean(leaf, axis=-1, keepdims=True)
+
+
+def compress_writer(leaf: np.ndarray) -> np.ndarray:
+    """Leaves the last feature out of what is written: minus the sum of the others."""
+    return leaf[..., :-1]
+
+
+def compress_reader(kernel: np.ndarray, axis: int) -> np.ndarray:
+    """Makes a kernel read a stream without its last feature.
+
+        kernel'[i] = kernel[i] - kernel[last]
+
+    Args:
+      kernel: The kernel.
+      axis: The axis that meets the stream.
+    """
+    last = kernel.shape[axis] - 1
+    others, one = np.split(kernel, [last], axis=axis)
+    return others - one
+
+
+def fold_gain(kernel: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Multiplies the rows of a kernel by the gain of the norm before it.
+
+    Args:
+      kernel: (layers, features, ...) or, where there are no layers, (features, ...).
+      gain: What the norm multiplies by, (layers, features) or (features,).
+    """
+    return kernel * gain.reshape(gain.shape + (1,) * (kernel.ndim - gain.ndim))
+
+
+def fold_bias(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """What a kernel makes of the bias of the norm before it: bias . kernel.
+
+    Args:
+      kernel: (layers, features, ...) or (features, ...).
+      bias: (layers, features) or (features,).
+
+    Returns:
+      The bias that the projection must add, (layers, ...) or (...).
+    """
+    flat = kernel.reshape(*bias.shape, -1)
+    folded = np.matmul(bias[..., None, :], flat)[..., 0, :]
+    return folded.reshape(*bias.shape[:-1], *kernel.shape[bias.ndim :])
+
+
+def take(params: Any) -> Leaves:
+    """All leaves by name, in float64."""
+    return {
+        name: np.asarray(leaf, np.float64)
+        for name, leaf in named_leaves(jax.device_get(params)).items()
+    }
+
+
+def give(leaves: Leaves, like: Any) -> dict[str, Any]:
+    """The tree of named leaves, in the dtype in which the parameters are stored."""
+    dtype = named_leaves(like)["embedding"].dtype
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = leaf.astype(dtype)
+    return tree
+
+
+def untie(leaves: Leaves, fields: Fields) -> dict[str, Any]:
+    """Gives the head a kernel of its own, since the embedding alone will change.
+
+    Returns:
+      The fields that this changes.
+    """
+    if not fields["model.tie_embeddings"]:
+        return {}
+    leaves["head"] = leaves["embedding"].T
+    return {"model.tie_embeddings": False}
+
+
+def specs(fields: Fields, part: str) -> tuple[str, ...]:
+    """The specs of a part, which may be tiled over depth."""
+    value = fields[f"model.{part}"]
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def rewrite(
+    fields: Fields, part: str, change: Callable[[registry.Parsed], str]
+) -> dict[str, Any]:
+    """Changes every spec of a part; returns the field, tiled as it was."""
+    changed = tuple(change(registry.parse(spec)) for spec in specs(fields, part))
+    is_one = isinstance(fields[f"model.{part}"], str)
+    return {f"model.{part}": changed[0] if is_one else changed}
+
+
+def spec_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """Writes a spec string; the inverse of `registry.parse`.
+
+    >>> spec_text("rms", {"epsilon": 1e-05})
+    'rms(epsilon=1e-05)'
+    """
+    written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"{name}({written})" if written else name
+
+
+def argument(family: str, spec: str, key: str) -> Any:
+    """The value of an argument: as written in the spec, or the default."""
+    parsed = registry.parse(spec)
+    build = registry.module(family, parsed.name).build
+    return parsed.arguments.get(key, registry.arguments(build)[key].default)
+
+
+def check(transform: str, fields: Fields, norm: str) -> None:
+    """Checks that every part is one whose reads and writes are known.
+
+    Args:
+      transform: Name of the transform, for errors.
+      fields: The config.
+      norm: The norm that the model must have.
+
+    Raises:
+      ReslabError: If one is not.
+    """
+    for part, known in {"norm": (norm,), **KNOWN}.items():
+        for spec in specs(fields, part):
+            parsed = registry.parse(spec)
+            inner = parsed.arguments.get("linear", "dense")
+            if parsed.name not in known or inner not in KNOWN["linear"]:
+                raise ReslabError(
+                    f"{transform}: model.{part}",
+                    expected=" or ".join(known),
+                    got=repr(spec),
+                )
+
+
+def part_width(family: str, spec: str, features: int, kernel: str) -> int:
+    """Last axis of a projection of a mixer or ffn, at a given width of the stream."""
+    part = registry.make(family, spec, parent=None)
+    x = jax.ShapeDtypeStruct((1, 2, features), jnp.float32)
+    positions = {"positions": jnp.zeros((1, 2), jnp.int32)}
+    keywords = positions if family == "mixers" else {}
+    shapes = jax.eval_shape(lambda x: part.init(jax.random.key(0), x, **keywords), x)
+    found = [
+        leaf
+        for name, leaf in named_leaves(shapes["params"]).items()
+        if name.startswith(f"{kernel}/kernel")
+    ]
+    return found[0].shape[-1]
+
+
+def means(leaves: Leaves, names: Sequence[str]) -> dict[str, float]:
+    """The largest mean over the last axis, relative to the largest entry."""
+
+    def largest(leaf: np.ndarray) -> float:
+        return float(np.max(np.abs(leaf), initial=0.0))
+
+    return {
+        name: largest(np.mean(leaves[name], axis=-1)) / (largest(leaves[name]) or 1.0)
+        for name in names
+        if math.prod(leaves[name].shape)
+    }

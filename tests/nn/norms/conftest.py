@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS
+
 
 @pytest.fixture
 def golden_set(golden):
@@ -49,3 +51,24 @@ def assert_golden(x64):
             )
 
     return check
+
+
+@pytest.fixture
+def trained(x64):
+    """Runs a norm as training does: output, gradients, and the state after."""
+
+    def run(norm, params, state, x, cotangent, mask=None):
+        params, state = jax.tree.map(jnp.asarray, (params, state))
+        still = state.get(GRADIENT_STATS, {})
+
+        def apply(params, x, still):
+            variables = {"params": params, **state, GRADIENT_STATS: still}
+            y, written = norm.apply(variables, x, mask, mutable=[BATCH_STATS])
+            return y, written[BATCH_STATS]
+
+        y, pull, written = jax.vjp(apply, params, x, still, has_aux=True)
+        gradient, x_gradient, still = pull(jnp.asarray(cotangent))
+        after = {BATCH_STATS: written} | ({GRADIENT_STATS: still} if still else {})
+        return y, gradient, x_gradient, after
+
+    return run

@@ -1,0 +1,61 @@
+"""EvoNorm-B0: a norm over the batch and its activation in one (Liu et al., 2020)."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.precision import statistics_dtype
+from reslab.nn.norms._running import RunningNorm, instance_mean
+
+
+class EvoNormB0(RunningNorm):
+    """Divides by the larger of the batch's deviation and a linear function.
+
+        y = x / max(sqrt(var_b + epsilon), slope * x + sqrt(var_i(x) + epsilon))
+            * (1 + gain) + bias
+
+    It stands for norm and activation together. var_b is the variance of a channel
+    over the batch, running once training is over; var_i that of a channel of one
+    sample over its positions, always of the sample at hand. The slope (the paper's
+    v) is one number per channel and starts at one. Variances are biased, also the
+    running one, as in the authors' code; a third party's port (`timm`) makes that
+    one unbiased. Everything is computed in float32 whatever the input dtype; the
+    output has the dtype of the input. Not for causal models: positions of a sample
+    see each other.
+
+    Reference: Liu et al., 2020, https://arxiv.org/abs/2004.02967.
+
+    Tested against `timm`, whose equation is that of the authors' TensorFlow code.
+
+    Attributes:
+      momentum: Share of the running variance that a step keeps.
+      epsilon: Added to the variances before the root.
+      use_gain: Whether to learn a per-channel gain.
+      use_bias: Whether to learn a per-channel bias.
+      is_gain_offset: Whether the gain is stored as an offset from one, or else
+        as itself.
+      param_dtype: Dtype in which the parameters are stored.
+      logical_axis: Logical name of the channels' axis.
+    """
+
+    is_activation: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps `x` of shape (batch, positions..., channels).
+
+        Raises:
+          ReslabError: While training, if sequences have no mask or the batch has
+            one row.
+        """
+        h = x.astype(statistics_dtype(x.dtype))
+        slope = self.row("slope", nn.initializers.ones, h)
+        of_sample = instance_mean(jnp.square(h - instance_mean(h)))
+        other = slope * h + jnp.sqrt(of_sample + self.epsilon)
+        deviation = jnp.sqrt(self.batch_variance(h, mask) + self.epsilon)
+        return self.affine(h / jnp.maximum(deviation, other)).astype(x.dtype)
+
+
+build = EvoNormB0

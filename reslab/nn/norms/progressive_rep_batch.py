@@ -1,0 +1,86 @@
+"""PRepBN: from layer normalization to RepBN while training (Guo et al., 2024)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.model_state import BATCH_STATS
+from reslab.core.precision import statistics_dtype
+from reslab.nn.norms.rep_batch import RepBatchNorm
+
+
+class ProgressiveRepBatchNorm(RepBatchNorm):
+    """Hands over from one norm to RepBN, in a straight line over steps.
+
+        training:  y = share * first(x) + (1 - share) * rep_batch(x)
+                   share = 1 for `warmup` steps, then falls to 0 over `transition`
+        else:      y = rep_batch(x)
+
+    Evaluated, the first norm is never used, whatever the share: held-out figures
+    mean little before the transition has ended. The counter is one of optimizer
+    steps, however many parts a step has. During the warmup the running statistics
+    stay as they are. Computed in float32 whatever the input dtype; the output has
+    the dtype of the input.
+
+    Reference: Guo et al., 2024, https://arxiv.org/abs/2405.11582.
+
+    Tested against the authors' code for images. Their Llama counts every sixteenth
+    forward pass, having fixed that number of parts.
+
+    Attributes:
+      transition: Steps over which the share falls from 1 to 0.
+      warmup: Steps before that.
+      first: Spec of the norm that training begins with.
+      (and those of `RepBatchNorm`)
+
+    Raises:
+      ReslabError: If `transition` is below 1 or `warmup` below 0.
+    """
+
+    transition: int = 300
+    warmup: int = 0
+    first: registry.Spec = "layer"
+
+    def __post_init__(self):
+        for field, least in (("transition", 1), ("warmup", 0)):
+            if getattr(self, field) < least:
+                raise ReslabError(
+                    f"norms 'progressive_rep_batch': {field}",
+                    expected=f"at least {least}",
+                    got=str(getattr(self, field)),
+                )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps `x` of shape (batch, ..., channels), as `BatchNorm` does."""
+        h = x.astype(statistics_dtype(x.dtype))
+        steps = self.counter("steps")
+        last = self.rep_batch(h, mask)
+        if not self.is_training:
+            return last.astype(x.dtype)
+        first = registry.make(
+            "norms",
+            self.first,
+            param_dtype=self.param_dtype,
+            logical_axis=self.logical_axis,
+            name="first",
+        )
+        mixed = jnp.maximum(steps.value - self.warmup, 0).astype(h.dtype)
+        share = jnp.maximum(1 - mixed / self.transition, 0)
+        super().write(steps, steps.value + 1)
+        return (share * first(h) + (1 - share) * last).astype(x.dtype)
+
+    def write(self, variable: Any, value: jax.Array) -> None:
+        """Updates a statistic, but for the warmup."""
+        is_warm = self.get_variable(BATCH_STATS, "steps") < self.warmup
+        old = variable.value
+        value = value.reshape(old.shape).astype(old.dtype)
+        super().write(variable, jnp.where(is_warm, old, value))
+
+
+build = ProgressiveRepBatchNorm

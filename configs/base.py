@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # seeds the parameters and the order of the data
 
     config.model = model = ConfigDict(type_safe=False)
+    model.name = "lm"  # what the parts are put together to
     model.features = 128  # width
     model.depth = 4  # layers with parameters of their own
     model.mixer = "attention(heads=4)"  # token mixer (tiled)

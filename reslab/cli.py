@@ -268,27 +268,28 @@ def _sample(
     samples = sampling.pop("samples", 1)
     if samples < 1:
         raise ReslabError("--samples", expected="at least 1", got=str(samples))
-    model, params = _restore(directory, config, tokenizer, jax.devices()[:1])
+    setup, variables = _restore(directory, config, jax.devices()[:1])
+    model = setup.model
     tokens = np.tile(np.asarray([[tokenizer.bos, *ids]]), (samples, 1))
     if length is None:
         limit = model.position_limit
         length = 200 if limit is None else max(1, min(200, limit - tokens.shape[1]))
-    new = np.asarray(generate(model, params, tokens, length, **sampling))
+    new = np.asarray(generate(model, variables, tokens, length, **sampling))
     return [(prompt or "") + tokenizer.decode(row) for row in new]
 
 
-def _restore(directory: Any, config: "ConfigDict", tokenizer: Any, devices: Any) -> Any:
-    """The model of a run and its newest parameters, spread over `devices`."""
+def _restore(directory: Any, config: "ConfigDict", devices: Any) -> Any:
+    """The setup of a run on `devices`, and its newest parameters and state."""
     from reslab.parallel.mesh import make_mesh
     from reslab.train.checkpoint import Checkpoints
     from reslab.train.run import Run
-    from reslab.train.state import make_setup
+    from reslab.train.state import make_setup, restore_variables
 
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
-    setup = make_setup(config, tokenizer.vocabulary_size, mesh)
+    setup = make_setup(config, mesh)
     run = Run(pathlib.Path(directory))
     with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
-        return setup.model, checkpoints.restore_params(setup.shapes.params)
+        return setup, restore_variables(checkpoints, setup)
 
 
 def _check_is_run(directory: str) -> None:
@@ -338,24 +339,20 @@ def _eval(options: argparse.Namespace) -> int:
 
     import jax
 
-    from reslab.data.corpus import load_corpus
-    from reslab.parallel.mesh import make_mesh
+    from reslab.core.model_state import check_updated
     from reslab.train.evaluate import Evaluator
     from reslab.train.run import Run
 
-    corpus = load_corpus(config.data.source, config.data.tokenizer)
-    run = Run(pathlib.Path(options.run))
-    if (run.directory / "run.json").is_file():
-        run.check_corpus(corpus.sha256)
     devices = jax.devices()
     # All devices where they share the batch evenly, otherwise one.
     devices = devices if config.eval.batch % len(devices) == 0 else devices[:1]
-    model, params = _restore(options.run, config, corpus.tokenizer, devices)
-    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
-    evaluator = Evaluator(
-        model, mesh, corpus, length=config.data.length, batch=config.eval.batch
-    )
-    for name, value in evaluator(params).items():
+    setup, variables = _restore(options.run, config, devices)
+    run = Run(pathlib.Path(options.run))
+    if (run.directory / "run.json").is_file():
+        run.check_corpus(setup.task.record()["sha256"])
+    check_updated(variables)
+    evaluator = Evaluator(setup)
+    for name, value in evaluator(variables).items():
         print(f"{name} {value:.6g}")
     return 0
 

@@ -3,22 +3,18 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
-from reslab.core import registry
 from reslab.core.trees import count_parameters
 from reslab.core.types import MESH_AXES
-from reslab.data.corpus import TokenStream
-from reslab.data.windows import WindowSource
-from reslab.models.cost import training_flops_per_token
 from reslab.observe.flops import count_flops
 from reslab.observe.meter import PEAK_FLOPS
 from reslab.parallel.aot.hlo import COLLECTIVES, Cost, Traffic, program_cost
@@ -98,7 +94,7 @@ def compile_configs(
 ) -> list[Report]:
     """Compiles the training steps of configs for a TPU slice; runs nothing.
 
-    No corpus is loaded; of the data only the tokenizer is used.
+    No data are loaded; a language model's tokenizer is.
 
     Args:
       named: Configs by the names that they have in the report.
@@ -121,43 +117,28 @@ def compile_configs(
     target = topology(topology_name)
     prepared = []
     for name, config in named.items():
-        tokenizer = registry.make("tokenizers", config.data.tokenizer)
         mesh = make_mesh(config.mesh, target.devices)
-        setup = make_setup(config, tokenizer.vocabulary_size, mesh)
+        setup = make_setup(config, mesh)
         check_batch(config, mesh)
-        prepared.append((name, setup, tokenizer.byte_lengths()))
+        prepared.append((name, setup))
     reports = []
-    for name, setup, byte_lengths in prepared:
+    for name, setup in prepared:
         tell(f"compiling {name} for {topology_name} ...")
-        reports.append(_report(name, setup, byte_lengths, target))
+        reports.append(_report(name, setup, target))
     return reports
 
 
-def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a training batch, from a window of a made-up text."""
-    length = config.data.length
-    blank = TokenStream(np.zeros(length + 1, np.uint16), np.zeros(1, np.int64))
-    return {
-        key: jax.ShapeDtypeStruct((config.data.batch, *row.shape), row.dtype)
-        for key, row in WindowSource(blank, length)[0].items()
-    }
-
-
-def _report(
-    name: str, setup: Setup, byte_lengths: np.ndarray, target: Topology
-) -> Report:
+def _report(name: str, setup: Setup, target: Topology) -> Report:
     config, mesh, chip = setup.config, setup.mesh, target.chip
-    devices, batch = mesh.devices.size, abstract_batch(config)
+    devices, batch = mesh.devices.size, setup.task.batch_shapes(config.data.batch)
     with use_mesh(mesh):
-        traced = jit_step(setup, byte_lengths).trace(setup.shapes, batch)
+        traced = jit_step(setup).trace(setup.shapes, batch)
         lowered = traced.lower()
         # What the jaxpr of the TPU's program says, kernels without an estimate out.
-        outside = count_flops(make_step(setup, byte_lengths), setup.shapes, batch)
-    counted = plain_flops(setup, byte_lengths)
-    tokens = config.data.batch * config.data.length
-    per_token = training_flops_per_token(
-        setup.model, setup.shapes.params, config.data.length
-    )
+        outside = count_flops(make_step(setup), setup.shapes, batch)
+    counted = plain_flops(setup)
+    units = config.data.batch * setup.task.units_per_example
+    per_unit = setup.task.flops_per_unit(setup.model, setup.shapes.params)
     report = Report(
         name=name,
         mesh=dict(mesh.shape),
@@ -166,7 +147,7 @@ def _report(
         available=chip.hbm_bytes,
         remedies=_remedies(setup),
         counted_flops=counted / devices,
-        model_flops=per_token * tokens / devices,
+        model_flops=per_unit * units / devices,
     )
     try:
         program = compile_program(lowered)
@@ -194,7 +175,7 @@ def _report(
     return dataclasses.replace(report, cost=cost, estimated_seconds=seconds)
 
 
-def plain_flops(setup: Setup, byte_lengths: np.ndarray) -> int:
+def plain_flops(setup: Setup) -> int:
     """FLOPs of a training step over all devices, with no kernel in it.
 
     A TPU kernel need not say what it computes (JAX's attention does not). On a
@@ -210,8 +191,10 @@ def plain_flops(setup: Setup, byte_lengths: np.ndarray) -> int:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), setup.shapes
     )
     with jax.sharding.use_abstract_mesh(plain):
-        step = make_step(setup, byte_lengths)
-        return count_flops(step, shapes, abstract_batch(setup.config))
+        step = make_step(setup)
+        return count_flops(
+            step, shapes, setup.task.batch_shapes(setup.config.data.batch)
+        )
 
 
 def _remedies(setup: Setup) -> tuple[str, ...]:
@@ -295,7 +278,7 @@ def table(reports: Sequence[Report], topology_name: str) -> str:
     def seconds(one):
         return "-" if one.compile_seconds is None else f"{one.compile_seconds:.1f} s"
 
-    devices = int(np.prod(list(reports[0].mesh.values())))
+    devices = math.prod(reports[0].mesh.values())
     heading = f"{topology_name}, {devices} device{'s' if devices > 1 else ''}"
     rows: list[tuple[str, Callable[[Report], str]]] = [
         (heading, lambda one: one.name),

@@ -226,8 +226,7 @@ def show_config(config: ConfigDict) -> str:
     from reslab.train.state import make_setup, matching_patterns, parameter_groups
 
     configs.check(config)
-    tokenizer = registry.make("tokenizers", config.data.tokenizer)
-    setup = make_setup(config, tokenizer.vocabulary_size, make_mesh(config.mesh))
+    setup = make_setup(config, make_mesh(config.mesh))
     params, length = setup.shapes.params, config.data.length
     groups = parameter_groups(config, params)
     patterns = matching_patterns(config, params)

@@ -43,7 +43,7 @@ def small(**changes):
 
 def setup_on_cpu(config):
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    return make_setup(config, 257, mesh)
+    return make_setup(config, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +161,12 @@ def test_memory_is_xlas_own(reports):
     report = reports["fsdp"]
     config = small(mesh__data=1, mesh__fsdp=-1)
     mesh = make_mesh(config.mesh, topology.topology(SLICE).devices)
-    setup = make_setup(config, 257, mesh)
+    setup = make_setup(config, mesh)
     kinds = ("tokens", "targets", "segment_ids", "positions")
     batch = {kind: jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32) for kind in kinds}
     batch["loss_mask"] = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.bool_)
-    lengths = np.concatenate([[0], np.ones(256, np.int32)])
     with use_mesh(mesh):
-        step = jit_step(setup, lengths.astype(np.int32))
+        step = jit_step(setup)
         stats = step.lower(setup.shapes, batch).compile().memory_analysis()
     memory = report.memory
     assert memory.arguments == stats.argument_size_in_bytes
@@ -325,15 +324,15 @@ def test_an_unknown_slice_and_a_missing_libtpu(monkeypatch):
 def test_the_step_is_sharded_and_in_place():
     config = small(model__features=32, mesh__data=1, mesh__fsdp=-1)
     mesh = make_mesh(config.mesh, jax.devices())
-    setup = make_setup(config, 257, mesh)
+    setup = make_setup(config, mesh)
     with use_mesh(mesh):
-        lowered = jit_step(setup, np.ones(257, np.int32)).lower(
-            setup.shapes, costs.abstract_batch(config)
+        lowered = jit_step(setup).lower(
+            setup.shapes, setup.task.batch_shapes(config.data.batch)
         )
     donated = [leaf.donated for leaf in jax.tree.leaves(lowered.args_info)]
     states = len(jax.tree.leaves(setup.shapes))
     assert donated == [True] * states + [False] * 5
-    batch = costs.abstract_batch(config)
+    batch = setup.task.batch_shapes(config.data.batch)
     assert {key: str(leaf.dtype) for key, leaf in batch.items()} == {
         "tokens": "int32",
         "targets": "int32",

@@ -68,7 +68,6 @@ def _reslab_step(size, precision, kind):
     os.environ["JAX_PLATFORMS"] = "cpu"
 
     import jax
-    import numpy as np
 
     from reslab.core import config as configs
     from reslab.parallel.hosts import configure_cpu
@@ -89,9 +88,8 @@ def _reslab_step(size, precision, kind):
             "precision.compute": precision,
         }.items(),
     )
-    setup = make_setup(config, VOCABULARY, make_mesh(config.mesh))
-    one_byte_each = np.ones(VOCABULARY)
-    step = jax.jit(make_step(setup, one_byte_each), donate_argnums=0)
+    setup = make_setup(config, make_mesh(config.mesh))
+    step = jax.jit(make_step(setup), donate_argnums=0)
     state = setup.init()
     batch = place_on(setup.mesh)(_inputs(size))
 

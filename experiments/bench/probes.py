@@ -17,7 +17,6 @@ import time
 import jax
 
 from reslab.core import config as configs
-from reslab.data.batches import TrainBatches
 from reslab.observe.environment import environment
 from reslab.parallel.hosts import configure_cpu
 from reslab.parallel.mesh import place_on, use_mesh
@@ -46,11 +45,11 @@ def main():
     config = configs.load(options.config)
     configs.update(config, map(configs.parse_override, options.set))
     configure_cpu(config.mesh.cpu_devices)
-    setup, corpus = prepare(config)
-    step = jit_step(setup, corpus.tokenizer.byte_lengths())
-    prober = Prober(setup, corpus)
-    data, place = config.data, place_on(setup.mesh)
-    batches = TrainBatches(corpus.train, data.length, data.batch, config.seed)
+    setup = prepare(config)
+    step = jit_step(setup)
+    prober = Prober(setup)
+    place = place_on(setup.mesh)
+    batches = setup.task.train_batches()
     state = setup.init()
     with use_mesh(setup.mesh):
         step_compile, (state, _) = timed(step, state, place(next(batches)))

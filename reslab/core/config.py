@@ -263,6 +263,7 @@ def from_json(text: str, where: str) -> ConfigDict:
 
 # Fields that came after the first version, with what the versions before them did.
 _SINCE = {
+    "model.name": "lm",
     "model.use_head_bias": False,
     "probes.every": 0,
     "probes.names": [],
@@ -283,6 +284,7 @@ def check(config: ConfigDict) -> None:
       ReslabError: If a spec cannot be resolved or a size is out of range.
     """
     families = {
+        "model.name": "models",
         "model.mixer": "mixers",
         "model.ffn": "ffns",
         "model.norm": "norms",

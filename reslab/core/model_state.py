@@ -20,6 +20,8 @@ BATCH_STATS = "batch_stats"
 # any sharding, where a side effect would not be.
 GRADIENT_STATS = "gradient_stats"
 
+MODEL_STATE = (BATCH_STATS, GRADIENT_STATS)
+
 # Every module with running statistics counts its steps under this name.
 UPDATES = "updates"
 
@@ -28,11 +30,7 @@ ModelState = Mapping[str, Any]
 
 def model_state_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The state among the collections of a model; empty where it keeps none."""
-    return {
-        name: variables[name]
-        for name in (BATCH_STATS, GRADIENT_STATS)
-        if variables.get(name)
-    }
+    return {name: variables[name] for name in MODEL_STATE if variables.get(name)}
 
 
 def check_updated(variables: Mapping[str, Any]) -> None:

@@ -35,6 +35,8 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "optimizers": "reslab.optim",
         "schedules": "reslab.optim.schedules",
         "sources": "reslab.data.sources",
+        "models": "reslab.models",
+        "tasks": "reslab.train.tasks",
         "tokenizers": "reslab.data.tokenizers",
         "writers": "reslab.observe.writers",
         "probes": "reslab.observe.probes",
@@ -46,6 +48,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
 RESERVED = frozenset(
     {
         "blocks",
+        "config",
         "context",
         "depth",
         "dtype",

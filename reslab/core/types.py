@@ -79,7 +79,12 @@ class Context:
 
 
 class Norm(Protocol):
-    """Keeps shape and dtype; statistics in float32 over the last axis."""
+    """Keeps shape and dtype; statistics in float32 over the last axis.
+
+    One that takes statistics of a batch says so by `needs_batch = True`. It is also
+    given `mask` (batch, length), where that is known, and keeps running statistics
+    (see `reslab.core.model_state`).
+    """
 
     def __call__(self, x: Array) -> Array:
         """Normalizes `x` of shape (..., features)."""
@@ -118,6 +123,7 @@ class Placement(Protocol):
     `normalizes_embedding` whether one must precede the first. `build` is told which
     `sublayer` it is for ("mixer", "ffn"), how many `sublayers` a layer has, the
     `layer` among all `layers` with parameters of their own, and the `depth` applied.
+    It is called with `mask=`, to be handed on, where its norm needs a batch.
     """
 
     needs_final_norm: bool

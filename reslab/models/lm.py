@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Context, State
-from reslab.nn.norm import make_norm
+from reslab.nn.norm import make_norm, mask_for
 from reslab.ops.cross_entropy.api import token_losses
 
 Specs = registry.Spec | Sequence[registry.Spec]
@@ -85,6 +85,8 @@ class LanguageModel(nn.Module):
     remat: str = "none"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+    task: ClassVar[str] = "language"
 
     @property
     def padded_vocabulary(self) -> int:
@@ -214,8 +216,8 @@ class LanguageModel(nn.Module):
 
     def _end_norm(self, is_wanted: bool, spec: registry.Spec) -> Any:
         if not is_wanted:
-            return lambda x: x
-        return make_norm(spec, param_dtype=self.param_dtype)
+            return lambda x, mask=None: x
+        return make_norm(spec, has_mask=True, param_dtype=self.param_dtype)
 
     def hidden(
         self,
@@ -230,7 +232,8 @@ class LanguageModel(nn.Module):
         Args:
           tokens: Token ids.
           positions: Position of each token in its document; 0, 1, ... if None.
-          segments: Document of each token; all one document if None.
+          segments: Document of each token, 0 for padding; all one document if
+            None.
           state: State to continue from while generating, or None.
 
         Returns:
@@ -239,10 +242,12 @@ class LanguageModel(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
-        x = self.embedding_norm(self.position_encoding.embed(x, positions))
+        x = self.position_encoding.embed(x, positions)
+        x = self.embedding_norm(x, **mask_for(_tiled(self.norm)[0], segments))
         x = nn.with_logical_constraint(x, ("batch", "length", None))
         x, state = self.layers(x, positions=positions, segments=segments, state=state)
-        return self.final_norm(x), state
+        mask = mask_for(self._last("norm"), segments)
+        return self.final_norm(x, **mask), state
 
     def head_kernel(self) -> jax.Array:
         """The head's kernel (embed, padded vocabulary), in the compute dtype."""
@@ -317,3 +322,6 @@ def _tiled(specs: Specs) -> tuple[registry.Spec, ...]:
     if isinstance(specs, str) or callable(specs):
         return (specs,)
     return tuple(specs)
+
+
+build = LanguageModel

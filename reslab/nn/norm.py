@@ -3,25 +3,36 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 
 
-def make_norm(spec: registry.Spec, **context: Any) -> nn.Module:
+def make_norm(
+    spec: registry.Spec, *, has_mask: bool = False, **context: Any
+) -> nn.Module:
     """Builds a norm around or inside a sublayer.
 
     Args:
       spec: Its spec.
+      has_mask: Whether the caller knows which positions count.
       **context: What the surroundings know.
 
     Returns:
       The norm.
 
     Raises:
-      ReslabError: If it contains an activation, which must not stand there.
+      ReslabError: If it contains an activation, which must not stand there, or
+        needs a mask where there is none.
     """
     norm = registry.make("norms", spec, **context)
+    if getattr(norm, "needs_batch", False) and not has_mask:
+        raise ReslabError(
+            f"norm {spec!r} takes statistics of a batch",
+            expected="a norm of one token inside a sublayer",
+            hint="rms, or a placement with norms around sublayers only",
+        )
     if getattr(norm, "is_activation", False):
         raise ReslabError(
             f"norm {spec!r} contains the activation",
@@ -29,3 +40,23 @@ def make_norm(spec: registry.Spec, **context: Any) -> nn.Module:
             hint="rms, or another that `reslab list norms` shows",
         )
     return norm
+
+
+def needs_batch(spec: registry.Spec) -> bool:
+    """Whether a norm takes statistics of a batch, hence a mask."""
+    return getattr(registry.make("norms", spec, parent=None), "needs_batch", False)
+
+
+def mask_for(spec: registry.Spec, segments: jax.Array | None) -> dict[str, Any]:
+    """The keyword arguments that such a norm, or a placement of it, is called with.
+
+    Args:
+      spec: The norm's spec.
+      segments: Document of each token (batch, length), 0 for padding, or None.
+
+    Returns:
+      `mask`, true where there is a document, or nothing for any other norm.
+    """
+    if segments is None or not needs_batch(spec):
+        return {}
+    return {"mask": segments > 0}

@@ -37,31 +37,35 @@ PEAK_FLOPS: Mapping[str, float] = types.MappingProxyType(
 class Meter:
     """Measures the steps of one run, the first excepted: it compiles.
 
-        mfu = tokens per second * FLOPs per token / (devices * peak FLOP/s)
+        mfu = units per second * FLOPs per unit / (devices * peak FLOP/s)
 
     JAX runs ahead of Python, so `read` after waiting for a result of the last
     counted step; the clock is only as true as that wait.
 
     Args:
-      tokens_per_step: Tokens that one step trains on, over all devices.
-      flops_per_token: FLOPs of the training step divided by its tokens.
+      units_per_step: Units (tokens, images) that one step trains on, over all
+        devices.
+      flops_per_unit: FLOPs of the training step divided by its units.
       device_kind: `jax.devices()[0].device_kind`; of a kind that is not in
         `PEAK_FLOPS` no `mfu` is reported.
       device_count: Number of devices of the run.
       clock: Seconds from any origin.
+      unit: What the units are called.
     """
 
     def __init__(
         self,
-        tokens_per_step: int,
-        flops_per_token: float,
+        units_per_step: int,
+        flops_per_unit: float,
         device_kind: str,
         device_count: int,
         clock: Callable[[], float] = time.perf_counter,
+        unit: str = "tokens",
     ):
-        self._tokens_per_step = tokens_per_step
+        self._unit = unit
+        self._units_per_step = units_per_step
         peak = PEAK_FLOPS.get(device_kind)
-        self._mfu_per_rate = flops_per_token / (peak * device_count) if peak else None
+        self._mfu_per_rate = flops_per_unit / (peak * device_count) if peak else None
         self._clock = clock
         self._created = clock()
         self._steps = 0  # Counted after the first.
@@ -98,10 +102,10 @@ class Meter:
         return self._rates((self._clock() - self._began) / self._steps)
 
     def _rates(self, step_seconds: float) -> dict[str, float]:
-        tokens_per_second = self._tokens_per_step / step_seconds
-        rates = {"tokens_per_second": tokens_per_second, "step_seconds": step_seconds}
+        per_second = self._units_per_step / step_seconds
+        rates = {f"{self._unit}_per_second": per_second, "step_seconds": step_seconds}
         if self._mfu_per_rate is not None:
-            rates["mfu"] = tokens_per_second * self._mfu_per_rate
+            rates["mfu"] = per_second * self._mfu_per_rate
         return rates
 
     @contextlib.contextmanager

@@ -29,7 +29,6 @@ PATIENCE = 60.0
 
 def check() -> int:
     """Prints for every config what a run costs, or what is wrong with it."""
-    from reslab.models.cost import training_flops_per_token
     from reslab.train.loop import prepare
     from reslab.train.probe import Prober
 
@@ -38,12 +37,10 @@ def check() -> int:
         with contextlib.redirect_stdout(sys.stderr):
             try:
                 config = _config(line)
-                setup, corpus = prepare(config)
+                setup = prepare(config)
                 if config.probes.every:
-                    Prober(setup, corpus)
-                flops = training_flops_per_token(
-                    setup.model, setup.shapes.params, config.data.length
-                )
+                    Prober(setup)
+                flops = setup.task.flops_per_unit(setup.model, setup.shapes.params)
                 platform = setup.mesh.devices.flat[0].platform
                 answer = {"flops_per_token": flops, "platform": platform}
             except ReslabError as error:

@@ -219,15 +219,17 @@ class Checkpoints:
         state = self._read(step, target, record["leaves"])
         return Restored(step, state, record["data_index"])
 
-    def restore_params(self, target: Tree, step: int | None = None) -> Tree:
-        """Restores and verifies `params` alone; the rest is not read.
+    def restore_parts(
+        self, target: Mapping[str, Tree], step: int | None = None
+    ) -> dict[str, Tree]:
+        """Restores and verifies some fields of the state; the rest is not read.
 
         Args:
-          target: The parameters, given as in `restore`.
+          target: Fields by name, given as in `restore`.
           step: Which step; the newest when None.
 
         Returns:
-          The parameters.
+          The fields by name.
 
         Raises:
           DamagedCheckpoint: If the files do not hold what was saved.
@@ -237,9 +239,9 @@ class Checkpoints:
         stored = {
             name: leaf
             for name, leaf in self._record(step)["leaves"].items()
-            if name.split("/")[0] == "params"
+            if name.split("/")[0] in target
         }
-        return self._read(step, {"params": target}, stored)["params"]
+        return self._read(step, dict(target), stored)
 
     def wait(self) -> None:
         """Waits for the save in progress; raises if it failed."""

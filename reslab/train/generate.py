@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.model_state import check_updated
 from reslab.models.lm import LanguageModel
 
 
@@ -56,7 +57,7 @@ def sample_token(
 
 def generate(
     model: LanguageModel,
-    params: Any,
+    variables: Any,
     prompt: jax.typing.ArrayLike,
     length: int,
     *,
@@ -69,7 +70,7 @@ def generate(
 
     Args:
       model: The model.
-      params: Its parameters.
+      variables: Its parameters, and its state where it has one.
       prompt: Token ids (batch, prompt length), BOS included.
       length: Number of tokens to add.
       seed: Chooses the sample.
@@ -81,8 +82,10 @@ def generate(
       The new tokens (batch, length).
 
     Raises:
-      ReslabError: If the prompt has no tokens or an option is out of range.
+      ReslabError: If the prompt has no tokens, an option is out of range, or running
+        statistics of the model were never updated.
     """
+    check_updated(variables)
     prompt = jnp.asarray(prompt, jnp.int32)
     if prompt.ndim != 2 or not prompt.size:
         raise ReslabError(
@@ -108,23 +111,23 @@ def generate(
         _generate, temperature=temperature, top_k=top_k, top_p=top_p
     )
     return jax.jit(run, static_argnums=(0, 3))(
-        model, params, prompt, length, jax.random.key(seed)
+        model, variables, prompt, length, jax.random.key(seed)
     )
 
 
-def _generate(model, params, prompt, length, key, **sampling):
+def _generate(model, variables, prompt, length, key, **sampling):
     batch, start = prompt.shape
     state = model.init_state(batch, start + length)
 
     def logits_after(tokens, positions, state):
         x, state = model.apply(
-            {"params": params},
+            variables,
             tokens,
             positions=positions,
             state=state,
             method="hidden",
         )
-        logits = model.apply({"params": params}, x[:, -1:], method="logits")
+        logits = model.apply(variables, x[:, -1:], method="logits")
         return logits[:, 0], state
 
     positions = jnp.broadcast_to(jnp.arange(start), prompt.shape)

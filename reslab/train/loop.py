@@ -13,10 +13,7 @@ from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.stopping import asked_to_stop
 from reslab.core.trees import count_parameters
-from reslab.data.batches import TrainBatches
-from reslab.data.corpus import Corpus, load_corpus
 from reslab.data.prefetch import prefetch
-from reslab.models.cost import training_flops_per_token
 from reslab.observe.environment import environment
 from reslab.observe.meter import Meter
 from reslab.observe.metrics import Writers, check_writers
@@ -28,7 +25,8 @@ from reslab.train.evaluate import Evaluator
 from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
-from reslab.train.step import Batch, jit_step
+from reslab.train.step import jit_step
+from reslab.train.tasks import Batch, Batches
 
 
 class Diverged(ReslabError):
@@ -43,14 +41,14 @@ class Stopped(Exception):
         self.step = step
 
 
-def prepare(config: ConfigDict) -> tuple[Setup, Corpus]:
-    """Checks a config against its corpus and the devices; writes nothing.
+def prepare(config: ConfigDict) -> Setup:
+    """Checks a config against its data and the devices; writes nothing.
 
     Args:
       config: The resolved config.
 
     Returns:
-      The setup and the corpus.
+      The setup, its data loaded.
 
     Raises:
       ReslabError: If anything does not fit.
@@ -61,9 +59,9 @@ def prepare(config: ConfigDict) -> tuple[Setup, Corpus]:
         raise ReslabError("training on several hosts is not supported yet")
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    corpus = load_corpus(config.data.source, config.data.tokenizer)
-    setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
-    return setup, corpus
+    setup = make_setup(config, mesh)
+    setup.task.record()
+    return setup
 
 
 def train(
@@ -87,26 +85,15 @@ def train(
       Diverged: If the loss or the gradient is not finite.
       Stopped: After SIGTERM or an interrupt, when the state has been saved.
     """
-    setup, corpus = prepare(config)
-    data = config.data
-    batches = TrainBatches(
-        corpus.train,
-        data.length,
-        data.batch,
-        config.seed,
-        jax.process_index(),
-        jax.process_count(),
-        worker_count=data.workers,
-    )
-    evaluator = Evaluator(
-        setup.model, setup.mesh, corpus, length=data.length, batch=config.eval.batch
-    )
+    setup = prepare(config)
+    batches = setup.task.train_batches()
+    evaluator = Evaluator(setup)
     run = Run(pathlib.Path(directory))
     is_finished = run.result() is not None
     prober = None
     if config.probes.every and not is_finished:
-        prober = Prober(setup, corpus)  # Before anything is written: it may refuse.
-    about = describe(setup, corpus)
+        prober = Prober(setup)  # Before anything is written: it may refuse.
+    about = describe(setup)
     is_resumed = run.open(config, about)
     with contextlib.ExitStack() as stack:
         if not is_finished:
@@ -116,7 +103,7 @@ def train(
             return finished
         if is_resumed:
             run.warn_of_changes(about)
-        stack.enter_context(batches)
+        stack.enter_context(contextlib.closing(batches))
         checkpoints = stack.enter_context(
             Checkpoints(
                 run.checkpoints,
@@ -136,17 +123,16 @@ def train(
         stack.callback(looks.close)
         looks.truncate(start - 1)  # The look at `start` is taken again.
 
-        trainer = _Trainer(
-            setup, corpus, checkpoints, writers, evaluator, prober, looks
-        )
+        trainer = _Trainer(setup, checkpoints, writers, evaluator, prober, looks)
         result = trainer.run(state, start, batches)
         checkpoints.wait()
     run.write("result.json", result)
     return result
 
 
-def describe(setup: Setup, corpus: Corpus) -> dict[str, Any]:
+def describe(setup: Setup) -> dict[str, Any]:
     """What `run.json` says of a run besides its config."""
+    unit = setup.task.unit.removesuffix("s")
     return {
         "environment": environment(),
         "mesh": dict(setup.mesh.shape),
@@ -155,15 +141,11 @@ def describe(setup: Setup, corpus: Corpus) -> dict[str, Any]:
             "parameters": device_bytes(setup.shapes.params),
             "optimizer state": device_bytes(setup.shapes.opt_state),
         },
-        "training_flops_per_token": training_flops_per_token(
-            setup.model, setup.shapes.params, setup.config.data.length
+        f"training_flops_per_{unit}": setup.task.flops_per_unit(
+            setup.model, setup.shapes.params
         ),
         "compute_dtype": jax.numpy.dtype(setup.model.dtype).name,
-        "corpus": {
-            "sha256": corpus.sha256,
-            "documents": corpus.documents,
-            "bytes": corpus.bytes,
-        },
+        "corpus": setup.task.record(),
     }
 
 
@@ -173,7 +155,6 @@ class _Trainer:
     def __init__(
         self,
         setup: Setup,
-        corpus: Corpus,
         checkpoints: Checkpoints,
         writers: Writers,
         evaluator: Evaluator,
@@ -187,20 +168,18 @@ class _Trainer:
         self._evaluator = evaluator
         self._prober = prober
         self._looks = looks
-        self._step = jit_step(setup, corpus.tokenizer.byte_lengths())
+        self._step = jit_step(setup)
 
-    def run(
-        self, state: TrainState, start: int, batches: TrainBatches
-    ) -> dict[str, Any]:
+    def run(self, state: TrainState, start: int, batches: Batches) -> dict[str, Any]:
         """Steps from `start` to the end and evaluates on all held-out text."""
         train, devices = self._config.train, self._setup.mesh.devices
+        task = self._setup.task
         meter = Meter(
-            self._config.data.batch * self._config.data.length,
-            training_flops_per_token(
-                self._setup.model, self._setup.shapes.params, self._config.data.length
-            ),
+            self._config.data.batch * task.units_per_example,
+            task.flops_per_unit(self._setup.model, self._setup.shapes.params),
             devices.flat[0].device_kind,
             devices.size,
+            unit=task.unit,
         )
         placed = prefetch(batches, place_on(self._setup.mesh))
         previous, row, average = None, {}, {}
@@ -227,13 +206,13 @@ class _Trainer:
                     if is_evaluated:
                         with meter.paused():
                             row |= self._evaluator(
-                                state.params, self._config.eval.batches
+                                state.variables, self._config.eval.batches
                             )
                     if is_last:
                         # The curve goes on with the batches that it is made of.
                         average = meter.average()
                         row |= self._evaluator(
-                            state.params, first=self._config.eval.batches
+                            state.variables, first=self._config.eval.batches
                         )
                         self._check_finite(step, row, "eval_loss")
                     self._writers.write(step, row)
@@ -245,7 +224,7 @@ class _Trainer:
                     raise Stopped(step)
             self._look(train.steps, state, next(placed), meter)
         if start == train.steps:  # Killed between the last step and the result.
-            row = self._evaluator(state.params, first=self._config.eval.batches)
+            row = self._evaluator(state.variables, first=self._config.eval.batches)
         return {"step": train.steps, **row, **average}
 
     def _look(self, step: int, state: TrainState, batch: Batch, meter: Meter) -> None:

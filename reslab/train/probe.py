@@ -15,8 +15,6 @@ from reslab.core.errors import ReslabError
 from reslab.core.files import write_whole
 from reslab.core.taps import TAPS
 from reslab.core.text import aligned
-from reslab.data.batches import TrainBatches, validation_batches
-from reslab.data.corpus import Corpus, load_corpus
 from reslab.observe.probes import quantities
 from reslab.observe.probes._view import CannotAnswer, View
 from reslab.observe.probes._watch import watching_stream_gradient
@@ -25,12 +23,8 @@ from reslab.parallel.mesh import make_mesh, place_on, replicated, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
-from reslab.train.step import (
-    Batch,
-    gradient_in_parts,
-    loss_sums,
-    training_objective,
-)
+from reslab.train.step import gradient_in_parts, training_objective
+from reslab.train.tasks import Batch
 
 
 class Prober:
@@ -44,17 +38,21 @@ class Prober:
 
     Args:
       setup: Model, optimizer and config.
-      corpus: The corpus, from whose held-out split the sequences are.
       specs: Spec strings of the probes; those of the config if None.
 
     Raises:
       ReslabError: If a probe is named twice, or the model cannot answer one.
     """
 
-    def __init__(
-        self, setup: Setup, corpus: Corpus, specs: Sequence[str] | None = None
-    ):
+    def __init__(self, setup: Setup, specs: Sequence[str] | None = None):
         config = setup.config
+        if setup.task.unit != "tokens":
+            raise ReslabError(
+                "probes",
+                expected="a language model",
+                got=f"a model of {setup.task.unit}",
+                hint="probes.every=0",
+            )
         specs = config.probes.names if specs is None else specs
         self._probes = {}
         for spec in specs:
@@ -63,17 +61,10 @@ class Prober:
                 raise ReslabError(f"probe {name!r} is named twice", got=repr(spec))
             self._probes[name] = registry.make("probes", spec)
         self._setup = setup
-        self._byte_lengths = corpus.tokenizer.byte_lengths()
         self._model = setup.model.clone(is_unrolled=False)
         shared = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
         rows = shared * math.ceil(config.probes.batch / shared)
-        windows = validation_batches(
-            corpus.validation,
-            config.data.length,
-            rows,
-            jax.process_index(),
-            jax.process_count(),
-        )
+        windows = setup.task.validation_batches(rows)
         self._held_out = place_on(setup.mesh)(next(windows))
         self._look = jax.jit(self._all, out_shardings=replicated(setup.mesh))
         with use_mesh(setup.mesh):
@@ -118,11 +109,11 @@ class Prober:
             return found
 
     def _view(self, state: TrainState, batch: Batch, held_out: Batch) -> View:
-        setup, params = self._setup, state.params
+        setup, params, task = self._setup, state.params, self._setup.task
 
         def forward():
             _, taps = self._model.apply(
-                {"params": params},
+                state.variables,
                 held_out["tokens"],
                 positions=held_out["positions"],
                 segments=held_out["segment_ids"],
@@ -132,24 +123,25 @@ class Prober:
             return taps[TAPS]
 
         def loss():
-            total, sums = loss_sums(self._model, params, held_out, self._byte_lengths)
+            total, sums, _ = task.loss_sums(self._model, state.variables, held_out)
             return total / jax.numpy.maximum(sums["tokens"], 1)
 
         def gradient(slots, sites):
             scanned = dataclasses.replace(setup, model=self._model)
-            objective = training_objective(scanned, self._byte_lengths)
+            objective = training_objective(scanned)
 
-            def watched(tree, part, total_tokens):
+            def watched(tree, *others):
                 with watching_stream_gradient(tree["slots"], sites):
-                    return objective(tree["params"], part, total_tokens)
+                    return objective(tree["params"], *others)
 
             parts = setup.config.train.accumulate
             tree = {"params": params, "slots": slots}
-            found, _ = gradient_in_parts(watched, parts)(tree, batch)
+            gradient = gradient_in_parts(watched, parts)
+            found, _, _ = gradient(tree, state.model_state, batch)
             return found["params"], found["slots"]
 
         def read_out(x) -> jax.Array:
-            logits: Any = self._model.apply({"params": params}, x, method="read_out")
+            logits: Any = self._model.apply(state.variables, x, method="read_out")
             return logits
 
         return View(
@@ -187,13 +179,12 @@ def inspect_run(
     """
     run = Run(pathlib.Path(directory))
     config = run.config()
-    corpus = load_corpus(config.data.source, config.data.tokenizer)
-    run.check_corpus(corpus.sha256)
-    setup = _setup_here(config, corpus)
+    setup = _setup_here(config)
+    run.check_corpus(setup.task.record()["sha256"])
     mesh = setup.mesh
     if specs is None:
-        specs = _answerable(setup, corpus)
-    prober = Prober(setup, corpus, specs)
+        specs = _answerable(setup)
+    prober = Prober(setup, specs)
     records = []
     with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
         steps = checkpoints.steps() if step is None else (step,)
@@ -204,9 +195,7 @@ def inspect_run(
             )
         for one in steps:
             restored = checkpoints.restore(setup.shapes, one)
-            batches = TrainBatches(
-                corpus.train, config.data.length, config.data.batch, config.seed
-            )
+            batches = setup.task.train_batches()
             batches.state = restored.data_index
             batch = place_on(mesh)(next(batches))
             records.append({"step": one, **prober(restored.state, batch)})
@@ -214,24 +203,23 @@ def inspect_run(
     return records
 
 
-def _setup_here(config: ConfigDict, corpus: Corpus) -> Setup:
+def _setup_here(config: ConfigDict) -> Setup:
     """The run's setup on its own mesh; on one device where that does not fit."""
-    size = corpus.tokenizer.vocabulary_size
     try:
         mesh = make_mesh(config.mesh)
         check_batch(config, mesh)
-        return make_setup(config, size, mesh)
+        return make_setup(config, mesh)
     except ReslabError:
         one = {"data": 1, "fsdp": 1, "tensor": 1}
-        return make_setup(config, size, make_mesh(one, jax.devices()[:1]))
+        return make_setup(config, make_mesh(one, jax.devices()[:1]))
 
 
-def _answerable(setup: Setup, corpus: Corpus) -> list[str]:
+def _answerable(setup: Setup) -> list[str]:
     """The probes that a model can answer."""
     found = []
     for name in registry.names("probes"):
         try:
-            Prober(setup, corpus, [name])
+            Prober(setup, [name])
         except CannotAnswer:
             continue
         found.append(name)

@@ -9,12 +9,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from reslab.core import config as configs
 from reslab.core import precision, registry
 from reslab.core.errors import ReslabError
+from reslab.core.model_state import model_state_of
 from reslab.core.trees import first_match, named_leaves, unbox
-from reslab.models.lm import LanguageModel
 from reslab.optim.groups import Group, assign, grouped, parse_groups
 from reslab.parallel.mesh import replicated, tree_sharding, use_mesh
+from reslab.train.checkpoint import Checkpoints
+from reslab.train.tasks import Task, make_task
 
 
 class TrainState(NamedTuple):
@@ -24,37 +27,51 @@ class TrainState(NamedTuple):
       step: Number of completed steps, int32.
       params: The model's parameters.
       opt_state: The optimizer's state.
+      model_state: What the model keeps beside its parameters, by collection.
     """
 
     step: Any
     params: Any
     opt_state: Any
+    model_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied to."""
+        return {"params": self.params, **self.model_state}
 
 
-def build_model(
-    config: ConfigDict, vocabulary_size: int, platform: str
-) -> LanguageModel:
+def build_model(config: ConfigDict, task: Task, platform: str) -> Any:
     """Builds the model that a config describes.
 
     Args:
       config: The resolved config.
-      vocabulary_size: Number of token ids.
+      task: What it is trained to do.
       platform: The JAX platform that will run it.
 
     Returns:
       The model, without parameters.
 
     Raises:
-      ReslabError: If a value is out of range.
+      ReslabError: If a value is out of range, or the config sets a field that this
+        model does not have.
     """
     model = config.model
     dtypes = precision.resolve(
         config.precision.parameters, config.precision.compute, platform
     )
-    fields = {key: model[key] for key in model if key != "layers"}
-    return LanguageModel(
-        vocabulary_size=vocabulary_size,
-        max_length=config.data.length,
+    fields = {key: model[key] for key in model if key not in ("name", "layers")}
+    defaults = configs.load("base").model
+    for key, value in fields.items():
+        if not registry.accepts("models", model.name, key) and value != defaults[key]:
+            raise ReslabError(
+                f"model.{key}",
+                expected=f"its default: model {model.name!r} has no such field",
+                got=repr(value),
+            )
+    return registry.make(
+        "models",
+        model.name,
         # Scanned layers cost a CPU some 30%; unrolled ones cost everyone compile
         # time that grows with depth.
         is_unrolled={"auto": platform == "cpu", "scan": False, "unroll": True}[
@@ -63,6 +80,7 @@ def build_model(
         dtype=dtypes.compute,
         param_dtype=dtypes.parameters,
         **fields,
+        **task.model_fields(),
     )
 
 
@@ -113,6 +131,7 @@ class Setup:
     Attributes:
       config: The resolved config.
       mesh: The devices.
+      task: What the model is trained to do, and its data.
       model: The model.
       optimizer: The gradient transformation.
       learning_rate: Learning rate at each step.
@@ -122,7 +141,8 @@ class Setup:
 
     config: ConfigDict
     mesh: Mesh
-    model: LanguageModel
+    task: Task
+    model: Any
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     shapes: TrainState
@@ -136,8 +156,34 @@ class Setup:
             return make(jax.random.key(self.config.seed))
 
     def _init(self, key: jax.Array) -> TrainState:
-        params = unbox(_init_params(self.model, key))
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+        variables = unbox(self.model.init(key, *self.task.example()))
+        params = variables["params"]
+        return TrainState(
+            jnp.zeros((), jnp.int32),
+            params,
+            self.optimizer.init(params),
+            model_state_of(variables),
+        )
+
+
+def restore_variables(
+    checkpoints: Checkpoints, setup: Setup, step: int | None = None
+) -> dict[str, Any]:
+    """What the model of a checkpoint is applied to; the optimizer is not read.
+
+    Args:
+      checkpoints: The checkpoints of the run.
+      setup: Its setup.
+      step: Which step; the newest if None.
+
+    Raises:
+      ReslabError: If there is no such checkpoint, or it holds other parameters.
+    """
+    shapes = setup.shapes
+    found = checkpoints.restore_parts(
+        {"params": shapes.params, "model_state": shapes.model_state}, step
+    )
+    return {"params": found["params"], **found["model_state"]}
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -162,12 +208,11 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             )
 
 
-def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
+def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
     """Builds model and optimizer and works out all shapes; computes nothing.
 
     Args:
       config: The resolved config.
-      vocabulary_size: Number of token ids.
       mesh: The devices.
 
     Returns:
@@ -176,8 +221,9 @@ def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
     Raises:
       ReslabError: If the config cannot be built on this mesh.
     """
-    model = build_model(config, vocabulary_size, mesh.devices.flat[0].platform)
-    limit = model.position_limit
+    task = make_task(config)
+    model = build_model(config, task, mesh.devices.flat[0].platform)
+    limit = getattr(model, "position_limit", None)
     if limit is not None and limit < config.data.length:
         raise ReslabError(
             "data.length",
@@ -185,7 +231,10 @@ def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
             got=str(config.data.length),
         )
     with use_mesh(mesh):
-        boxed = jax.eval_shape(lambda: _init_params(model, jax.random.key(config.seed)))
+        variables = jax.eval_shape(
+            lambda: model.init(jax.random.key(config.seed), *task.example())
+        )
+        boxed = variables["params"]
         optimizer, learning_rate = build_optimizer(config, unbox(boxed))
         # Optimizer states are trees like the parameters, so the boxes carry the
         # logical axes over to them.
@@ -193,6 +242,7 @@ def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
             jax.ShapeDtypeStruct((), jnp.int32),
             boxed,
             jax.eval_shape(optimizer.init, boxed),
+            model_state_of(variables),
         )
         shardings = tree_sharding(boxed_state, mesh)
     shapes = jax.tree.map(
@@ -204,9 +254,4 @@ def make_setup(config: ConfigDict, vocabulary_size: int, mesh: Mesh) -> Setup:
         unbox(boxed_state),
         shardings,
     )
-    return Setup(config, mesh, model, optimizer, learning_rate, shapes, boxed)
-
-
-def _init_params(model: LanguageModel, key: jax.Array) -> Any:
-    tokens = jnp.zeros((1, min(2, model.max_length)), jnp.int32)
-    return model.init(key, tokens)["params"]
+    return Setup(config, mesh, task, model, optimizer, learning_rate, shapes, boxed)

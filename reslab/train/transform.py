@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import pathlib
 import shutil
 import tempfile
@@ -16,14 +17,19 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.model_state import ModelState, check_updated, model_state_of
 from reslab.core.trees import named_leaves
-from reslab.data.batches import validation_batches
-from reslab.data.corpus import Corpus, load_corpus
 from reslab.parallel.mesh import make_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.loop import describe
 from reslab.train.run import Run
-from reslab.train.state import Setup, TrainState, build_model, make_setup
+from reslab.train.state import (
+    Setup,
+    TrainState,
+    build_model,
+    make_setup,
+    restore_variables,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,22 +83,22 @@ def transform_run(
             f"{out}", expected="a new directory", got="one that is not empty"
         )
     config = source.config()
-    corpus = load_corpus(config.data.source, config.data.tokenizer)
-    source.check_corpus(corpus.sha256)
-    setup = _setup(config, corpus)
+    setup = _setup(config)
+    source.check_corpus(setup.task.record()["sha256"])
     with Checkpoints(source.checkpoints, is_read_only=True) as checkpoints:
         step = checkpoints.latest_step()
-        params = checkpoints.restore_params(setup.shapes.params, step)
-    assert step is not None  # `restore_params` refuses a run without one.
+        variables = restore_variables(checkpoints, setup, step)
+    assert step is not None  # `restore_variables` refuses a run without one.
+    check_updated(variables)
 
-    new_params, changes = build(params, dict(configs.flatten(config)))
+    new_variables, changes = _convert(build, variables, config)
     new_config = configs.update(configs.load("base"), configs.flatten(config))
     configs.update(new_config, changes.items())
     configs.check(new_config)
-    new_setup = _setup(new_config, corpus)
-    state = _fresh_state(new_setup, new_params)
-    before = _logits(config, corpus, params)
-    after = _logits(new_config, corpus, state.params)
+    new_setup = _setup(new_config)
+    state = _fresh_state(new_setup, new_variables)
+    before = _logits(setup, variables)
+    after = _logits(new_setup, state.variables)
     result = Transformed(
         step=step,
         changes=changes,
@@ -102,7 +108,7 @@ def transform_run(
     )
     with _whole_or_not_at_all(out) as directory:
         new_run = Run(directory)
-        new_run.open(new_config, describe(new_setup, corpus))
+        new_run.open(new_config, describe(new_setup))
         with Checkpoints(new_run.checkpoints, is_async=False) as checkpoints:
             checkpoints.save(0, state, data_index=0, force=True)
         origin = {
@@ -116,19 +122,33 @@ def transform_run(
     return result
 
 
-def _setup(config: ConfigDict, corpus: Corpus) -> Setup:
+def _convert(
+    build: Any, variables: ModelState, config: ConfigDict
+) -> tuple[ModelState, dict[str, Any]]:
+    """Runs a transform, with the model's state if it asks for it.
+
+    Without, the state is kept as it is.
+    """
+    fields = dict(configs.flatten(config))
+    if "variables" in inspect.signature(build).parameters:
+        return build(variables=variables, fields=fields)
+    params, changes = build(variables["params"], fields)
+    return {**variables, "params": params}, changes
+
+
+def _setup(config: ConfigDict) -> Setup:
     """On one device, wherever the run was trained: checkpoints fit any mesh."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
+    return make_setup(config, mesh)
 
 
-def _fresh_state(setup: Setup, params: Any) -> TrainState:
-    """The state of step 0 around parameters, which must fit the config.
+def _fresh_state(setup: Setup, variables: ModelState) -> TrainState:
+    """The state of step 0 around what a model is applied to, which must fit.
 
     Raises:
       ReslabError: If they do not.
     """
-    wanted, found = named_leaves(setup.shapes.params), named_leaves(params)
+    wanted, found = named_leaves(setup.shapes.variables), named_leaves(variables)
     for key in sorted(wanted.keys() | found.keys()):
         shapes = [
             f"{leaf.dtype.name}{leaf.shape}" if leaf is not None else "nothing"
@@ -136,30 +156,31 @@ def _fresh_state(setup: Setup, params: Any) -> TrainState:
         ]
         if shapes[0] != shapes[1]:
             raise ReslabError(
-                f"the converted config does not fit parameter {key}",
+                f"the converted config does not fit {key}",
                 expected=shapes[0],
                 got=shapes[1],
             )
     placed = jax.tree.map(
         lambda leaf, shape: jax.device_put(leaf, shape.sharding),
-        params,
-        setup.shapes.params,
+        dict(variables),
+        setup.shapes.variables,
     )
-    optimizer_state = jax.jit(setup.optimizer.init)(placed)
-    return TrainState(jnp.zeros((), jnp.int32), placed, optimizer_state)
+    params = placed["params"]
+    optimizer_state = jax.jit(setup.optimizer.init)(params)
+    model_state = model_state_of(placed)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer_state, model_state)
 
 
-def _logits(config: ConfigDict, corpus: Corpus, params: Any) -> np.ndarray:
+def _logits(setup: Setup, variables: ModelState) -> np.ndarray:
     """Logits of the first held-out windows, whatever the run computes in."""
-    exact = configs.update(configs.load("base"), configs.flatten(config))
+    exact = configs.update(configs.load("base"), configs.flatten(setup.config))
     configs.update(exact, [("precision.compute", "float32")])
-    platform = jax.devices()[0].platform
-    model = build_model(exact, corpus.tokenizer.vocabulary_size, platform)
-    rows = min(config.eval.batch, 8)
-    batch = next(validation_batches(corpus.validation, config.data.length, rows))
+    model = build_model(exact, setup.task, jax.devices()[0].platform)
+    rows = min(exact.eval.batch, 8)
+    batch = next(setup.task.validation_batches(rows))
     with jax.default_matmul_precision("float32"):
         logits = jax.jit(model.apply)(
-            {"params": params},
+            variables,
             batch["tokens"],
             positions=batch["positions"],
             segments=batch["segment_ids"],

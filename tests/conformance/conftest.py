@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from reslab.core.precision import statistics_dtype
-from reslab.core.trees import named_leaves, unbox
+from reslab.core.trees import map_named, named_leaves, unbox
 from reslab.models.lm import LanguageModel
 from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
 
@@ -131,6 +131,31 @@ def small_model():
         return LanguageModel(**defaults | fields)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """Draws a model's parameters, and starts its statistics, without compiling."""
+
+    def draw(model, tokens, scale=0.2):
+        rng = np.random.default_rng(7)
+        shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))
+        params = jax.tree.map(
+            lambda leaf: np.asarray(
+                scale * rng.standard_normal(leaf.shape), leaf.dtype
+            ),
+            shapes.pop("params"),
+        )
+        ones = ("variance", "mean_square")
+        state = map_named(
+            lambda name, leaf: np.full(
+                leaf.shape, name.split("/")[-1] in ones, leaf.dtype
+            ),
+            shapes,
+        )
+        return {"params": params, **state}
+
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reslab.core import registry
+from reslab.core.model_state import model_state_of
 from reslab.core.trees import unbox
 from reslab.describe import EXAMPLES
 from reslab.parallel.mesh import batch_sharding, use_mesh
@@ -20,9 +21,15 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def norm(name, randomized):
-    """The norm as a function of (parameters, x), and moved parameters."""
-    variables = randomized(EXAMPLES["norms"](name, WIDTH)[1])
-    return registry.make("norms", name).apply, variables
+    """The norm, evaluated, as a function of (parameters, x); moved parameters."""
+    variables = EXAMPLES["norms"](name, WIDTH)[1]
+    state = model_state_of(variables)
+    module = registry.make("norms", name)
+
+    def apply(params, x):
+        return module.apply({**params, **state}, x)
+
+    return apply, randomized({k: v for k, v in variables.items() if k not in state})
 
 
 @pytest.fixture(scope="module")

@@ -146,14 +146,14 @@ def test_dict_state_and_plain_target_without_sharding(tmp_path):
 def test_params_only(saved):
     state = make_state()
     with Checkpoints(saved, is_read_only=True) as checkpoints:
-        params = checkpoints.restore_params(target_of(state.params, 8))
+        target = {"params": target_of(state.params, 8)}
+        params = checkpoints.restore_parts(target)["params"]
         assert_same(params, state.params)
         # The same object may restore everything, too.
         assert_same(checkpoints.restore(target_of(state)).state, state)
         with pytest.raises(ReslabError, match="params/scale has shape"):
-            checkpoints.restore_params(
-                {**state.params, "scale": jnp.zeros(3, jnp.bfloat16)}
-            )
+            other = {**state.params, "scale": jnp.zeros(3, jnp.bfloat16)}
+            checkpoints.restore_parts({"params": other})
 
 
 def test_structure_mismatch_names_the_parameters(saved):

@@ -46,11 +46,11 @@ def test_top_k_and_top_p_restrict_the_choice():
 def test_greedy_generation_equals_the_full_forward(parts):
     model = LanguageModel(13, features=16, depth=2, is_unrolled=False, **parts)
     prompt = jnp.asarray([[1, 5, 2, 7], [3, 3, 9, 11]])
-    params = unbox(model.init(jax.random.key(0), prompt))["params"]
-    found = generate(model, params, prompt, 6, temperature=0)
+    variables = unbox(model.init(jax.random.key(0), prompt))
+    found = generate(model, variables, prompt, 6, temperature=0)
     assert found.shape == (2, 6)
     whole = jnp.concatenate([prompt, found], axis=1)
-    logits = jax.jit(model.apply)({"params": params}, whole)
+    logits = jax.jit(model.apply)(variables, whole)
     expected = np.argmax(logits[:, 3:-1], axis=-1)
     np.testing.assert_array_equal(found, expected)
 

@@ -85,7 +85,7 @@ def parameters(directory):
     from reslab.train.run import Run
 
     run = Run(directory)
-    setup, _ = loop.prepare(run.config())
+    setup = loop.prepare(run.config())
     with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
         restored = checkpoints.restore(setup.shapes)
     return restored.step, {
@@ -159,8 +159,8 @@ def test_result_and_record(tmp_path, small_config):
 def losses(config, mesh, steps=12):
     """The loss of each of the first steps on a mesh."""
     corpus = load_corpus(config.data.source, config.data.tokenizer)
-    setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
-    step = jax.jit(make_step(setup, corpus.tokenizer.byte_lengths()))
+    setup = make_setup(config, mesh)
+    step = jax.jit(make_step(setup))
     place, state, values = place_on(mesh), setup.init(), []
     data = config.data
     with (
@@ -201,7 +201,7 @@ def test_accumulation_changes_nothing_but_memory(small_config, one_device_losses
 
 def test_parameters_and_optimizer_state_are_sharded(small_config):
     mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
-    setup = make_setup(small_config(), 257, mesh)
+    setup = make_setup(small_config(), mesh)
     for name, leaf in named_leaves(setup.shapes).items():
         if leaf.ndim:
             shard = np.prod(leaf.sharding.shard_shape(leaf.shape))
@@ -214,11 +214,11 @@ def test_frozen_parameters_stay_bitwise_equal(small_config):
     )
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     corpus = load_corpus(config.data.source, config.data.tokenizer)
-    setup = make_setup(config, 257, mesh)
+    setup = make_setup(config, mesh)
     before = jax.device_get(setup.init())
     batch = next(TrainBatches(corpus.train, 16, 8, 0))
     with use_mesh(mesh):
-        step = jax.jit(make_step(setup, corpus.tokenizer.byte_lengths()))
+        step = jax.jit(make_step(setup))
         after, _ = step(setup.init(), place_on(mesh)(batch))
     for name, old in named_leaves(before.params).items():
         is_same = np.array_equal(old, named_leaves(after.params)[name])

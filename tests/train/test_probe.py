@@ -18,7 +18,6 @@ from reslab.train.checkpoint import Checkpoints
 from reslab.train.probe import Prober, inspect_run, table
 from reslab.train.run import Run
 from reslab.train.state import make_setup
-from reslab.train.step import loss_sums
 
 LOOKING = {"probes__every": 8, "probes__names": ("stream", "gradient", "update")}
 
@@ -50,8 +49,8 @@ def test_the_step_is_the_same_program(small_config, monkeypatch):
     """Off costs nothing: what is compiled for a step does not know of probes."""
 
     def program(config):
-        setup, corpus = loop.prepare(config)
-        trainer = loop._Trainer(setup, corpus, *[None] * 5)
+        setup = loop.prepare(config)
+        trainer = loop._Trainer(setup, *[None] * 5)
         batch = jax.eval_shape(
             lambda: {
                 key: jax.numpy.zeros((8, 16), dtype)
@@ -99,9 +98,9 @@ def test_the_gradient_is_that_of_the_next_step(tmp_path, small_config, accumulat
     assert 0 < others < logged[9]
     assert by_layer / logged[9] > 0.3
     # Of the next batch, exactly: that of any other step is not the same.
-    setup, corpus = loop.prepare(config)
-    state, batch = state_and_batch(setup, corpus, tmp_path / "run", 8)
-    step = jax.jit(jax.grad(lambda p: mean_loss(setup, corpus, p, batch)))
+    setup = loop.prepare(config)
+    state, batch = state_and_batch(setup, tmp_path / "run", 8)
+    step = jax.jit(jax.grad(lambda p: mean_loss(setup, p, batch)))
     with loop.use_mesh(setup.mesh):
         expected = jax.jit(lambda g: jax.numpy.sqrt(sum_by_layer(sum_of_squares, g)))(
             step(state.params)
@@ -109,18 +108,17 @@ def test_the_gradient_is_that_of_the_next_step(tmp_path, small_config, accumulat
     np.testing.assert_allclose(look["gradient/norm"], expected, rtol=1e-4)
 
 
-def state_and_batch(setup, corpus, directory, step):
+def state_and_batch(setup, directory, step):
     """A checkpoint, and the batch that it trains on next."""
     with Checkpoints(directory / "checkpoints", is_read_only=True) as checkpoints:
         restored = checkpoints.restore(setup.shapes, step)
-    data = setup.config.data
-    batches = TrainBatches(corpus.train, data.length, data.batch, setup.config.seed)
+    batches = setup.task.train_batches()
     batches.state = restored.data_index
     return restored.state, place_on(setup.mesh)(next(batches))
 
 
-def mean_loss(setup, corpus, params, batch):
-    total, sums = loss_sums(setup.model, params, batch, corpus.tokenizer.byte_lengths())
+def mean_loss(setup, params, batch):
+    total, sums, _ = setup.task.loss_sums(setup.model, {"params": params}, batch)
     return total / sums["tokens"]
 
 
@@ -131,10 +129,10 @@ def test_looks_do_not_depend_on_the_mesh(small_config):
         config = small_config(**{**LOOKING, **changes})
         corpus = load_corpus(config.data.source, config.data.tokenizer)
         devices = jax.devices()[: shape["data"] * shape["fsdp"] * shape["tensor"]]
-        setup = make_setup(config, 257 + 7, make_mesh(shape, devices))
+        setup = make_setup(config, make_mesh(shape, devices))
         batches = TrainBatches(corpus.train, 16, 8, 0)
         batch = place_on(setup.mesh)(next(batches))
-        return Prober(setup, corpus)(setup.init(), batch)
+        return Prober(setup)(setup.init(), batch)
 
     alone = look({"data": 1, "fsdp": 1, "tensor": 1})
     spread = look({"data": 2, "fsdp": 2, "tensor": 2})

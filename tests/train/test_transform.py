@@ -17,7 +17,7 @@ from reslab.train.evaluate import Evaluator
 from reslab.train.generate import generate
 from reslab.train.loop import train
 from reslab.train.run import Run
-from reslab.train.state import make_setup
+from reslab.train.state import make_setup, restore_variables
 from reslab.train.transform import transform_run
 
 # Few steps, but so large that gains and biases of norms cannot go unnoticed.
@@ -52,18 +52,18 @@ def restored(directory):
     config = run.config()
     corpus = load_corpus(config.data.source, config.data.tokenizer)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    setup = make_setup(config, corpus.tokenizer.vocabulary_size, mesh)
+    setup = make_setup(config, mesh)
     with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
-        params = checkpoints.restore_params(setup.shapes.params)
-    return setup, corpus, params
+        variables = restore_variables(checkpoints, setup)
+    return setup, corpus, variables
 
 
 def figures(directory):
     """What `reslab eval` and a greedy `reslab generate` come to."""
-    setup, corpus, params = restored(directory)
-    evaluator = Evaluator(setup.model, setup.mesh, corpus, length=16, batch=8)
-    text = generate(setup.model, params, [[corpus.tokenizer.bos]], 6, temperature=0)
-    return evaluator(params, 2), np.asarray(text)
+    setup, corpus, variables = restored(directory)
+    evaluator = Evaluator(setup)
+    text = generate(setup.model, variables, [[corpus.tokenizer.bos]], 6, temperature=0)
+    return evaluator(variables, 2), np.asarray(text)
 
 
 def test_says_how_far_the_logits_are_apart(converted):
@@ -74,8 +74,8 @@ def test_says_how_far_the_logits_are_apart(converted):
 
 
 def test_evaluates_and_generates_the_same(source, converted):
-    _, _, params = restored(source)
-    biases = params["final_norm"]["bias"]
+    _, _, variables = restored(source)
+    biases = variables["params"]["final_norm"]["bias"]
     assert np.max(np.abs(biases)) > 0.01  # Training has moved what is converted.
     wanted, text = figures(source)
     for directory in converted:

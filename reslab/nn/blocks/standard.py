@@ -6,6 +6,7 @@ import jax
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Context, Shared, State, Stream
+from reslab.nn.norm import mask_for
 
 
 class StandardBlock(nn.Module):
@@ -114,13 +115,15 @@ class StandardBlock(nn.Module):
             )
             return y
 
+        mask = mask_for(self.norm, segments)
         around = vars(self.context) | {"norm": self.norm}
         for index, (name, branch) in enumerate((("mixer", mix), ("ffn", ffn))):
             residual = registry.make(
                 "residuals", self.residual, **around, name=f"{name}_residual"
             )
             placement = self._placement(name, name=f"{name}_placement")
-            stream = placement(stream, residual, branch, site=2 * layer + index)
+            site = 2 * layer + index
+            stream = placement(stream, residual, branch, site=site, **mask)
         return stream, shared, state
 
 

@@ -1,4 +1,4 @@
-"""RepBN: batch normalization beside the identity, one map at last (Guo et al., 2024)."""
+"""RepBN: batch normalization and identity, one map at last (Guo et al., 2024)."""
 
 import flax.linen as nn
 import jax

@@ -28,9 +28,10 @@ class UnifiedNorm(RunningNorm):
         else:      y = x / sqrt(running + epsilon) * (1 + gain) + bias
 
     The first `warmup` steps, those before the window is full, and outliers take the
-    batch's own q and r = 1. A batch is an outlier (`is_filtering`) if in some channel the arithmetic mean of the window exceeds the
-    geometric one by more than the window's length times the variance of all its
-    roots; the running value then takes its place in the window.
+    batch's own q and r = 1. A batch is an outlier (`is_filtering`) if in some channel
+    the arithmetic mean of the window exceeds the geometric one by more than the
+    window's length times the variance of all its roots; the running value then takes
+    its place in the window.
 
     The window of gradients changes in the backward pass: it is a value in
     `gradient_stats` whose gradient is its next value (see

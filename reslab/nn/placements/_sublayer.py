@@ -1,6 +1,7 @@
 """The table that placements are rows of."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
+from reslab.core.errors import ReslabError
 from reslab.core.types import Branch, Context, Residual, Stream
-from reslab.nn.norm import make_norm
+from reslab.nn.norm import make_norm, needs_batch
 
 
 class Placement(nn.Module):
@@ -51,25 +53,48 @@ class Placement(nn.Module):
         branch: Branch,
         *,
         site: int | jax.Array,
+        mask: jax.Array | None = None,
     ) -> Stream:
-        """Applies `branch` at the given site and returns the new stream."""
+        """Applies `branch` at the given site and returns the new stream.
+
+        Args:
+          stream: The residual stream.
+          residual: How it is read and written.
+          branch: The sublayer.
+          site: Number of the sublayer, from 0.
+          mask: Which positions count (batch, length), for norms over a batch.
+        """
         wrapped = branch
         if self.normalizes_input:
-            wrapped = _compose(self._input_norm(site), wrapped)
+            wrapped = _compose(self._input_norm(site, mask), wrapped)
         if self.normalizes_output:
-            wrapped = _compose(wrapped, self._norm("output_norm"))
+            wrapped = _compose(wrapped, self._norm("output_norm", mask))
         stream = residual(stream, wrapped, site=site)
         if self.normalizes_stream:
-            stream = jax.tree.map(self._norm("stream_norm"), stream)
+            stream = self._normalized_stream(stream, mask)
         return stream
 
-    def _input_norm(self, site: int | jax.Array) -> Branch:
+    def _input_norm(self, site: int | jax.Array, mask: jax.Array | None) -> Branch:
         """What precedes the sublayer; rows that scale by depth override it."""
         del site
-        return self._norm("input_norm")
+        return self._norm("input_norm", mask)
 
-    def _norm(self, name: str) -> nn.Module:
-        return make_norm(self.norm, param_dtype=self.param_dtype, name=name)
+    def _normalized_stream(self, stream: Stream, mask: jax.Array | None) -> Stream:
+        """Every part of the stream, normalized by one norm."""
+        if len(jax.tree.leaves(stream)) > 1 and needs_batch(self.norm):
+            raise ReslabError(
+                f"{type(self).__name__} normalizes several streams by one norm",
+                expected="a norm of one token",
+                got=repr(self.norm),
+                hint="placement pre, or residual plain",
+            )
+        return jax.tree.map(self._norm("stream_norm", mask), stream)
+
+    def _norm(self, name: str, mask: jax.Array | None) -> Branch:
+        norm = make_norm(
+            self.norm, has_mask=True, param_dtype=self.param_dtype, name=name
+        )
+        return norm if mask is None else functools.partial(norm, mask=mask)
 
 
 def _compose(first: Branch, second: Branch) -> Branch:

@@ -49,12 +49,13 @@ class DeepNorm(PostNorm):
         branch: Branch,
         *,
         site: int | jax.Array,
+        mask: jax.Array | None = None,
     ) -> Stream:
         """Applies `branch` to a stream that weighs alpha times as much."""
         alpha = self.alpha or (2 * self.depth) ** 0.25
         scaled = jax.tree.map(lambda leaf: alpha * leaf, stream)
         return super().__call__(
-            scaled, residual, lambda h: branch(h / alpha), site=site
+            scaled, residual, lambda h: branch(h / alpha), site=site, mask=mask
         )
 
 

@@ -44,10 +44,11 @@ class HybridNorm(Placement):
         branch: Branch,
         *,
         site: int | jax.Array,
+        mask: jax.Array | None = None,
     ) -> Stream:
         """Applies `branch` to the stream, normalized unless it is the mixer's."""
         if self.sublayer != "mixer":
-            stream = jax.tree.map(self._norm("stream_norm"), stream)
+            stream = self._normalized_stream(stream, mask)
         return residual(stream, branch, site=site)
 
 

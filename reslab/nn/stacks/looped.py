@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS
 from reslab.core.taps import TAPS
 from reslab.core.types import State
 from reslab.nn.stacks.uniform import UniformStack
@@ -60,6 +61,13 @@ class LoopedStack(UniformStack):
             once = jax.tree.map(lambda a: a[0], state)
             return layers(stream, 0, once, positions, segments)[0], state
 
+        if GRADIENT_STATS in layers.variables:
+            raise ReslabError(
+                "stacks 'looped': a norm whose backward pass keeps statistics",
+                expected="one that is applied once a step, as the passes share it",
+                hint="norm batch, or stack uniform",
+            )
+
         def one_pass(layers, stream, scanned):
             first_layer, state = scanned
             return layers(stream, first_layer, state, positions, segments)
@@ -68,6 +76,7 @@ class LoopedStack(UniformStack):
             one_pass,
             variable_axes={TAPS: 0},
             variable_broadcast="params",
+            variable_carry=BATCH_STATS,
             split_rngs={"params": False},
             length=self.loops,
             unroll=self.loops if self.is_unrolled else 1,

@@ -68,7 +68,7 @@ def test_evaluates_with_the_running_statistics(x64, start):
 
 
 def test_padding_is_not_seen(trained, start):
-    params, state = start
+    _, state = start
     x, cotangent = draw(3, 4, 6)
     mask = np.arange(4) < np.array([[4], [2], [3]])
     norm = BatchNorm(use_gain=False, use_bias=False)

@@ -24,7 +24,8 @@ def kind(request, golden):
         if key.startswith(prefix)
     }
     params = {
-        name: data[f"train_param_{key}"] - (name == "gain") for name, key in keys.items()
+        name: data[f"train_param_{key}"] - (name == "gain")
+        for name, key in keys.items()
     }
     # Not stored for B1, but for the rule that led from it to the stored one.
     batch = np.var(data["train_x"], axis=(0, 1, 2))

@@ -40,7 +40,9 @@ def test_golden_over_steps(trained, data, norm, params):
             np.swapaxes(data[f"steps_{name}"][index], 0, 1)
             for name in ("x", "cot", "out", "grad_x")
         )
-        y, gradient, x_gradient, state = trained(norm, params, state, x, cotangent, mask)
+        y, gradient, x_gradient, state = trained(
+            norm, params, state, x, cotangent, mask
+        )
         for actual, expected in (
             (y, wanted),
             (x_gradient, wanted_x),
@@ -58,7 +60,8 @@ def test_golden_over_steps(trained, data, norm, params):
         return norm.apply({"params": params, **state}, x)
 
     x, cotangent, wanted, wanted_x = (
-        np.swapaxes(data[f"eval_{name}"], 0, 1) for name in ("x", "cot", "out", "grad_x")
+        np.swapaxes(data[f"eval_{name}"], 0, 1)
+        for name in ("x", "cot", "out", "grad_x")
     )
     y, pull = jax.vjp(apply, params, x)
     gradient, x_gradient = pull(jnp.asarray(cotangent))
@@ -98,11 +101,15 @@ def test_group_scaling(x64, data):
 
 def test_padding_reaches_only_the_running_gradient(trained, data, norm, params):
     mask = ~data["pad_mask_BT"]
-    x, cotangent = (np.swapaxes(data[f"steps_{name}"][0], 0, 1) for name in ("x", "cot"))
+    x, cotangent = (
+        np.swapaxes(data[f"steps_{name}"][0], 0, 1) for name in ("x", "cot")
+    )
     before = trained(norm, params, start(8), x, cotangent, mask)
     x = np.where(mask[..., None], x, 7.0 + np.arange(8.0))
     after = trained(norm, params, start(8), x, cotangent, mask)
-    np.testing.assert_array_equal(np.asarray(before[0])[mask], np.asarray(after[0])[mask])
+    np.testing.assert_array_equal(
+        np.asarray(before[0])[mask], np.asarray(after[0])[mask]
+    )
     np.testing.assert_array_equal(
         before[3][BATCH_STATS]["mean_square"], after[3][BATCH_STATS]["mean_square"]
     )

@@ -61,7 +61,9 @@ def test_golden_over_the_whole_schedule(trained, data, norm, params, start):
     for index, (x, cotangent) in enumerate(
         zip(data["steps_x"], data["steps_cot"], strict=True)
     ):
-        y, gradient, x_gradient, state = trained(norm, params, state, x, cotangent, mask)
+        y, gradient, x_gradient, state = trained(
+            norm, params, state, x, cotangent, mask
+        )
         for actual, name in (
             (y, "out"),
             (x_gradient, "grad_x"),
@@ -86,9 +88,7 @@ def test_golden_over_the_whole_schedule(trained, data, norm, params, start):
     gradient, x_gradient = pull(jnp.asarray(data["eval_cot"]))
     np.testing.assert_allclose(y, data["eval_out"], **CLOSE)
     np.testing.assert_allclose(x_gradient, data["eval_grad_x"], **CLOSE)
-    np.testing.assert_allclose(
-        gradient["skip"], data["eval_grad_norm2_alpha"], **CLOSE
-    )
+    np.testing.assert_allclose(gradient["skip"], data["eval_grad_norm2_alpha"], **CLOSE)
 
 
 def test_begins_as_the_first_norm(trained, data, norm, params, start):

@@ -25,9 +25,7 @@ def assert_gradients(gradient, data):
 
 
 def statistics(mean, variance):
-    return {
-        BATCH_STATS: {"mean": mean, "variance": variance, "updates": np.int32(1)}
-    }
+    return {BATCH_STATS: {"mean": mean, "variance": variance, "updates": np.int32(1)}}
 
 
 @pytest.fixture
@@ -76,7 +74,7 @@ def test_golden_masked(trained, golden):
     whole = golden("prepbn_llama")
     data = part(whole, "repbn_masked_train_")
     state = statistics(np.zeros(8), np.ones(8))
-    y, gradient, x_gradient, after = trained(
+    y, _, x_gradient, after = trained(
         RepBatchNorm(epsilon=1e-6),
         params_of(data),
         state,
@@ -109,8 +107,6 @@ def test_without_skip_is_batch_norm(trained):
     params = {"gain": np.full(6, 0.3), "bias": np.full(6, 0.1)}
     state = statistics(np.zeros(6), np.ones(6))
     plain = trained(BatchNorm(), params, state, x, cotangent)
-    rep = trained(
-        RepBatchNorm(), params | {"skip": np.zeros(1)}, state, x, cotangent
-    )
+    rep = trained(RepBatchNorm(), params | {"skip": np.zeros(1)}, state, x, cotangent)
     np.testing.assert_array_equal(rep[0], plain[0])
     np.testing.assert_array_equal(rep[2], plain[2])

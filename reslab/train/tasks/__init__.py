@@ -1,0 +1,99 @@
+"""What models are trained to do, one task a file; a model names its own.
+
+A task knows its data and what is lost on them. The step, the loop, checkpoints and
+evaluation are the same for all.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from reslab.core import registry
+from reslab.core.model_state import ModelState
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+class Batches(Iterator[dict[str, np.ndarray]], Protocol):
+    """Training batches without end, each a pure function of seed and index."""
+
+    state: int
+
+    def close(self) -> None:
+        """Ends what works in the background."""
+        ...
+
+
+class Task(Protocol):
+    """`build(config)` makes one; the data are loaded when first asked for.
+
+    Attributes:
+      unit: What is counted: loss is a mean over these, throughput is of these.
+      units_per_example: How many a row of a batch has.
+      headline: Which of its metrics is the result.
+    """
+
+    unit: ClassVar[str]
+    headline: ClassVar[str]
+    units_per_example: int
+
+    def model_fields(self) -> dict[str, Any]:
+        """Fields of the model that the data decide."""
+        ...
+
+    def example(self) -> tuple[Any, ...]:
+        """Inputs with which the model's parameters are made."""
+        ...
+
+    def batch_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch; loads nothing."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What identifies the data, `sha256` among it, for `run.json`."""
+        ...
+
+    def train_batches(self) -> Batches:
+        """Shuffled batches without end, of this process."""
+        ...
+
+    def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
+        """Every held-out example once, in order, of this process."""
+        ...
+
+    def loss_sums(
+        self,
+        model: nn.Module,
+        variables: ModelState,
+        batch: Batch,
+        *,
+        is_training: bool = False,
+    ) -> tuple[jax.Array, Sums, ModelState]:
+        """Adds up what is lost.
+
+        Returns:
+          What training minimizes, summed over units; the sums, among them the
+          number of units; and, if `is_training`, the statistics it wrote.
+        """
+        ...
+
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        """`loss`, the mean over units, and other figures, from sums."""
+        ...
+
+    def flops_per_unit(self, model: Any, params: Any) -> int:
+        """FLOPs of the matrix products of a training step, per unit."""
+        ...
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task of the model that a config names."""
+    name = registry.parse(config.model.name).name
+    return registry.make(
+        "tasks", registry.module("models", name).build.task, config=config
+    )

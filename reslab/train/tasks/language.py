@@ -1,0 +1,163 @@
+"""Language modelling: every token is predicted from those before it."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from reslab.core import registry
+from reslab.core.model_state import BATCH_STATS, ModelState
+from reslab.data.batches import TrainBatches, validation_batches
+from reslab.data.corpus import Corpus, TokenStream, load_corpus
+from reslab.data.windows import WindowSource
+from reslab.models.cost import training_flops_per_token
+from reslab.models.lm import LanguageModel
+from reslab.train.tasks import Batch, Sums
+
+
+class Language:
+    """Windows of a corpus; losses in nats per token and bits per byte.
+
+    Args:
+      config: The resolved config.
+
+    Attributes:
+      tokenizer: How its text becomes tokens.
+    """
+
+    unit: ClassVar[str] = "tokens"
+    headline: ClassVar[str] = "bpb"
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+        self.tokenizer = registry.make("tokenizers", config.data.tokenizer)
+
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        """The corpus, tokenized."""
+        return load_corpus(self._config.data.source, self._config.data.tokenizer)
+
+    @property
+    def units_per_example(self) -> int:
+        """Tokens in a window."""
+        return self._config.data.length
+
+    def model_fields(self) -> dict[str, Any]:
+        """Size of the vocabulary, and the longest sequence."""
+        return {
+            "vocabulary_size": self.tokenizer.vocabulary_size,
+            "max_length": self._config.data.length,
+        }
+
+    def example(self) -> tuple[Any, ...]:
+        """Two tokens."""
+        return (jnp.zeros((1, min(2, self._config.data.length)), jnp.int32),)
+
+    def batch_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch, from a window of a made-up text."""
+        length = self._config.data.length
+        blank = TokenStream(np.zeros(length + 1, np.uint16), np.zeros(1, np.int64))
+        return {
+            key: jax.ShapeDtypeStruct((rows, *row.shape), row.dtype)
+            for key, row in WindowSource(blank, length)[0].items()
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Digest and size of the corpus."""
+        return {
+            "sha256": self.corpus.sha256,
+            "documents": self.corpus.documents,
+            "bytes": self.corpus.bytes,
+        }
+
+    def train_batches(self) -> TrainBatches:
+        """Shuffled windows without end."""
+        data = self._config.data
+        return TrainBatches(
+            self.corpus.train,
+            data.length,
+            data.batch,
+            self._config.seed,
+            jax.process_index(),
+            jax.process_count(),
+            worker_count=data.workers,
+        )
+
+    def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
+        """Every window of the held-out documents once."""
+        return validation_batches(
+            self.corpus.validation,
+            self._config.data.length,
+            rows,
+            jax.process_index(),
+            jax.process_count(),
+        )
+
+    def loss_sums(
+        self,
+        model: LanguageModel,
+        variables: ModelState,
+        batch: Batch,
+        *,
+        is_training: bool = False,
+    ) -> tuple[jax.Array, Sums, ModelState]:
+        """Adds up the losses of the tokens that count.
+
+            objective = sum over tokens of nll + z_loss * log_normalizer ** 2
+
+        The second term belongs to training (Chowdhery et al., 2022,
+        https://arxiv.org/abs/2204.02311, Section 5).
+
+        Args:
+          model: The model.
+          variables: Its parameters and state.
+          batch: `tokens`, `targets`, `positions`, `segment_ids` and `loss_mask`,
+            each (batch, length).
+          is_training: Whether norms over a batch see this one, and the second
+            term counts.
+
+        Returns:
+          The objective; the sums `nll` (nats), `tokens` and `bytes`; and the
+          statistics written.
+        """
+        outcome: Any = model.apply(
+            variables,
+            batch["tokens"],
+            batch["targets"],
+            positions=batch["positions"],
+            segments=batch["segment_ids"],
+            method="losses",
+            mutable=[BATCH_STATS] if is_training else [],
+        )
+        (nll, log_normalizer), written = outcome
+        mask = batch["loss_mask"].astype(nll.dtype)
+        lengths = jnp.asarray(self.tokenizer.byte_lengths(), nll.dtype)
+        total = jnp.sum(nll * mask)
+        sums = {
+            "nll": total,
+            "tokens": jnp.sum(mask),
+            "bytes": jnp.sum(lengths[batch["targets"]] * mask),
+        }
+        z_loss = self._config.train.z_loss
+        if is_training and z_loss:
+            total = total + z_loss * jnp.sum(jnp.square(log_normalizer) * mask)
+        return total, sums, written.get(BATCH_STATS, {})
+
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        """Nats per token, and bits per byte of text, whatever the tokenizer."""
+        return {
+            "loss": sums["nll"] / sums["tokens"],
+            "bpb": sums["nll"] / (sums["bytes"] * math.log(2)),
+        }
+
+    def flops_per_unit(self, model: LanguageModel, params: Any) -> int:
+        """FLOPs of a training step per token."""
+        return training_flops_per_token(model, params, self._config.data.length)
+
+
+build = Language

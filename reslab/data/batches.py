@@ -2,34 +2,44 @@
 
 import operator
 from collections.abc import Iterator
-from typing import Self
+from typing import Protocol, Self
 
 import grain
 import numpy as np
 from absl import flags
 
 from reslab.core.errors import ReslabError
-from reslab.data.corpus import TokenStream
-from reslab.data.windows import Window, WindowSource
+
+Example = dict[str, np.ndarray]
 
 
-class TrainBatches(Iterator[Window]):
-    """Shuffled windows without end, in batches.
+class Examples(Protocol):
+    """Random access to examples, each arrays of the same shapes by name.
+
+    Among them is `loss_mask`, whose shape is that of what counts in an example.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class TrainBatches(Iterator[Example]):
+    """Shuffled examples without end, in batches.
 
     The order is a pure function of (seed, index): a new permutation of all
-    windows each epoch, batches running across the seam. It does not depend on
+    examples each epoch, batches running across the seam. It does not depend on
     the number of processes or workers. Process p of n gets rows p, p + n, ...
     of each global batch.
 
     Args:
-      stream: The documents; every process must hold the same.
-      length: Tokens per window.
-      global_batch: Windows per batch, over all processes.
+      examples: The examples; every process must hold the same.
+      global_batch: Examples per batch, over all processes.
       seed: Chooses the order.
       process_index: This process.
       process_count: How many processes share the batches.
-      worker_count: Processes that cut windows in the background. 0 is the
-        fastest for windows of tokens in memory.
+      worker_count: Processes that make examples in the background. 0 is the
+        fastest for what is in memory.
 
     Raises:
       ReslabError: If the batch does not divide by the processes, or an argument
@@ -38,8 +48,7 @@ class TrainBatches(Iterator[Window]):
 
     def __init__(
         self,
-        stream: TokenStream,
-        length: int,
+        examples: Examples,
         global_batch: int,
         seed: int,
         process_index: int = 0,
@@ -55,10 +64,9 @@ class TrainBatches(Iterator[Window]):
             )
         if worker_count:
             _allow_unparsed_flags()
-        windows = WindowSource(stream, length)
         self._global_batch = global_batch
         self._batches = grain.experimental.ElasticIterator(
-            grain.MapDataset.source(windows).seed(seed).shuffle().repeat(),
+            grain.MapDataset.source(examples).seed(seed).shuffle().repeat(),
             global_batch,
             grain.sharding.ShardOptions(process_index, process_count),
             # Threads cost more than they bring at some 20 us a window.
@@ -70,13 +78,13 @@ class TrainBatches(Iterator[Window]):
             ),
         )
 
-    def __next__(self) -> Window:
-        """Gives arrays of shape (global_batch / process_count, length)."""
+    def __next__(self) -> Example:
+        """Gives arrays of shape (global_batch / process_count, ...)."""
         return next(self._batches)
 
     @property
     def state(self) -> int:
-        """Windows given out so far, over all processes: the next global index.
+        """Examples given out so far, over all processes: the next global index.
 
         Setting it continues from there, with any number of processes. It counts
         what left this iterator, which a prefetcher keeps ahead of the training:
@@ -109,46 +117,42 @@ class TrainBatches(Iterator[Window]):
 
 
 def validation_batches(
-    stream: TokenStream,
-    length: int,
+    examples: Examples,
     batch: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Window]:
-    """Gives every window once, in order.
+) -> Iterator[Example]:
+    """Gives every example once, in order.
 
     Every batch has the same shape. The last is filled up with copies of its
-    first window whose `loss_mask` is False throughout, so they count nothing
+    first example whose `loss_mask` is False throughout, so they count nothing
     and yet are ordinary input.
 
     Args:
-      stream: The documents.
-      length: Tokens per window.
-      batch: Windows per batch, over all processes.
+      examples: The examples.
+      batch: Examples per batch, over all processes.
       process_index: This process, which gets rows p, p + n, ... of each batch.
       process_count: How many processes share the batches.
 
     Returns:
-      An iterator of arrays of shape (batch / process_count, length).
+      An iterator of arrays of shape (batch / process_count, ...).
 
     Raises:
-      ReslabError: If the batch does not divide by the processes, or the stream
-        is shorter than one window.
+      ReslabError: If the batch does not divide by the processes.
     """
     _check_batch("validation batch", batch, process_index, process_count)
-    windows = WindowSource(stream, length)
-    return _in_order(windows, batch, range(process_index, batch, process_count))
+    return _in_order(examples, batch, range(process_index, batch, process_count))
 
 
-def _in_order(windows: WindowSource, batch: int, rows: range) -> Iterator[Window]:
-    for begin in range(0, len(windows), batch):
-        filler = windows[begin]
+def _in_order(examples: Examples, batch: int, rows: range) -> Iterator[Example]:
+    for begin in range(0, len(examples), batch):
+        filler = examples[begin]
         filler["loss_mask"] = np.zeros_like(filler["loss_mask"])
         chosen = [
-            windows[begin + row] if begin + row < len(windows) else filler
+            examples[begin + row] if begin + row < len(examples) else filler
             for row in rows
         ]
-        yield {key: np.stack([window[key] for window in chosen]) for key in filler}
+        yield {key: np.stack([example[key] for example in chosen]) for key in filler}
 
 
 def _check_batch(what: str, batch: int, index: int, count: int) -> None:

@@ -28,7 +28,7 @@ def assert_same(left, right):
 
 
 def test_batches_are_rows_of_windows(corpus):
-    batch = next(TrainBatches(corpus.train, LENGTH, BATCH, seed=0))
+    batch = next(TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, seed=0))
     windows = WindowSource(corpus.train, LENGTH)
     by_tokens = {window["tokens"].tobytes(): window for window in windows}
     for row in range(BATCH):
@@ -42,7 +42,7 @@ def test_batches_are_rows_of_windows(corpus):
 
 def test_an_epoch_is_every_window_once_and_the_next_differs(corpus):
     windows = WindowSource(corpus.train, LENGTH)
-    batches = TrainBatches(corpus.train, LENGTH, len(windows), seed=0)
+    batches = TrainBatches(WindowSource(corpus.train, LENGTH), len(windows), seed=0)
     first, second = (next(batches)["tokens"].tolist() for _ in range(2))
     expected = sorted(window["tokens"].tolist() for window in windows)
     assert sorted(first) == sorted(second) == expected
@@ -51,7 +51,8 @@ def test_an_epoch_is_every_window_once_and_the_next_differs(corpus):
 
 def test_order_depends_on_the_seed_alone(corpus):
     reference, again, other = (
-        take(TrainBatches(corpus.train, LENGTH, BATCH, seed), 5) for seed in (1, 1, 2)
+        take(TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, seed), 5)
+        for seed in (1, 1, 2)
     )
     assert_same(reference, again)
     assert not np.array_equal(reference[0]["tokens"], other[0]["tokens"])
@@ -61,9 +62,12 @@ def test_order_depends_on_the_seed_alone(corpus):
 def test_processes_interleave_to_the_same_global_batches(corpus, count):
     # Long enough to cross from one epoch to the next.
     steps = len(WindowSource(corpus.train, LENGTH)) // BATCH + 3
-    whole = take(TrainBatches(corpus.train, LENGTH, BATCH, 7), steps)
+    whole = take(TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7), steps)
     shards = [
-        take(TrainBatches(corpus.train, LENGTH, BATCH, 7, index, count), steps)
+        take(
+            TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7, index, count),
+            steps,
+        )
         for index in range(count)
     ]
     for index, shard in enumerate(shards):
@@ -72,13 +76,13 @@ def test_processes_interleave_to_the_same_global_batches(corpus, count):
 
 
 def test_resume_from_the_integer_is_exact(corpus):
-    batches = TrainBatches(corpus.train, LENGTH, BATCH, 7)
+    batches = TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7)
     assert batches.state == 0
     take(batches, 5)
     state = batches.state
     assert type(state) is int and state == 5 * BATCH
     expected = take(batches, 60)
-    resumed = TrainBatches(corpus.train, LENGTH, BATCH, 7)
+    resumed = TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7)
     resumed.state = state
     assert_same(take(resumed, 60), expected)
     batches.state = state  # also back in the same iterator
@@ -86,34 +90,37 @@ def test_resume_from_the_integer_is_exact(corpus):
 
 
 def test_resume_with_other_processes_is_exact(corpus):
-    pair = TrainBatches(corpus.train, LENGTH, BATCH, 7, 1, 2)
+    pair = TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7, 1, 2)
     take(pair, 3)
-    whole = TrainBatches(corpus.train, LENGTH, BATCH, 7)
+    whole = TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7)
     whole.state = pair.state
-    expected = take(TrainBatches(corpus.train, LENGTH, BATCH, 7), 6)[3:]
+    expected = take(TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7), 6)[3:]
     assert_same(take(whole, 3), expected)
 
 
 def test_resume_far_ahead(corpus):
-    batches = TrainBatches(corpus.train, LENGTH, BATCH, 7)
+    batches = TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7)
     batches.state = np.int64(10**6 * BATCH)
     next(batches)
     assert batches.state == (10**6 + 1) * BATCH
 
 
 def test_closing_keeps_the_state(corpus):
-    with TrainBatches(corpus.train, LENGTH, BATCH, 7) as batches:
+    with TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7) as batches:
         take(batches, 2)
     batches.close()
     assert batches.state == 2 * BATCH
     assert_same(
-        take(batches, 1), take(TrainBatches(corpus.train, LENGTH, BATCH, 7), 3)[2:]
+        take(batches, 1),
+        take(TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7), 3)[2:],
     )
 
 
 def test_a_worker_keeps_the_order(corpus):
-    expected = take(TrainBatches(corpus.train, LENGTH, BATCH, 7), 6)
-    with TrainBatches(corpus.train, LENGTH, BATCH, 7, worker_count=1) as batches:
+    expected = take(TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7), 6)
+    with TrainBatches(
+        WindowSource(corpus.train, LENGTH), BATCH, 7, worker_count=1
+    ) as batches:
         assert_same(take(batches, 4), expected[:4])
         assert batches.state == 4 * BATCH
         batches.state = 2 * BATCH
@@ -122,7 +129,7 @@ def test_a_worker_keeps_the_order(corpus):
 
 @pytest.mark.parametrize("state", [-8, 3, 12, 8.0, "8", None, True])
 def test_wrong_states_are_refused(corpus, state, refused):
-    batches = TrainBatches(corpus.train, LENGTH, BATCH, 7)
+    batches = TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7)
     take(batches, 1)
     with refused("data state", "multiple of the batch 8", repr(state)):
         batches.state = state
@@ -131,27 +138,27 @@ def test_wrong_states_are_refused(corpus, state, refused):
 
 def test_wrong_arguments_are_refused(corpus, refused):
     with refused("batch", "multiple of the 3 processes", "got 8"):
-        TrainBatches(corpus.train, LENGTH, 8, 0, 0, 3)
+        TrainBatches(WindowSource(corpus.train, LENGTH), 8, 0, 0, 3)
     with refused("batch", "got 0"):
-        TrainBatches(corpus.train, LENGTH, 0, 0)
+        TrainBatches(WindowSource(corpus.train, LENGTH), 0, 0)
     with refused("process index", "0 to 1"):
-        TrainBatches(corpus.train, LENGTH, 8, 0, 2, 2)
+        TrainBatches(WindowSource(corpus.train, LENGTH), 8, 0, 2, 2)
     with refused("seed", "got -1"):
-        TrainBatches(corpus.train, LENGTH, 8, -1)
+        TrainBatches(WindowSource(corpus.train, LENGTH), 8, -1)
     with refused("workers", "got -1"):
-        TrainBatches(corpus.train, LENGTH, 8, 0, worker_count=-1)
+        TrainBatches(WindowSource(corpus.train, LENGTH), 8, 0, worker_count=-1)
     with refused("sequence length", "got 1000000"):
-        TrainBatches(corpus.train, 10**6, 8, 0)
+        TrainBatches(WindowSource(corpus.train, 10**6), 8, 0)
     with refused("validation batch", "got 5"):
-        validation_batches(corpus.validation, LENGTH, 5, 0, 2)
+        validation_batches(WindowSource(corpus.validation, LENGTH), 5, 0, 2)
     with refused("sequence length"):
-        validation_batches(corpus.validation, 10**6, 8)
+        validation_batches(WindowSource(corpus.validation, 10**6), 8)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 1000])
 def test_validation_is_every_window_once_in_order(corpus, batch):
     windows = list(WindowSource(corpus.validation, LENGTH))
-    batches = list(validation_batches(corpus.validation, LENGTH, batch))
+    batches = list(validation_batches(WindowSource(corpus.validation, LENGTH), batch))
     assert len(batches) == -(-len(windows) // batch)
     assert {b["tokens"].shape for b in batches} == {(batch, LENGTH)}
     for key in windows[0]:
@@ -164,8 +171,10 @@ def test_validation_is_every_window_once_in_order(corpus, batch):
 
 
 def test_validation_rows_are_shared_between_processes(corpus):
-    whole = list(validation_batches(corpus.validation, LENGTH, 8))
+    whole = list(validation_batches(WindowSource(corpus.validation, LENGTH), 8))
     for index in range(2):
-        shard = list(validation_batches(corpus.validation, LENGTH, 8, index, 2))
+        shard = list(
+            validation_batches(WindowSource(corpus.validation, LENGTH), 8, index, 2)
+        )
         rows = [{k: v[index::2] for k, v in batch.items()} for batch in whole]
         assert_same(shard, rows)

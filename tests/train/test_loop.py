@@ -13,6 +13,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves
 from reslab.data.batches import TrainBatches
 from reslab.data.corpus import load_corpus
+from reslab.data.windows import WindowSource
 from reslab.parallel.mesh import make_mesh, place_on, use_mesh
 from reslab.train import loop
 from reslab.train.state import make_setup
@@ -164,7 +165,7 @@ def losses(config, mesh, steps=12):
     place, state, values = place_on(mesh), setup.init(), []
     data = config.data
     with (
-        TrainBatches(corpus.train, data.length, data.batch, 0) as batches,
+        TrainBatches(WindowSource(corpus.train, data.length), data.batch, 0) as batches,
         use_mesh(mesh),
     ):
         for _ in range(steps):
@@ -216,7 +217,7 @@ def test_frozen_parameters_stay_bitwise_equal(small_config):
     corpus = load_corpus(config.data.source, config.data.tokenizer)
     setup = make_setup(config, mesh)
     before = jax.device_get(setup.init())
-    batch = next(TrainBatches(corpus.train, 16, 8, 0))
+    batch = next(TrainBatches(WindowSource(corpus.train, 16), 8, 0))
     with use_mesh(mesh):
         step = jax.jit(make_step(setup))
         after, _ = step(setup.init(), place_on(mesh)(batch))

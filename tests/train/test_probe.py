@@ -11,6 +11,7 @@ from reslab.core.depth import sum_by_layer
 from reslab.core.errors import ReslabError
 from reslab.data.batches import TrainBatches
 from reslab.data.corpus import load_corpus
+from reslab.data.windows import WindowSource
 from reslab.observe.probes.gradient import sum_of_squares
 from reslab.parallel.mesh import make_mesh, place_on
 from reslab.train import loop
@@ -130,7 +131,7 @@ def test_looks_do_not_depend_on_the_mesh(small_config):
         corpus = load_corpus(config.data.source, config.data.tokenizer)
         devices = jax.devices()[: shape["data"] * shape["fsdp"] * shape["tensor"]]
         setup = make_setup(config, make_mesh(shape, devices))
-        batches = TrainBatches(corpus.train, 16, 8, 0)
+        batches = TrainBatches(WindowSource(corpus.train, 16), 8, 0)
         batch = place_on(setup.mesh)(next(batches))
         return Prober(setup)(setup.init(), batch)
 

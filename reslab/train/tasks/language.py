@@ -79,8 +79,7 @@ class Language:
         """Shuffled windows without end."""
         data = self._config.data
         return TrainBatches(
-            self.corpus.train,
-            data.length,
+            WindowSource(self.corpus.train, data.length),
             data.batch,
             self._config.seed,
             jax.process_index(),
@@ -91,8 +90,7 @@ class Language:
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
         """Every window of the held-out documents once."""
         return validation_batches(
-            self.corpus.validation,
-            self._config.data.length,
+            WindowSource(self.corpus.validation, self._config.data.length),
             rows,
             jax.process_index(),
             jax.process_count(),

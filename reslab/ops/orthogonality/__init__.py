@@ -1,0 +1,1 @@
+"""How far a convolution is from an orthogonal map."""

@@ -1,0 +1,80 @@
+"""Distance of linear maps from orthogonal ones (Wang et al., 2020)."""
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.precision import statistics_dtype
+
+
+def convolution_orthogonality(
+    kernel: jax.Array, stride: int = 1, padding: int | None = None
+) -> jax.Array:
+    """Frobenius distance of a convolution's matrix from orthogonal rows.
+
+        loss = || Conv(K, K, padding=P, stride=S) - I ||_F,  P = floor((k-1)/S) S
+
+    The kernel is convolved with itself as if it were a batch of images: what comes
+    out are the inner products of all pairs of overlapping shifts of all filters. I
+    is the identity over filters at shift zero.
+
+    The authors' code takes padding 1 everywhere. For a 3 x 3 kernel with stride 1
+    that leaves out shifts of 2, with stride 2 the shift zero itself: an exactly
+    orthogonal kernel then costs sqrt(filters). `padding=1` gives their numbers.
+
+    Reference: Wang et al., 2020, https://arxiv.org/abs/1911.12207, Eq. 7-8. Tested
+    against the authors' code, with its padding and with the paper's.
+
+    Args:
+      kernel: (height, width, inputs, outputs), height and width equal.
+      stride: Stride of the convolution.
+      padding: The paper's if None.
+
+    Returns:
+      The distance, a scalar in the dtype of the kernel, at least float32.
+    """
+    kernel = jnp.asarray(kernel, statistics_dtype(kernel.dtype))
+    size = kernel.shape[0]
+    if padding is None:
+        padding = (size - 1) // stride * stride
+    # Outputs as images: (outputs, height, width, inputs).
+    images = jnp.transpose(kernel, (3, 0, 1, 2))
+    products = jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    centre = products.shape[1] // 2
+    identity = jnp.eye(kernel.shape[-1], dtype=kernel.dtype)
+    return _norm(products.at[:, centre, centre].add(-identity))
+
+
+def matrix_orthogonality(kernel: jax.Array) -> jax.Array:
+    """Frobenius distance of the Gram matrix of a kernel's shorter side from one.
+
+        loss = || W W^T - I ||_F, with W the kernel as (inputs, outputs) or transposed
+
+    For 1 x 1 convolutions and projections, and for any convolution whose stride is
+    its size.
+
+    Reference: Wang et al., 2020, https://arxiv.org/abs/1911.12207, Section 3.3.
+    Tested against the authors' code.
+
+    Args:
+      kernel: (..., outputs); all other axes are inputs.
+
+    Returns:
+      The distance, a scalar in the dtype of the kernel, at least float32.
+    """
+    kernel = jnp.asarray(kernel, statistics_dtype(kernel.dtype))
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix = matrix.T
+    gram = matrix.T @ matrix
+    return _norm(gram - jnp.eye(gram.shape[0], dtype=gram.dtype))
+
+
+def _norm(difference: jax.Array) -> jax.Array:
+    # The root has no derivative at zero; this much below it does not show.
+    return jnp.sqrt(jnp.sum(jnp.square(difference)) + 1e-24)

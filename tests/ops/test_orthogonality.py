@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.ops.orthogonality.api import (
+    convolution_orthogonality,
+    matrix_orthogonality,
+)
+
+
+def golden_kernel(data):
+    """Theirs is (outputs, inputs, height, width)."""
+    return np.transpose(data["kernel"], (2, 3, 1, 0))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [1, 2])
+def test_golden_convolutions(x64, golden, stride, padding):
+    data = golden("orth_conv")
+    value, gradient = jax.value_and_grad(convolution_orthogonality)(
+        golden_kernel(data), stride, padding
+    )
+    name = f"deconv_s{stride}p{padding}"
+    np.testing.assert_allclose(value, data[f"{name}_out"], rtol=1e-9)
+    wanted = np.transpose(data[f"{name}_grad_kernel"], (2, 3, 1, 0))
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_golden_matrices(x64, golden):
+    data = golden("orth_conv")
+    value, gradient = jax.value_and_grad(matrix_orthogonality)(golden_kernel(data))
+    np.testing.assert_allclose(value, data["orth_out"], rtol=1e-9)
+    wanted = np.transpose(data["orth_grad_kernel"], (2, 3, 1, 0))
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-7, atol=1e-9)
+
+
+def orthogonal_centre(outputs, inputs, size=3):
+    kernel = np.zeros((size, size, inputs, outputs), np.float32)
+    rows, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(inputs, outputs)))
+    kernel[size // 2, size // 2] = rows
+    return kernel
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_papers_padding_lets_an_orthogonal_kernel_be(stride):
+    kernel = orthogonal_centre(4, 6)
+    assert convolution_orthogonality(kernel, stride) < 1e-6
+    # The authors' default looks for it at another shift where the stride is 2.
+    elsewhere = convolution_orthogonality(kernel, stride, 1)
+    np.testing.assert_allclose(elsewhere, 2.0 if stride == 2 else 0.0, atol=1e-6)
+
+
+def test_turning_the_filters_changes_nothing(x64):
+    rng = np.random.default_rng(1)
+    kernel = rng.normal(size=(3, 3, 5, 4))
+    turn, _ = np.linalg.qr(rng.normal(size=(4, 4)))
+    one, other = (convolution_orthogonality(k) for k in (kernel, kernel @ turn))
+    np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def test_a_one_by_one_convolution_is_a_matrix(x64):
+    kernel = np.random.default_rng(1).normal(size=(1, 1, 6, 4))
+    np.testing.assert_allclose(
+        convolution_orthogonality(kernel), matrix_orthogonality(kernel), rtol=1e-12
+    )
+
+
+def test_there_is_a_derivative_where_the_distance_vanishes():
+    kernel = jnp.asarray(orthogonal_centre(4, 6))
+    assert np.all(np.isfinite(jax.grad(convolution_orthogonality)(kernel)))

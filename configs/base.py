@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     train.steps = 500  # optimizer steps
     train.accumulate = 1  # parts of a batch whose gradients are added up
     train.z_loss = 0.0  # factor on the squared log-normalizer
+    train.orthogonality = 0.0  # factor on the distance of convolutions from orthogonal
     train.log_every = 10  # steps between metrics
     train.checkpoint_every = 100  # steps between checkpoints
     train.keep_checkpoints = 3  # newest checkpoints kept

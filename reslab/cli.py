@@ -220,6 +220,12 @@ def _summarize(
     from reslab.data.corpus import load_corpus
     from reslab.data.ngrams import ngram_bits_per_byte
 
+    if "eval_bpb" not in result:
+        for name, value in result.items():
+            if name.startswith("eval_"):
+                print(f"{name} {value:.6g}")
+        print(f"run directory  {directory}")
+        return
     print("\nheld-out bits per byte")
     rows = [("this model", result["eval_bpb"])]
     corpus = load_corpus(config.data.source, config.data.tokenizer)

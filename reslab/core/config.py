@@ -265,6 +265,7 @@ def from_json(text: str, where: str) -> ConfigDict:
 _SINCE = {
     "model.name": "lm",
     "model.use_head_bias": False,
+    "train.orthogonality": 0.0,
     "probes.every": 0,
     "probes.names": [],
     "probes.batch": 8,
@@ -296,7 +297,6 @@ def check(config: ConfigDict) -> None:
         "model.position": "positions",
         "optim.name": "optimizers",
         "optim.schedule": "schedules",
-        "data.source": "sources",
         "data.tokenizer": "tokenizers",
     }
     fields = dict(flatten(config))
@@ -307,6 +307,9 @@ def check(config: ConfigDict) -> None:
     for key, family in (("train.writers", "writers"), ("probes.names", "probes")):
         for spec in fields[key]:
             registry.factory(family, spec)
+    model = registry.module("models", registry.parse(fields["model.name"]).name).build
+    is_text = getattr(model, "task", "language") == "language"
+    registry.factory("sources" if is_text else "images", fields["data.source"])
     for key, choices in _CHOICES.items():
         if fields[key] not in choices:
             raise ReslabError(

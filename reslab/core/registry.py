@@ -38,6 +38,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "models": "reslab.models",
         "tasks": "reslab.train.tasks",
         "tokenizers": "reslab.data.tokenizers",
+        "images": "reslab.data.images",
         "writers": "reslab.observe.writers",
         "probes": "reslab.observe.probes",
         "transforms": "reslab.transforms",

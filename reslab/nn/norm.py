@@ -1,5 +1,6 @@
 """Norms where a norm alone is meant."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -60,3 +61,22 @@ def mask_for(spec: registry.Spec, segments: jax.Array | None) -> dict[str, Any]:
     if segments is None or not needs_batch(spec):
         return {}
     return {"mask": segments > 0}
+
+
+def norm_and_activation(
+    spec: registry.Spec, *, name: str | None = None, **context: Any
+) -> Callable[[jax.Array], jax.Array]:
+    """A norm and a ReLU, or a norm that contains its activation.
+
+    Args:
+      spec: Its spec.
+      name: Linen's name of the norm.
+      **context: What the surroundings know.
+
+    Returns:
+      A function of features (batch, positions..., channels).
+    """
+    norm = registry.make("norms", spec, name=name, **context)
+    if getattr(norm, "is_activation", False):
+        return norm
+    return lambda x: jax.nn.relu(norm(x))

@@ -1,0 +1,176 @@
+"""Classification of images."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from reslab.core.errors import ReslabError
+from reslab.core.model_state import BATCH_STATS, ModelState
+from reslab.core.trees import named_leaves
+from reslab.data.batches import TrainBatches, validation_batches
+from reslab.data.images import ImageSet, load_images
+from reslab.observe.flops import count_flops
+from reslab.ops.orthogonality.api import (
+    convolution_orthogonality,
+    matrix_orthogonality,
+)
+from reslab.train.tasks import Batch, Sums
+
+
+class ImageClassification:
+    """Labelled images; losses in nats per image, and accuracy.
+
+    Args:
+      config: The resolved config.
+    """
+
+    unit: ClassVar[str] = "images"
+    headline: ClassVar[str] = "accuracy"
+    units_per_example: ClassVar[int] = 1
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+
+    @functools.cached_property
+    def images(self) -> ImageSet:
+        """The images, in memory."""
+        return load_images(self._config.data.source)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.images.train.images.shape[1:]
+
+    def model_fields(self) -> dict[str, Any]:
+        """Number of classes, and the shape of an image."""
+        return {"classes": self.images.classes, "image_shape": self._shape}
+
+    def example(self) -> tuple[Any, ...]:
+        """Two blank images."""
+        return (jnp.zeros((2, *self._shape), jnp.uint8),)
+
+    def batch_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch."""
+        return {
+            "images": jax.ShapeDtypeStruct((rows, *self._shape), jnp.uint8),
+            "labels": jax.ShapeDtypeStruct((rows,), jnp.int32),
+            "loss_mask": jax.ShapeDtypeStruct((rows,), jnp.bool_),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Digest and size of the set."""
+        images = self.images
+        return {
+            "sha256": images.sha256,
+            "images": len(images.train) + len(images.test),
+            "bytes": images.train.images.nbytes + images.test.images.nbytes,
+        }
+
+    def train_batches(self) -> TrainBatches:
+        """Shuffled images without end, as they are."""
+        return TrainBatches(
+            self.images.train,
+            self._config.data.batch,
+            self._config.seed,
+            jax.process_index(),
+            jax.process_count(),
+            worker_count=self._config.data.workers,
+        )
+
+    def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
+        """Every held-out image once."""
+        return validation_batches(
+            self.images.test, rows, jax.process_index(), jax.process_count()
+        )
+
+    def loss_sums(
+        self,
+        model: Any,
+        variables: ModelState,
+        batch: Batch,
+        *,
+        is_training: bool = False,
+    ) -> tuple[jax.Array, Sums, ModelState]:
+        """Adds up the cross-entropies of the images that count.
+
+            objective = sum over images of nll + orthogonality, once per image
+
+        The second term belongs to training: `train.orthogonality` times the sum of
+        the distances of the convolutions from orthogonal ones, the first left out
+        (see `reslab.ops.orthogonality`).
+
+        Args:
+          model: The model.
+          variables: Its parameters and state.
+          batch: `images`, `labels` and `loss_mask`.
+          is_training: Whether norms over a batch see this one, and the second
+            term counts.
+
+        Returns:
+          The objective; the sums `nll` (nats), `images` and `correct`; and the
+          statistics written.
+        """
+        outcome: Any = model.apply(
+            variables, batch["images"], mutable=[BATCH_STATS] if is_training else []
+        )
+        logits, written = outcome
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        mask = batch["loss_mask"].astype(nll.dtype)
+        is_correct = jnp.argmax(logits, axis=-1) == batch["labels"]
+        total, images = jnp.sum(nll * mask), jnp.sum(mask)
+        sums = {
+            "nll": total,
+            "images": images,
+            "correct": jnp.sum(is_correct.astype(nll.dtype) * mask),
+        }
+        factor = self._config.train.orthogonality
+        if is_training and factor:
+            distance = orthogonality(model, variables["params"])
+            total = total + images * factor * distance.astype(total.dtype)
+        return total, sums, written.get(BATCH_STATS, {})
+
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        """Nats per image, and the share of images that are classified right."""
+        return {
+            "loss": sums["nll"] / sums["images"],
+            "accuracy": sums["correct"] / sums["images"],
+        }
+
+    def flops_per_unit(self, model: Any, params: Any) -> int:
+        """FLOPs of a training step per image: three times the forward pass's."""
+        images = jax.ShapeDtypeStruct((2, *self._shape), jnp.uint8)
+        forward = count_flops(
+            lambda x: model.init_with_output(jax.random.key(0), x)[0], images
+        )
+        return 3 * forward // 2
+
+
+def orthogonality(model: Any, params: Any) -> jax.Array:
+    """Sum over a model's convolutions of their distance from orthogonal ones.
+
+    Raises:
+      ReslabError: If the model does not say what its convolutions are.
+    """
+    if not hasattr(model, "strides"):
+        raise ReslabError(
+            "train.orthogonality",
+            expected="a model of convolutions, such as resnet",
+            got=type(model).__name__,
+        )
+    kernels = named_leaves(params)
+    distances = []
+    for name, stride in model.strides().items():
+        kernel = kernels[name]
+        if kernel.shape[0] <= stride:
+            distances.append(matrix_orthogonality(kernel))
+        else:
+            distances.append(convolution_orthogonality(kernel, stride))
+    return jnp.sum(jnp.stack(distances))
+
+
+build = ImageClassification

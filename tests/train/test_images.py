@@ -1,0 +1,87 @@
+"""A network on images, through the same step, loop and checkpoints as a language."""
+
+import jax
+import numpy as np
+import pytest
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError
+from reslab.core.trees import named_leaves
+from reslab.parallel.mesh import make_mesh, place_on, use_mesh
+from reslab.train import loop
+from reslab.train.checkpoint import Checkpoints
+from reslab.train.state import make_setup, restore_variables
+from reslab.train.step import make_step
+
+SMALL = {
+    "model.features": 8,
+    "optim.schedule": "constant(warmup=0)",
+    "train.steps": 2,
+    "train.eval_every": 2,
+    "eval.batch": 120,
+    "data.batch": 16,
+    "precision.compute": "float32",
+}
+
+
+def small(name="digits_resnet", **changes):
+    config = configs.load(name)
+    config.model.name = "resnet(stages=1)"
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    return configs.update(config, (SMALL | changes).items())
+
+
+def test_trains_evaluates_and_goes_on(tmp_path):
+    result = loop.train(small(), tmp_path / "run")
+    assert result["step"] == 2
+    assert 0 <= result["eval_accuracy"] <= 1
+    assert result["eval_images"] == 360
+    assert "images_per_second" in result
+    setup = loop.prepare(small())
+    with Checkpoints(tmp_path / "run" / "checkpoints", is_read_only=True) as found:
+        variables = restore_variables(found, setup)
+    updates = named_leaves(variables["batch_stats"])["norm/updates"]
+    assert updates == 2
+
+
+def test_only_norms_learn(tmp_path):
+    config = small("digits_norms_only", optim__weight_decay=0.1)
+    setup = loop.prepare(config)
+    before = named_leaves(setup.init().params)
+    loop.train(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints", is_read_only=True) as found:
+        after = named_leaves(restore_variables(found, setup)["params"])
+    learned = {name for name in before if np.any(before[name] != after[name])}
+    norms = {name for name in before if name.split("/")[-2].startswith("norm")}
+    assert learned == norms
+    for name in before.keys() - norms:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_orthogonality_is_a_term_of_the_objective(tmp_path):
+    """Its gradient moves the kernels closer to orthogonal ones, nothing else."""
+    from reslab.train.tasks.images import orthogonality
+
+    config = small(train__orthogonality=1.0, optim__learning_rate=1e-2)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    setup = make_setup(config, mesh)
+    batch = place_on(mesh)(next(setup.task.train_batches()))
+    batch["loss_mask"] = np.zeros_like(batch["loss_mask"])
+    batch["loss_mask"][0] = True
+    state = setup.init()
+    with use_mesh(mesh):
+        after, metrics = jax.jit(make_step(setup))(state, batch)
+    distance = [orthogonality(setup.model, s.params) for s in (state, after)]
+    assert distance[1] < distance[0]
+    assert metrics["loss"] < 20, "the term is not in what is reported"
+
+
+def test_a_field_that_the_model_does_not_have_is_refused():
+    config = configs.update(small(), [("model.mixer", "attention(heads=2)")])
+    with pytest.raises(ReslabError, match=r"model\.mixer.*has no such field"):
+        loop.prepare(config)
+
+
+def test_probes_are_refused():
+    with pytest.raises(ReslabError, match="probes: expected a language model"):
+        loop.train(small(probes__every=10), "never")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import inspect
 import pathlib
 import shutil
 import tempfile
@@ -91,7 +90,7 @@ def transform_run(
     assert step is not None  # `restore_variables` refuses a run without one.
     check_updated(variables)
 
-    new_variables, changes = _convert(build, variables, config)
+    new_variables, changes = build(variables, dict(configs.flatten(config)))
     new_config = configs.update(configs.load("base"), configs.flatten(config))
     configs.update(new_config, changes.items())
     configs.check(new_config)
@@ -120,20 +119,6 @@ def transform_run(
         del record["step"]
         new_run.write("transform.json", record)
     return result
-
-
-def _convert(
-    build: Any, variables: ModelState, config: ConfigDict
-) -> tuple[ModelState, dict[str, Any]]:
-    """Runs a transform, with the model's state if it asks for it.
-
-    Without, the state is kept as it is.
-    """
-    fields = dict(configs.flatten(config))
-    if "variables" in inspect.signature(build).parameters:
-        return build(variables=variables, fields=fields)
-    params, changes = build(variables["params"], fields)
-    return {**variables, "params": params}, changes
 
 
 def _setup(config: ConfigDict) -> Setup:

@@ -127,6 +127,66 @@ def fold_bias(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return folded.reshape(*bias.shape[:-1], *kernel.shape[bias.ndim :])
 
 
+def add_offsets(
+    transform: str, leaves: Leaves, fields: Fields, offsets: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Moves what norms add at their end into the biases of the kernels that follow.
+
+    Args:
+      transform: Name of the transform, for errors.
+      leaves: All parameters; biases are added to them.
+      fields: The config.
+      offsets: What each norm adds, by its path, (layers, features) or (features,).
+
+    Returns:
+      The fields that this changes.
+
+    Raises:
+      ReslabError: If a norm adds something before a part that can have no bias.
+    """
+    changes: dict[str, Any] = {"model.use_head_bias": True}
+    takes_bias = {"head": True}
+    for part, family in (("mixer", "mixers"), ("ffn", "ffns")):
+        takes_bias[part] = all(
+            registry.accepts(family, spec, "use_bias") for spec in specs(fields, part)
+        )
+        if takes_bias[part]:
+            changes |= rewrite(fields, part, _with_bias)
+            _add_output_biases(leaves, part)
+    for reader in list(readers(leaves)):
+        kernel = leaves[reader.kernel]
+        offset = offsets.get(reader.norm)
+        if not takes_bias[reader.part]:
+            if offset is not None and np.any(offset):
+                raise ReslabError(
+                    f"{transform}: the norm before the {reader.part} adds something",
+                    expected=f"a {reader.part} that takes use_bias",
+                    got=repr(fields[f"model.{reader.part}"]),
+                    hint="a model trained with a norm that has use_bias=False",
+                )
+            continue
+        lead = 1 if reader.part == "head" else 2
+        if offset is None:
+            offset = np.zeros(kernel.shape[:lead])
+        own = leaves.get(reader.bias, np.float64(0.0))
+        leaves[reader.bias] = own + fold_bias(kernel, offset)
+    return changes
+
+
+def _with_bias(parsed: registry.Parsed) -> str:
+    return spec_text(parsed.name, {**parsed.arguments, "use_bias": True})
+
+
+def _add_output_biases(leaves: Leaves, part: str) -> None:
+    """Gives the projections into the stream the biases that `use_bias` brings."""
+    for name in writers(leaves):
+        kernel = leaves[name]
+        if f"/{part}/" in name and name.endswith("/kernel"):
+            bias = name.removesuffix("kernel") + "bias"
+            empty = np.zeros((kernel.shape[0], kernel.shape[-1]))
+            leaves.setdefault(bias, empty)
+
+
 def take(params: Any) -> Leaves:
     """All leaves by name, in float64."""
     return {
@@ -192,18 +252,25 @@ def argument(family: str, spec: str, key: str) -> Any:
     return parsed.arguments.get(key, registry.arguments(build)[key].default)
 
 
-def check(transform: str, fields: Fields, norm: str) -> None:
+def check(
+    transform: str,
+    fields: Fields,
+    norms: Sequence[str],
+    placements: Sequence[str] = KNOWN["placement"],
+) -> None:
     """Checks that every part is one whose reads and writes are known.
 
     Args:
       transform: Name of the transform, for errors.
       fields: The config.
-      norm: The norm that the model must have.
+      norms: The norms that the model may have.
+      placements: The placements that it may have.
 
     Raises:
       ReslabError: If one is not.
     """
-    for part, known in {"norm": (norm,), **KNOWN}.items():
+    wanted = {"norm": norms, **KNOWN, "placement": placements}
+    for part, known in wanted.items():
         for spec in specs(fields, part):
             parsed = registry.parse(spec)
             inner = parsed.arguments.get("linear", "dense")

@@ -7,11 +7,14 @@ import numpy as np
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.model_state import ModelState
 from reslab.core.trees import named_leaves
 from reslab.transforms import _stream
 
 
-def build(params: Any, fields: _stream.Fields) -> tuple[dict[str, Any], dict[str, Any]]:
+def build(
+    variables: ModelState, fields: _stream.Fields
+) -> tuple[ModelState, dict[str, Any]]:
     """Leaves out the last feature of a pre-norm stream that has no mean.
 
         x[last] = -sum of the others,    kernel'[i] = kernel[i] - kernel[last]
@@ -31,7 +34,7 @@ def build(params: Any, fields: _stream.Fields) -> tuple[dict[str, Any], dict[str
     The arithmetic on each parameter is tested against the authors' PyTorch example.
 
     Args:
-      params: Parameters of a `LanguageModel`.
+      variables: Parameters and state of a `LanguageModel`.
       fields: Its config, by dotted name.
 
     Returns:
@@ -41,10 +44,10 @@ def build(params: Any, fields: _stream.Fields) -> tuple[dict[str, Any], dict[str
       ReslabError: If the model is not pre-norm with a plain residual and `rms`, or
         if its stream has a mean, as that of a model trained with `rms` has.
     """
-    _stream.check("pre_rms_to_pre_crms", fields, "rms")
-    leaves = _stream.take(params)
+    _stream.check("pre_rms_to_pre_crms", fields, ("rms",))
+    leaves = _stream.take(variables["params"])
     changes = _stream.untie(leaves, fields)
-    _check_centred(leaves, named_leaves(params)["embedding"].dtype)
+    _check_centred(leaves, named_leaves(variables["params"])["embedding"].dtype)
     is_offset = _is_gain_offset(fields)
     readers = list(_stream.readers(leaves))
     for reader in readers:
@@ -59,7 +62,8 @@ def build(params: Any, fields: _stream.Fields) -> tuple[dict[str, Any], dict[str
     for name in _stream.writers(leaves):
         leaves[name] = _stream.compress_writer(leaves[name])
     changes |= _narrower(fields)
-    return _stream.give(leaves, params), changes
+    new = _stream.give(leaves, variables["params"])
+    return {**variables, "params": new}, changes
 
 
 def _narrower(fields: _stream.Fields) -> dict[str, Any]:

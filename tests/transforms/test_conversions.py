@@ -68,7 +68,7 @@ def model_of(fields, **keywords):
     parts = {
         key.removeprefix("model."): value
         for key, value in fields.items()
-        if key.startswith("model.") and key != "model.layers"
+        if key.startswith("model.") and key not in ("model.layers", "model.name")
     }
     return LanguageModel(
         vocabulary_size=VOCABULARY,
@@ -97,7 +97,8 @@ def logits(fields, params):
 
 
 def convert(transform, params, fields):
-    new, changes = transform.build(params, fields)
+    new, changes = transform.build({"params": params}, fields)
+    new = new["params"]
     config = configs.update(configs.load("base"), (fields | changes).items())
     configs.check(config)
     fields = dict(configs.flatten(config))
@@ -203,7 +204,7 @@ def test_refuses_what_it_cannot_convert(x64, transform, change, message):
     build = registry.module("transforms", transform).build
     params = {"embedding": np.zeros((8, 4)), "head": np.zeros((4, 8))}
     with pytest.raises(ReslabError, match=re.escape(message)) as error:
-        build(params, fields)
+        build({"params": params}, fields)
     assert "\n" not in str(error.value)
 
 
@@ -211,15 +212,15 @@ def test_refuses_a_stream_with_a_mean(x64):
     fields = flat(**{"model.norm": "rms"})
     params = trained(fields)
     with pytest.raises(ReslabError, match="the stream has a mean") as error:
-        pre_rms_to_pre_crms.build(params, fields)
+        pre_rms_to_pre_crms.build({"params": params}, fields)
     assert "\n" not in str(error.value)
 
 
 def test_refuses_a_bias_before_a_mixer_that_takes_none(x64):
     fields = flat(**{"model.mixer": "gated_delta(heads=3)"})
     params = trained(fields)
-    with pytest.raises(ReslabError, match="the norm before the mixer has a bias"):
-        pre_ln_to_pre_rms.build(params, fields)
+    with pytest.raises(ReslabError, match="the norm before the mixer adds something"):
+        pre_ln_to_pre_rms.build({"params": params}, fields)
     empty = map_named(
         lambda name, leaf: (
             0 * leaf if "mixer_placement/input_norm/bias" in name else leaf
@@ -246,6 +247,6 @@ def test_keeps_the_dtype_of_the_parameters():
     fields = flat()
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), trained(fields))
-    rms, changes = pre_ln_to_pre_rms.build(params, fields)
+    rms, changes = pre_ln_to_pre_rms.build({"params": params}, fields)
     crms, _ = pre_rms_to_pre_crms.build(rms, fields | changes)
     assert {leaf.dtype for leaf in jax.tree.leaves(crms)} == {jnp.dtype(jnp.bfloat16)}

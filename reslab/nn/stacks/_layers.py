@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.losses import LOSSES
 from reslab.core.model_state import MODEL_STATE
 from reslab.core.taps import TAPS
 from reslab.core.types import Shared, State, Stream
@@ -132,7 +133,9 @@ class Layers(nn.Module):
         for index, (blocks, count) in enumerate(self.segments()):
             scan = nn.scan(
                 body,
-                variable_axes={name: 0 for name in ("params", TAPS, *MODEL_STATE)},
+                variable_axes={
+                    name: 0 for name in ("params", TAPS, LOSSES, *MODEL_STATE)
+                },
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=count,

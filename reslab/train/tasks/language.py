@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import registry
+from reslab.core.losses import LOSSES, total_loss
 from reslab.core.model_state import BATCH_STATS, ModelState
 from reslab.data.batches import TrainBatches, validation_batches
 from reslab.data.corpus import Corpus, TokenStream, load_corpus
@@ -107,17 +108,18 @@ class Language:
         """Adds up the losses of the tokens that count.
 
             objective = sum over tokens of nll + z_loss * log_normalizer ** 2
+                        + what parts of the model add, once per token
 
-        The second term belongs to training (Chowdhery et al., 2022,
-        https://arxiv.org/abs/2204.02311, Section 5).
+        Terms but the first belong to training; z-loss: Chowdhery et al., 2022,
+        https://arxiv.org/abs/2204.02311, Section 5.
 
         Args:
           model: The model.
           variables: Its parameters and state.
           batch: `tokens`, `targets`, `positions`, `segment_ids` and `loss_mask`,
             each (batch, length).
-          is_training: Whether norms over a batch see this one, and the second
-            term counts.
+          is_training: Whether norms over a batch see this one, and the other
+            terms count.
 
         Returns:
           The objective; the sums `nll` (nats), `tokens` and `bytes`; and the
@@ -130,7 +132,7 @@ class Language:
             positions=batch["positions"],
             segments=batch["segment_ids"],
             method="losses",
-            mutable=[BATCH_STATS] if is_training else [],
+            mutable=[BATCH_STATS, LOSSES] if is_training else [],
         )
         (nll, log_normalizer), written = outcome
         mask = batch["loss_mask"].astype(nll.dtype)
@@ -141,6 +143,8 @@ class Language:
             "tokens": jnp.sum(mask),
             "bytes": jnp.sum(lengths[batch["targets"]] * mask),
         }
+        if LOSSES in written:
+            total = total + jnp.sum(mask) * total_loss(written).astype(total.dtype)
         z_loss = self._config.train.z_loss
         if is_training and z_loss:
             total = total + z_loss * jnp.sum(jnp.square(log_normalizer) * mask)

@@ -1,0 +1,71 @@
+"""Pre-norm whose norms are removed one after the other (Baroni et al., 2025)."""
+
+import functools
+from typing import ClassVar
+
+import jax
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.types import Branch
+from reslab.nn.placements._sublayer import Placement
+
+
+class LayerNormRemoval(Placement):
+    """Pre-norm; each norm becomes a constant at a step of its own.
+
+        feed-forward layer l:  start + ffn_gap * l
+        mixer of layer l:      start + ffn_gap * depth + mixer_gap * l
+
+    The final norm goes last: `end` gives the step for its `removed_at`.
+
+    Reference: Baroni et al., 2025, https://arxiv.org/abs/2507.02559. The authors
+    remove the norm before queries and keys and the one before values apart, with
+    gaps of 2 and 3; here they are one, with a gap for both.
+
+    Attributes:
+      start: Step of the first removal.
+      ffn_gap: Steps between two feed-forward layers.
+      mixer_gap: Steps between two mixers.
+      sublayer: Which sublayer this is.
+      sublayers: Number of sublayers in a layer.
+      depth: Number of layers applied.
+      (and those of `Placement`)
+
+    Raises:
+      ReslabError: If the norm is not `removable_layer`.
+    """
+
+    start: int = 20
+    ffn_gap: int = 2
+    mixer_gap: int = 5
+    sublayer: str = "ffn"
+    sublayers: int = 2
+    depth: int = 1
+
+    normalizes_input: ClassVar[bool] = True
+
+    def _input_norm(self, site: int | jax.Array, mask: jax.Array | None) -> Branch:
+        if registry.parse(str(self.norm)).name != "removable_layer":
+            raise ReslabError(
+                "placements 'layer_norm_removal'",
+                expected="norm removable_layer",
+                got=repr(self.norm),
+            )
+        layer = site // self.sublayers
+        step = self.start + self.ffn_gap * layer
+        if self.sublayer != "ffn":
+            step = self.start + self.ffn_gap * self.depth + self.mixer_gap * layer
+        return functools.partial(self._norm("input_norm", mask), removed_at=step)
+
+
+def end(depth: int, start: int = 20, ffn_gap: int = 2, mixer_gap: int = 5) -> int:
+    """The step after the last of the layers' norms, when the final one goes.
+
+    >>> end(12)
+    104
+    """
+    return start + (ffn_gap + mixer_gap) * depth
+
+
+build = LayerNormRemoval

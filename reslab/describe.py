@@ -187,7 +187,9 @@ def _example_placement(spec, width):
 def _example_block(spec, width):
     positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
     module = registry.make("blocks", spec)
-    return _init(module, _example_input(width), {}, layer=0, positions=positions)
+    ends = registry.make("residuals", module.residual)
+    stream = ends.apply({}, _example_input(width), method="widen")
+    return _init(module, stream, {}, layer=0, positions=positions)
 
 
 def _example_stack(spec, width):

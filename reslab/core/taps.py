@@ -20,6 +20,26 @@ TAPS = "taps"
 _site: contextvars.ContextVar[Any] = contextvars.ContextVar("site", default=None)
 
 
+_watched: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "watched", default=False
+)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Says that calls inside are intercepted; only the watcher calls it."""
+    token = _watched.set(True)
+    try:
+        yield
+    finally:
+        _watched.reset(token)
+
+
+def is_watched() -> bool:
+    """Whether someone intercepts the calls of modules, and wants to see all of them."""
+    return _watched.get()
+
+
 @contextlib.contextmanager
 def at_site(site: int | jax.Array) -> Iterator[None]:
     """Says which sublayer the code inside belongs to; only the watcher calls it."""

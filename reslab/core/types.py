@@ -52,6 +52,8 @@ class Context:
 
     Attributes:
       depth: Number of layers applied, counting every pass of a loop.
+      sites: First site of every layer applied, and one past the last; () is unknown
+        (see `reslab.nn.sites`).
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
       norm: Default normalization, for parts that normalize inside.
@@ -66,6 +68,7 @@ class Context:
     """
 
     depth: int = 1
+    sites: tuple[int, ...] = ()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     norm: Spec = "rms"
@@ -121,9 +124,11 @@ class Placement(Protocol):
 
     `needs_final_norm` says whether a norm must follow the last layer, and
     `normalizes_embedding` whether one must precede the first. `build` is told which
-    `sublayer` it is for ("mixer", "ffn"), how many `sublayers` a layer has, the
-    `layer` among all `layers` with parameters of their own, and the `depth` applied.
-    It is called with `mask=`, to be handed on, where its norm needs a batch.
+    `sublayer` it is for ("mixer", "ffn", or "joint" for both in one), how many
+    `sublayers` a layer has, the `layer` among all `layers` with parameters of their
+    own, and the `depth` and `sites` applied. `normalizes_stream`, where a placement
+    has it, says whether it does more to the stream than to add to it. It is called
+    with `mask=`, to be handed on, where its norm needs a batch.
     """
 
     needs_final_norm: bool
@@ -191,8 +196,13 @@ class Mixer(Protocol):
 
 
 class Block(Protocol):
-    """One layer: sublayers applied to the stream."""
+    """One layer: sublayers applied to the stream.
 
+    `sublayers` says how many; two where a block does not say. `writes_shared` is the
+    mixer's.
+    """
+
+    sublayers: int
     writes_shared: bool
 
     def __call__(

@@ -14,6 +14,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Context, State
+from reslab.nn import sites as sites_of
 from reslab.nn.norm import make_norm, mask_for
 from reslab.ops.cross_entropy.api import token_losses
 
@@ -54,7 +55,7 @@ class LanguageModel(nn.Module):
       embedding_std: Initial standard deviation of the embedding.
       init_std: Initial standard deviation of projections; 0 is 1/sqrt(fan in).
       scales_output_by_depth: Whether projections into the stream start smaller
-        by 1/sqrt(2 layers applied) (Radford et al., 2019, Section 2.3).
+        by 1/sqrt(sublayers applied) (Radford et al., 2019, Section 2.3).
       is_unrolled: Whether layers are unrolled instead of scanned.
       remat: What the backward pass recomputes: "none", "dots" or "full".
       dtype: Compute dtype.
@@ -122,6 +123,12 @@ class LanguageModel(nn.Module):
             parent=None,
         )
 
+    def _sublayers(self) -> list[int]:
+        """Number of sublayers in each layer."""
+        blocks = [registry.make("blocks", s, parent=None) for s in _tiled(self.block)]
+        counts = [getattr(block, "sublayers", sites_of.USUAL) for block in blocks]
+        return [counts[layer % len(counts)] for layer in range(self.depth)]
+
     def _last(self, kind: str) -> registry.Spec:
         """The spec of a kind that the last layer has."""
         specs = _tiled(getattr(self, kind))
@@ -130,16 +137,18 @@ class LanguageModel(nn.Module):
     def make_stack(self, **keywords) -> nn.Module:
         """Builds the stack; with `parent=None`, one that is not bound to `self`."""
         build_stack = registry.factory("stacks", self.stack)
-        applied = self.depth * build_stack(blocks=(), depth=1, parent=None).passes
+        passes = build_stack(blocks=(), depth=1, parent=None).passes
+        sites = sites_of.table(passes * self._sublayers())
         context = Context(
-            depth=applied,
+            depth=passes * self.depth,
+            sites=sites,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             norm=self._last("norm"),
             linear=self.linear,
             position=self.position,
             init_std=self.init_std,
-            output_scale=(2 * applied) ** -0.5 if self.scales_output_by_depth else 1.0,
+            output_scale=sites[-1] ** -0.5 if self.scales_output_by_depth else 1.0,
         )
         kinds = {
             "mixer": _tiled(self.mixer),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from reslab.core import registry
+from reslab.core.errors import ReslabError
 from reslab.core.types import Context
 
 BATCH, LENGTH, WIDTH = 2, 8, 16
@@ -30,21 +31,34 @@ def x():
 
 @pytest.fixture(scope="module")
 def block(case, x, randomized):
-    """The block as a function of (variables, x, ...), and moved parameters."""
+    """The block as a function of (variables, x, ...), and moved parameters.
+
+    Before and after it stand the ends of the residual that it has by default.
+    """
     name, mixer = case
     module = registry.make(
         "blocks", name, mixer=mixer, context=Context(depth=2, position="rope")
     )
-    variables = jax.jit(module.init)(
-        jax.random.key(0), x, {}, layer=0, positions=places(x)
+    ends = registry.make("residuals", module.residual)
+
+    def widen(x):
+        return ends.apply({}, x, method="widen")
+
+    variables = jax.jit(lambda key, x: init(module, key, widen(x), x))(
+        jax.random.key(0), x
     )
 
     @functools.partial(jax.jit, static_argnames="layer")
     def apply(variables, x, *, layer=1, **keywords):
         keywords.setdefault("positions", places(x))
-        return module.apply(variables, x, {}, layer=layer, **keywords)
+        stream, *others = module.apply(variables, widen(x), {}, layer=layer, **keywords)
+        return ends.apply({}, stream, method="narrow"), *others
 
     return module, apply, randomized(variables)
+
+
+def init(module, key, stream, x):
+    return module.init(key, stream, {}, layer=0, positions=places(x))
 
 
 def places(x):
@@ -55,9 +69,18 @@ def places(x):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_keeps_the_stream_of_every_residual(case, x, residual, dtype):
     name, mixer = case
-    module = registry.make(
-        "blocks", name, mixer=mixer, residual=residual, context=Context(dtype=dtype)
-    )
+
+    def make():
+        context = Context(dtype=dtype)
+        return registry.make(
+            "blocks", name, mixer=mixer, residual=residual, context=context
+        )
+
+    if name == "reversible" and residual != "reversible":
+        with pytest.raises(ReslabError, match="expected residual 'reversible'"):
+            make()
+        return
+    module = make()
     ends = registry.make("residuals", residual)
     x = x.astype(dtype)
 

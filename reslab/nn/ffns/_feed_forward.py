@@ -1,5 +1,7 @@
 """What feed-forward layers share: a hidden width, widened to and narrowed from."""
 
+import math
+
 import flax.linen as nn
 import jax
 
@@ -12,6 +14,7 @@ class FeedForward(ProjectingModule):
 
     Attributes:
       hidden: Hidden width; 0 is the layer's own default.
+      hidden_scale: Factor on that default, of blocks with several such layers.
       use_bias: Whether the projections have biases.
       (and those of `ProjectingModule`)
 
@@ -20,6 +23,7 @@ class FeedForward(ProjectingModule):
     """
 
     hidden: int = 0
+    hidden_scale: float = 1.0
     use_bias: bool = False
 
     def __post_init__(self):
@@ -48,3 +52,50 @@ class FeedForward(ProjectingModule):
             use_bias=self.use_bias,
             scale=self.output_scale,
         )
+
+
+class TwoMatrixFeedForward(FeedForward):
+    """Base of the layers that widen, apply a function to each token, and narrow.
+
+        y = activate(x . W_up) . W_down
+
+    Attributes:
+      hidden: Hidden width; 0 is 4 times the features.
+      (and those of `FeedForward`)
+    """
+
+    def activate(self, h: jax.Array) -> jax.Array:
+        """The function between the two products; keeps shape and dtype."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, length, embed) to the same shape."""
+        features = x.shape[-1]
+        hidden = self.hidden or math.ceil(4 * features * self.hidden_scale)
+        return self.narrow(self.activate(self.widen("up", x, hidden)), features)
+
+
+class GatedFeedForward(FeedForward):
+    """Base of the layers that widen twice, gate one half by the other, and narrow.
+
+        y = (activate(x . W_gate) * (x . W_up)) . W_down
+
+    Attributes:
+      hidden: Hidden width; 0 is 8/3 of the features, which keeps the parameter
+        count of the two-matrix layer, rounded up to a multiple of 32.
+      (and those of `FeedForward`)
+    """
+
+    def activate(self, h: jax.Array) -> jax.Array:
+        """The function of the gate; keeps shape and dtype."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, length, embed) to the same shape."""
+        features = x.shape[-1]
+        wanted = features * 8 / 3 * self.hidden_scale
+        hidden = self.hidden or 32 * math.ceil(wanted / 32)
+        gate = self.activate(self.widen("gate", x, hidden))
+        return self.narrow(gate * self.widen("up", x, hidden), features)

@@ -3,10 +3,10 @@
 import flax.linen as nn
 import jax
 
-from reslab.nn.ffns._feed_forward import FeedForward
+from reslab.nn.ffns._feed_forward import TwoMatrixFeedForward
 
 
-class GELUFeedForward(FeedForward):
+class GELUFeedForward(TwoMatrixFeedForward):
     """Widens, applies a GELU, and narrows.
 
         y = gelu(x . W_up) . W_down
@@ -17,15 +17,12 @@ class GELUFeedForward(FeedForward):
     Section 2; Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, Eq. 2.
 
     Attributes:
-      hidden: Hidden width; 0 is 4 times the features.
-      (and those of `FeedForward`)
+      (those of `TwoMatrixFeedForward`)
     """
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, length, embed) to the same shape."""
-        h = nn.gelu(self.widen("up", x, self.hidden or 4 * x.shape[-1]))
-        return self.narrow(h, x.shape[-1])
+    def activate(self, h: jax.Array) -> jax.Array:
+        """The GELU."""
+        return nn.gelu(h)
 
 
 build = GELUFeedForward

@@ -5,19 +5,20 @@ import dataclasses
 import jax
 
 from reslab.core.types import Branch, Context, Residual, Stream
+from reslab.nn import sites
 from reslab.nn.placements.post import PostNorm
 
 
 class DeepNorm(PostNorm):
     """Multiplies the stream by alpha before each addition; branches start small.
 
-        x = norm(alpha * x + f(x)),    alpha = (2 N)^(1/4),  beta = (8 N)^(-1/4)
+        x = norm(alpha * x + f(x)),    alpha = M^(1/4),  beta = (4 M)^(-1/4)
 
-    N is the number of layers applied. Values, output projections and both
-    projections of the feed-forward layer start smaller by beta, queries and keys do
-    not; beta takes the place of the usual 1/sqrt(2 N) on output projections. The
-    paper starts from Xavier's normal distribution; here beta multiplies whatever
-    the config starts from.
+    M is the number of sublayers applied, two in a layer of the paper. Values, output
+    projections and both projections of the feed-forward layer start smaller by beta,
+    queries and keys do not; beta takes the place of the usual 1/sqrt(M) on output
+    projections. The paper starts from Xavier's normal distribution; here beta
+    multiplies whatever the config starts from.
 
     Of a residual of several streams each is multiplied; the sublayer reads what it
     would have read.
@@ -30,16 +31,18 @@ class DeepNorm(PostNorm):
       alpha: Factor on the stream; 0 is by depth.
       beta: Factor on the initial standard deviations; 0 is by depth.
       depth: Number of layers applied.
+      sites: Where their sublayers begin.
       (and those of `Placement`)
     """
 
     alpha: float = 0.0
     beta: float = 0.0
     depth: int = 1
+    sites: tuple[int, ...] = ()
 
     def adapt(self, context: Context) -> Context:
         """Values, widening and output projections start smaller by beta."""
-        beta = self.beta or (8 * self.depth) ** -0.25
+        beta = self.beta or (4 * sites.count(self.sites, self.depth)) ** -0.25
         return dataclasses.replace(context, inner_scale=beta, output_scale=beta)
 
     def __call__(
@@ -52,7 +55,7 @@ class DeepNorm(PostNorm):
         mask: jax.Array | None = None,
     ) -> Stream:
         """Applies `branch` to a stream that weighs alpha times as much."""
-        alpha = self.alpha or (2 * self.depth) ** 0.25
+        alpha = self.alpha or sites.count(self.sites, self.depth) ** 0.25
         scaled = jax.tree.map(lambda leaf: alpha * leaf, stream)
         return super().__call__(
             scaled, residual, lambda h: branch(h / alpha), site=site, mask=mask

@@ -1,6 +1,7 @@
 """HybridNorm: norms on queries, keys and values; post-norm in between (Zhuo et al.)."""
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,8 @@ class HybridNorm(Placement):
     """
 
     sublayer: str = "ffn"
+
+    normalizes_stream: ClassVar[bool] = True
 
     def adapt(self, context: Context) -> Context:
         """Queries, keys and values have norms of their own."""

@@ -1,13 +1,14 @@
 """Pre-norm whose norms are removed one after the other (Baroni et al., 2025)."""
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Branch
+from reslab.nn import sites
 from reslab.nn.placements._sublayer import Placement
 
 
@@ -28,7 +29,8 @@ class LayerNormRemoval(Placement):
       ffn_gap: Steps between two feed-forward layers.
       mixer_gap: Steps between two mixers.
       sublayer: Which sublayer this is.
-      sublayers: Number of sublayers in a layer.
+      sublayers: Number of sublayers in a layer, where all are alike.
+      sites: Where the sublayers of every layer begin.
       depth: Number of layers applied.
       (and those of `Placement`)
 
@@ -40,7 +42,8 @@ class LayerNormRemoval(Placement):
     ffn_gap: int = 2
     mixer_gap: int = 5
     sublayer: str = "ffn"
-    sublayers: int = 2
+    sublayers: int = sites.USUAL
+    sites: tuple[int, ...] = ()
     depth: int = 1
 
     normalizes_input: ClassVar[bool] = True
@@ -52,11 +55,12 @@ class LayerNormRemoval(Placement):
                 expected="norm removable_layer",
                 got=repr(self.norm),
             )
-        layer = site // self.sublayers
+        layer = sites.layer_of(site, self.sites, self.sublayers)
         step = self.start + self.ffn_gap * layer
         if self.sublayer != "ffn":
             step = self.start + self.ffn_gap * self.depth + self.mixer_gap * layer
-        return functools.partial(self._norm("input_norm", mask), removed_at=step)
+        norm: Any = self._norm("input_norm", mask)
+        return functools.partial(norm, removed_at=step)
 
 
 def end(depth: int, start: int = 20, ffn_gap: int = 2, mixer_gap: int = 5) -> int:

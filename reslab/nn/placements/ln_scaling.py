@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.types import Branch, Context
+from reslab.nn import sites
 from reslab.nn.placements._sublayer import Placement
 
 
@@ -24,11 +25,13 @@ class LayerNormScaling(Placement):
     compares a lower-cased name with an upper-case one).
 
     Attributes:
-      sublayers: Number of sublayers in a layer.
+      sublayers: Number of sublayers in a layer, where all are alike.
+      sites: Where the sublayers of every layer begin.
       (and those of `Placement`)
     """
 
-    sublayers: int = 2
+    sublayers: int = sites.USUAL
+    sites: tuple[int, ...] = ()
 
     normalizes_input: ClassVar[bool] = True
 
@@ -38,7 +41,7 @@ class LayerNormScaling(Placement):
 
     def _input_norm(self, site: int | jax.Array, mask: jax.Array | None) -> Branch:
         norm = self._norm("input_norm", mask)
-        layer = jnp.asarray(site) // self.sublayers + 1
+        layer = sites.layer_of(site, self.sites, self.sublayers) + 1
 
         def scaled(h):
             y = norm(h)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.losses import LOSSES
 from reslab.core.model_state import MODEL_STATE
-from reslab.core.taps import TAPS
+from reslab.core.taps import TAPS, is_watched
+from reslab.core.trees import unbox
 from reslab.core.types import Shared, State, Stream
+from reslab.nn.stacks._reversible import reversible_scan
 
 BlockFactory = Callable[..., nn.Module]
 
@@ -101,6 +103,16 @@ class Layers(nn.Module):
             for blocks, count in self.segments()
         )
 
+    def _is_undone(self, index: int, blocks: Sequence[BlockFactory]) -> bool:
+        """Whether the backward pass undoes a segment instead of keeping its layers."""
+        modules = [block(parent=None) for block in blocks]
+        is_reversible = all(getattr(m, "is_reversible", False) for m in modules)
+        writes = index == 0 and any(module.writes_shared for module in modules)
+        # Undoing is no place for what watches a layer, or changes more than the stream.
+        is_alone = not is_watched() and set(self.variables) == {"params"}
+        is_alone = is_alone and not self.is_initializing()
+        return is_reversible and not writes and is_alone
+
     @nn.compact
     def __call__(
         self,
@@ -143,13 +155,25 @@ class Layers(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             layers = first_layer + applied + len(blocks) * jnp.arange(count)
+            applied += len(blocks) * count
+            if state is None and self._is_undone(index, blocks):
+                stream = reversible_scan(
+                    blocks,
+                    unbox(self.variables["params"][f"segment_{index}"]),
+                    stream,
+                    layers,
+                    shared,
+                    positions,
+                    segments,
+                    is_unrolled=self.is_unrolled,
+                )
+                continue
             scanned = (layers, None if state is None else state[index])
             stream, (new_state, written) = scan(blocks, name=f"segment_{index}")(
                 stream, scanned, shared, positions, segments
             )
             shared = {**shared, **jax.tree.map(lambda a: a[0], written)}
             new_states.append(new_state)
-            applied += len(blocks) * count
         return stream, None if state is None else tuple(new_states)
 
 

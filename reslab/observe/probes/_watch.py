@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.taps import at_site, tap
+from reslab.core.taps import at_site, tap, watched
 
 _PLACEMENT = frozenset({"stream", "residual", "branch", "site"})
 _BLOCK = frozenset({"stream", "shared", "layer"})
@@ -59,7 +59,7 @@ def _intercepting(
             lambda named: call(**named), _named(context, args, kwargs), context
         )
 
-    with nn.intercept_methods(intercept):
+    with watched(), nn.intercept_methods(intercept):
         yield
 
 

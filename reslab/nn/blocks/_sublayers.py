@@ -1,0 +1,169 @@
+"""What blocks share: a mixer, feed-forward layers, and sublayers around them."""
+
+from collections.abc import Iterable
+from typing import ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.types import Branch, Context, Shared, State, Stream
+from reslab.nn import sites
+from reslab.nn.norm import mask_for
+
+
+class Sublayer(NamedTuple):
+    """One sublayer of a block.
+
+    Attributes:
+      name: Names its parameters, `<name>_placement` and `<name>_residual`.
+      kind: What its placement is told: "mixer", "ffn", or "joint" for both in one.
+      branch: What it computes, without norms.
+    """
+
+    name: str
+    kind: str
+    branch: Branch
+
+
+class SublayerBlock(nn.Module):
+    """Base of blocks that apply sublayers to the stream, one after the other.
+
+        stream = placement(residual, sublayer)    for each of its sublayers
+
+    Each sublayer has a residual and a placement of its own. A block says in
+    `branches` what its sublayers are, and in `sublayers` how many.
+
+    Attributes:
+      mixer: Spec of the token mixer.
+      ffn: Spec of the feed-forward layer.
+      norm: Spec of the norms that the placement puts around them.
+      placement: Spec of the placement.
+      residual: Spec of the residual.
+      context: What the parts may ask of their surroundings.
+    """
+
+    mixer: registry.Spec = "attention"
+    ffn: registry.Spec = "swiglu"
+    norm: registry.Spec = "rms"
+    placement: registry.Spec = "pre"
+    residual: registry.Spec = "plain"
+    context: Context = Context()
+
+    # Which sublayers the parts are in, for their placements.
+    kinds: ClassVar[dict[str, str]] = {"mixer": "mixer", "ffn": "ffn"}
+
+    @property
+    def sublayers(self) -> int:
+        """Number of sublayers."""
+        return sites.USUAL
+
+    def branches(self, mixer: Branch) -> Iterable[Sublayer]:
+        """The sublayers in order; `mixer` applies the mixer and keeps its state."""
+        raise NotImplementedError
+
+    def make_placement(self, kind: str, **keywords) -> nn.Module:
+        """The placement around a sublayer of a kind."""
+        return registry.make(
+            "placements",
+            self.placement,
+            **vars(self.context) | {"norm": self.norm},
+            sublayer=kind,
+            sublayers=self.sublayers,
+            **keywords,
+        )
+
+    def part_context(self, part: str) -> Context:
+        """What the mixer or ffn may ask of its surroundings, the placement included.
+
+        Raises:
+          ReslabError: If the placement wants a norm inside one that has no place for
+            it.
+        """
+        spec, family = getattr(self, part), f"{part}s"
+        placement = self.make_placement(self.kinds[part], parent=None)
+        # A placement of someone else's may have nothing to say.
+        adapt = getattr(placement, "adapt", lambda context: context)
+        context = adapt(self.context)
+        for key in ("inner_norm", "qkv_norm"):
+            wants = getattr(context, key) and not getattr(self.context, key)
+            # A feed-forward layer has no queries.
+            is_asked = part == "mixer" or key == "inner_norm"
+            if wants and is_asked and not registry.accepts(family, spec, key):
+                raise ReslabError(
+                    f"{type(placement).__name__} puts a norm inside the {part}",
+                    expected=f"one that takes {key}",
+                    got=repr(spec),
+                )
+        return context
+
+    def _part(self, part: str, **keywords) -> nn.Module:
+        context = vars(self.part_context(part))
+        return registry.make(f"{part}s", getattr(self, part), **context, **keywords)
+
+    def make_mixer(self, **keywords) -> nn.Module:
+        """The mixer, as its placement wants it."""
+        return self._part("mixer", **keywords)
+
+    def make_ffn(self, **keywords) -> nn.Module:
+        """A feed-forward layer, as its placement wants it."""
+        return self._part("ffn", **keywords)
+
+    @property
+    def writes_shared(self) -> bool:
+        """Whether the mixer of the first layer leaves something for the others."""
+        return self.make_mixer(parent=None).writes_shared
+
+    def init_state(self, batch: int, length: int, features: int) -> State:
+        """The mixer's state before the first token."""
+        return self.make_mixer(parent=None).init_state(batch, length, features)
+
+    def mixing_flops(self, length: int, features: int) -> int:
+        """The mixer's matrix-product FLOPs per token beyond its kernels'."""
+        return self.make_mixer(parent=None).mixing_flops(length, features)
+
+    @nn.compact
+    def __call__(
+        self,
+        stream: Stream,
+        shared: Shared,
+        *,
+        layer: int | jax.Array,
+        positions: jax.Array,
+        segments: jax.Array | None = None,
+        state: State = None,
+    ) -> tuple[Stream, Shared, State]:
+        """Applies the layer.
+
+        Args:
+          stream: The residual stream.
+          shared: Depth memory.
+          layer: Index of the layer among those applied, from 0; may be traced.
+          positions: Position of each token in its document (batch, length).
+          segments: Document of each token, or None.
+          state: The mixer's state to continue from, or None.
+
+        Returns:
+          The new stream, depth memory, and state.
+        """
+        module = self.make_mixer(name="mixer")
+
+        def mixer(h):
+            nonlocal shared, state
+            y, shared, state = module(
+                h, positions=positions, segments=segments, shared=shared, state=state
+            )
+            return y
+
+        mask = mask_for(self.norm, segments)
+        around = vars(self.context) | {"norm": self.norm}
+        first = sites.first_of(layer, self.context.sites, self.sublayers)
+        for index, (name, kind, branch) in enumerate(self.branches(mixer)):
+            residual = registry.make(
+                "residuals", self.residual, **around, name=f"{name}_residual"
+            )
+            placement = self.make_placement(kind, name=f"{name}_placement")
+            site = first + index
+            stream = placement(stream, residual, branch, site=site, **mask)
+        return stream, shared, state

@@ -1,0 +1,119 @@
+"""The hourglass layer: narrow steps on a wide stream (Chen et al., 2025)."""
+
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.types import Branch
+from reslab.nn.blocks._sublayers import Sublayer, SublayerBlock
+from reslab.nn.norm import make_norm
+
+
+class HourglassBlock(SublayerBlock):
+    """Follows the mixer by several narrow feed-forward layers instead of a wide one.
+
+        x = x + mixer(norm(x))
+        x = x + ffn_i(norm_i(x)),                         i = 1..bottlenecks
+
+    Skip connections meet where the features are wide, and each step passes through
+    few: wide, narrow, wide. Every step is a sublayer, with the residual and the
+    placement of the model. Where the spec of the feed-forward layers does not set
+    `hidden`, all of them together have as many parameters as one would have alone.
+
+    With `lift` above 0, the steps run in a space wider than the stream, which a fixed
+    random projection R leads to; the feed-forward part is then one sublayer:
+
+        z = h . R,    z = z + ffn_i(norm_i(z)),    f(h) = z . W_down
+
+    R is normal with deviation 1/sqrt(features), the same in every layer, drawn again
+    from `seed` where it is used: it is no parameter and nothing trains it.
+
+    Reference: Chen et al., 2025, https://arxiv.org/abs/2510.01796 (the lift); 2026,
+    https://arxiv.org/abs/2602.06471 (the steps as a transformer's feed-forward
+    part). The authors have published no code for transformers: the golden values are
+    those of the equations. Where the lifted form has norms the first paper leaves
+    open; here they are those of `norm`, before each step.
+
+    Attributes:
+      bottlenecks: Number of narrow feed-forward layers.
+      lift: Width of the space in which they run; 0 is that of the stream.
+      seed: Seed of the fixed projection.
+      (and those of `SublayerBlock`)
+
+    Raises:
+      ReslabError: If there are no steps, or the lift is not wider than the stream.
+    """
+
+    bottlenecks: int = 4
+    lift: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("bottlenecks", 1), ("lift", 0)):
+            if getattr(self, name) < least:
+                raise ReslabError(
+                    f"blocks 'hourglass': {name}",
+                    expected=f"at least {least}",
+                    got=str(getattr(self, name)),
+                )
+        super().__post_init__()
+
+    @property
+    def sublayers(self) -> int:
+        """The mixer and every step; with a lift the steps are one."""
+        return 2 if self.lift else 1 + self.bottlenecks
+
+    def mixing_flops(self, length: int, features: int) -> int:
+        """Those of the mixer, and of the fixed projection."""
+        return super().mixing_flops(length, features) + 2 * features * self.lift
+
+    def branches(self, mixer: Branch) -> Iterable[Sublayer]:
+        """The mixer, then the steps, each alone or all in a wider space."""
+        yield Sublayer("mixer", "mixer", mixer)
+        if self.lift:
+            yield Sublayer("ffn", "ffn", self._lifted)
+            return
+        for name, ffn in self._steps(1 / self.bottlenecks):
+            yield Sublayer(name, "ffn", ffn)
+
+    def _steps(self, hidden_scale: float) -> Iterable[tuple[str, nn.Module]]:
+        for index in range(self.bottlenecks):
+            name = f"ffn_{index}"
+            yield name, self.make_ffn(name=name, hidden_scale=hidden_scale)
+
+    def _lifted(self, h: jax.Array) -> jax.Array:
+        """Steps in a wider space, between a fixed and a learned projection."""
+        features, context = h.shape[-1], self.part_context("ffn")
+        if self.lift <= features:
+            raise ReslabError(
+                "blocks 'hourglass': lift",
+                expected=f"more than the width ({features}), or 0",
+                got=str(self.lift),
+            )
+        # Behind a barrier, or the compiler would draw the numbers while compiling.
+        key = jax.lax.optimization_barrier(jax.random.key(self.seed))
+        projection = jax.random.normal(key, (features, self.lift), jnp.float32)
+        projection = projection * features**-0.5
+        z = h.astype(context.dtype) @ projection.astype(context.dtype)
+        # The default width follows the width squared, as the parameters do.
+        for name, ffn in self._steps((features / self.lift) ** 2 / self.bottlenecks):
+            norm = make_norm(
+                self.norm, param_dtype=context.param_dtype, name=f"{name}_norm"
+            )
+            z = z + ffn(norm(z))
+        down = registry.make(
+            "linears",
+            context.linear,
+            **vars(context) | {"scale": context.output_scale},
+            features=features,
+            kernel_axes=("mlp", "embed"),
+            name="down",
+        )
+        return down(z)
+
+
+build = HourglassBlock

@@ -1,0 +1,56 @@
+"""Sites: how sublayers are numbered over all layers that are applied.
+
+Blocks may have any number of sublayers, and a pattern of blocks may mix them. A table
+of sites holds the first site of every layer applied, and one past the last; where
+there is none, all layers are taken to be alike.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+# The sublayers of a block that does not say how many it has.
+USUAL = 2
+
+
+def table(sublayers: Iterable[int]) -> tuple[int, ...]:
+    """The table of sites of layers with these numbers of sublayers.
+
+    >>> table([2, 3, 1])
+    (0, 2, 5, 6)
+    """
+    return (0, *itertools.accumulate(sublayers))
+
+
+def count(sites: Sequence[int], depth: int) -> int:
+    """Number of sublayers applied; the usual two in each of `depth` layers if unknown.
+
+    >>> count((0, 2, 5, 6), 3), count((), 3)
+    (6, 6)
+    """
+    return sites[-1] if sites else USUAL * depth
+
+
+def first_of(
+    layer: int | jax.Array, sites: Sequence[int], sublayers: int
+) -> int | jax.Array:
+    """First site of a layer, which may be traced.
+
+    Args:
+      layer: Index of the layer among those applied.
+      sites: The table, or ().
+      sublayers: Sublayers of every layer, where there is no table.
+    """
+    if not sites:
+        return sublayers * layer
+    return jnp.asarray(sites, jnp.int32)[layer]
+
+
+def layer_of(site: int | jax.Array, sites: Sequence[int], sublayers: int) -> jax.Array:
+    """Index of the layer that a site belongs to; the inverse of `first_of`."""
+    if not sites:
+        return jnp.asarray(site) // sublayers
+    starts = jnp.asarray(sites, jnp.int32)
+    return jnp.searchsorted(starts, jnp.asarray(site, jnp.int32), side="right") - 1

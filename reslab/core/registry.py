@@ -65,6 +65,7 @@ RESERVED = frozenset(
         "param_dtype",
         "remat",
         "residual",
+        "role",
         "sites",
         "steps",
         "sublayer",

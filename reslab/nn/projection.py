@@ -76,5 +76,6 @@ class ProjectingModule(nn.Module):
             init_std=self.init_std,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            role=name,
             name=name,
         )(x)

@@ -64,7 +64,7 @@ def transform_run(
     not at all.
 
     Args:
-      name: The transform.
+      name: The transform, as a spec: its name, and arguments where it takes any.
       run: Directory of the run to convert; it is only read.
       out: Directory of the new run, which must not be there.
 
@@ -76,7 +76,7 @@ def transform_run(
         `out` is taken.
     """
     source, out = Run(pathlib.Path(run)), pathlib.Path(out)
-    build = registry.module("transforms", name).build
+    build = registry.factory("transforms", name)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReslabError(
             f"{out}", expected="a new directory", got="one that is not empty"
@@ -90,7 +90,8 @@ def transform_run(
     assert step is not None  # `restore_variables` refuses a run without one.
     check_updated(variables)
 
-    new_variables, changes = build(variables, dict(configs.flatten(config)))
+    fields = dict(configs.flatten(config))
+    new_variables, changes = build(variables=variables, fields=fields)
     new_config = configs.update(configs.load("base"), configs.flatten(config))
     configs.update(new_config, changes.items())
     configs.check(new_config)

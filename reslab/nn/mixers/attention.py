@@ -37,6 +37,9 @@ class Attention(ProjectingModule):
     Attributes:
       heads: Number of query heads.
       kv_heads: Number of key-value heads; 0 is as many as `heads`.
+      is_kv_cyclic: Whether query head i reads key-value head i mod kv_heads, so that
+        it stays the same when heads are added behind, instead of i // (heads /
+        kv_heads).
       head_dim: Size of a head; 0 is features / heads.
       window: Number of latest tokens visible, the own one included; 0 is all.
       qk_norm: Spec of a norm over the features of each query and key head; ""
@@ -59,6 +62,7 @@ class Attention(ProjectingModule):
 
     heads: int = 4
     kv_heads: int = 0
+    is_kv_cyclic: bool = False
     head_dim: int = 0
     window: int = 0
     qk_norm: str = ""
@@ -176,6 +180,8 @@ class Attention(ProjectingModule):
             key = jax.lax.dynamic_update_slice(state["key"], key, start)
             value = jax.lax.dynamic_update_slice(state["value"], value, start)
             state = {"key": key, "value": value, "length": offset + x.shape[1]}
+        if self.is_kv_cyclic:
+            query = _swap_groups(query, heads // kv_heads)
         y = attention(
             query,
             key,
@@ -189,6 +195,8 @@ class Attention(ProjectingModule):
             if state is not None or self.is_initializing()
             else self.implementation,
         )
+        if self.is_kv_cyclic:
+            y = _swap_groups(y, kv_heads)
         joined = self.normalize_inner(y.reshape(*x.shape[:-1], -1), "heads")
         y = self.project(
             "output",
@@ -211,6 +219,12 @@ class Attention(ProjectingModule):
             )
 
         return scalar("first_scale") * first + scalar("own_scale") * own
+
+
+def _swap_groups(x: jax.Array, groups: int) -> jax.Array:
+    """Reorders heads (batch, length, groups * size, head_dim) to size by groups."""
+    split = x.reshape(*x.shape[:2], groups, -1, x.shape[-1])
+    return jnp.swapaxes(split, 2, 3).reshape(x.shape)
 
 
 build = Attention

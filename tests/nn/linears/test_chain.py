@@ -34,7 +34,7 @@ def test_golden(golden_set, assert_golden, case):
 
 def test_one_chain_is_dense():
     x = jax.random.normal(jax.random.key(1), (2, 3, 8))
-    chain = ChainLinear(6, chains=(3,))
+    chain = ChainLinear(6, chains=(2,))
     params = unbox(chain.init(jax.random.key(0), x))["params"]
     dense = Dense(6).apply({"params": params["chain_0"]}, x)
     np.testing.assert_array_equal(chain.apply({"params": params}, x), dense)

@@ -88,9 +88,7 @@ def test_features_are_those_of_the_whole_model(case, x64):
     params = trained(fields)
     whole, _ = features_and_logits(fields, params)
     for count, width in ((1, 4), (2, 8), (3, 16)):
-        found, changes = first_chains.build(
-            {"params": params}, fields, count=count
-        )
+        found, changes = first_chains.build({"params": params}, fields, count=count)
         new = found["params"]
         config = configs.update(configs.load("base"), (fields | changes).items())
         configs.check(config)

@@ -430,8 +430,11 @@ def _show(options: argparse.Namespace) -> int:
     if options.what.partition("/")[0] in registry.FAMILIES:
         print(show_variant(options.what, options.width))
     else:
-        is_run = (pathlib.Path(options.what) / "config.json").is_file()
-        print(show_config(_configure(options, options.what, is_run=is_run)))
+        path = pathlib.Path(options.what)
+        is_run = (path / "config.json").is_file()
+        config = _configure(options, options.what, is_run=is_run)
+        steps = [p.name for p in path.glob("checkpoints/*") if p.name.isdigit()]
+        print(show_config(config, step=max(map(int, steps), default=0)))
     return 0
 
 

@@ -4,11 +4,12 @@ import ast
 import dataclasses
 import inspect
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
@@ -16,6 +17,7 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.text import aligned
 from reslab.core.trees import (
+    count_bytes,
     count_parameters,
     is_box,
     named_leaves,
@@ -214,39 +216,51 @@ EXAMPLES: Mapping[str, Callable[[registry.Spec, int], tuple[Any, Any]]] = {
 }
 
 
-def show_config(config: ConfigDict) -> str:
+def show_config(config: ConfigDict, step: int = 0) -> str:
     """Fields, parameters with their groups, FLOPs per token and memory.
 
     Args:
       config: The resolved config.
+      step: Step at which learning rates are given beside those at the peak.
 
     Raises:
       ReslabError: If the config cannot be built on the devices at hand.
     """
     from reslab.models.cost import forward_flops_per_token, training_flops_per_token
     from reslab.parallel.mesh import device_bytes, make_mesh
-    from reslab.train.state import make_setup, matching_patterns, parameter_groups
+    from reslab.train.state import make_setup, matching_patterns, parameter_plans
 
     configs.check(config)
     setup = make_setup(config, make_mesh(config.mesh))
     params, length = setup.shapes.params, config.data.length
-    groups = parameter_groups(config, params)
+    planned = parameter_plans(config, setup.boxed_params)
+    state = state_bytes(setup.shapes.opt_state, named_leaves(params))
     patterns = matching_patterns(config, params)
     axes = _logical_axes(setup.boxed_params)
-    rows = [("parameter", "shape", "axes", "group", "lr", "decay")]
+    rows = [
+        (
+            *("parameter", "shape", "axes", "group", "method"),
+            *("peak lr", f"at step {step}", "decay", "state"),
+        )
+    ]
+
+    def factor(spec: str) -> float:
+        spec = spec or config.optim.schedule
+        return float(registry.make("schedules", spec, steps=config.train.steps)(step))
+
     for name, leaf in named_leaves(params).items():
-        group = groups[name]
-        decay = group.weight_decay
-        decay = config.optim.weight_decay if decay is None else decay
-        rate = config.optim.learning_rate * group.lr_scale
+        plan = planned[name]
         rows.append(
             (
                 name,
                 " x ".join(map(str, leaf.shape)) or "scalar",
                 " ".join(axis or "-" for axis in axes[name]),
                 patterns[name],
-                "frozen" if group.freeze else f"{rate:g}",
-                "-" if group.freeze else f"{decay:g}",
+                "frozen" if plan.freeze else str(plan.method),
+                "-" if plan.freeze else _rates(plan, 1.0, step),
+                "-" if plan.freeze else _rates(plan, factor(plan.schedule), step),
+                "-" if plan.freeze else f"{plan.weight_decay:g}",
+                f"{state[name] / 2**10:,.1f} KiB",
             )
         )
     count = count_parameters(params)
@@ -268,6 +282,30 @@ def show_config(config: ConfigDict) -> str:
         "activations are not in it: they depend on the compiler",
     ]
     return "\n".join(lines)
+
+
+def _rates(plan: Any, factor: float, step: int) -> str:
+    """The learning rate of a parameter; its range where layers differ."""
+    scale = plan.factor(step) if callable(plan.factor) else plan.factor
+    rates = {f"{plan.lr * factor * end:.4g}" for end in (np.min(scale), np.max(scale))}
+    return " to ".join(sorted(rates, key=float))
+
+
+def state_bytes(state: Any, names: Iterable[str]) -> dict[str, int]:
+    """Bytes of the optimizer's state that belong to each parameter.
+
+    Args:
+      state: The state, or its shapes.
+      names: Paths of the parameters.
+    """
+    names = sorted(names, key=len, reverse=True)
+    found = dict.fromkeys(names, 0)
+    for path, leaf in named_leaves(state).items():
+        # Statistics are kept in trees like the parameters.
+        owner = next((name for name in names if f"/{path}".endswith(f"/{name}")), None)
+        if owner is not None:
+            found[owner] += count_bytes(leaf)
+    return found
 
 
 def _logical_axes(boxed: Any) -> dict[str, tuple[str | None, ...]]:

@@ -113,7 +113,7 @@ MISTAKES = {
         "mesh axis tensor=8",
     ),
     "group": (["optim.groups=(('nothing$', {}),)"], "matches no parameter"),
-    "group option": (["optim.groups=(('.', {'lr': 1}),)"], "unknown option 'lr'"),
+    "group option": (["optim.groups=(('.', {'rate': 1}),)"], "unknown option 'rate'"),
     "group value": (["optim.groups=(('.', {'freeze': 1}),)"], "freeze: expected bool"),
     "group pattern": (["optim.groups=(('(', {}),)"], "a regular expression"),
     "group form": (["optim.groups=('x',)"], "pairs (pattern, {option: value})"),

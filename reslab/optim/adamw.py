@@ -10,6 +10,7 @@ def build(
     b2: float = 0.95,
     epsilon: float = 1e-8,
     nesterov: bool = False,
+    epsilon_scale: float = 1.0,
 ) -> optax.GradientTransformation:
     """Adam with decay applied to the weights and not to the gradient.
 
@@ -25,6 +26,7 @@ def build(
       b2: Decay of the mean of squared gradients.
       epsilon: Added to the root of the mean of squares.
       nesterov: Whether to look one step ahead.
+      epsilon_scale: Factor on epsilon, of a scaling.
 
     Returns:
       The gradient transformation.
@@ -33,7 +35,7 @@ def build(
         learning_rate,
         b1=b1,
         b2=b2,
-        eps=epsilon,
+        eps=epsilon * epsilon_scale,
         weight_decay=weight_decay,
         nesterov=nesterov,
     )

@@ -1,14 +1,22 @@
-"""Groups of parameters: who learns how fast, who decays, who is frozen."""
+"""Groups of parameters: who learns by which method, how fast, who decays, who rests."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
+from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.layout import Layout
 from reslab.core.trees import first_match, map_named, named_leaves
+from reslab.optim._leaves import Layouts, map_leaves, resolve
+from reslab.optim.clipping import clip_by_layer_norm
+from reslab.optim.scalings._scale import Rule, Scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +24,37 @@ class Group:
     """How the parameters of a group are updated.
 
     Attributes:
+      method: Spec of the optimizer; "" is that of the run.
+      lr: Peak learning rate; None is that of the run.
       lr_scale: Factor on the learning rate.
-      weight_decay: Weight decay; None is the optimizer's.
+      scaling: Spec of a scaling: a factor by depth and kind; "" is none.
+      schedule: Spec of the schedule; "" is that of the run.
+      weight_decay: Weight decay; None is that of the run.
+      clip: Bound of the gradient norm of each parameter in each layer; 0 is none.
       freeze: Whether the parameters stay as they are.
     """
 
+    method: str = ""
+    lr: float | None = None
     lr_scale: float = 1.0
+    scaling: str = ""
+    schedule: str = ""
     weight_decay: float | None = None
+    clip: float = 0.0
     freeze: bool = False
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "method": (str,),
+    "lr": (int, float),
+    "lr_scale": (int, float),
+    "scaling": (str,),
+    "schedule": (str,),
+    "weight_decay": (int, float),
+    "clip": (int, float),
+    "freeze": (bool,),
+}
+_FAMILIES = {"method": "optimizers", "scaling": "scalings", "schedule": "schedules"}
 
 
 def parse_groups(
@@ -32,10 +63,10 @@ def parse_groups(
     """Turns `(pattern, {option: value})` pairs of a config into groups.
 
     Raises:
-      ReslabError: On an unknown option or a value of the wrong type.
+      ReslabError: On an unknown option, a value of the wrong type, or a spec that
+        names nothing.
     """
     parsed = []
-    kinds = {"lr_scale": (int, float), "weight_decay": (int, float), "freeze": (bool,)}
     for entry in groups:
         if (
             not isinstance(entry, list | tuple)
@@ -50,18 +81,20 @@ def parse_groups(
             )
         pattern, options = entry
         for key, value in options.items():
-            if key not in kinds:
+            where = f"optim.groups {pattern!r}"
+            if key not in _KINDS:
                 raise ReslabError(
-                    f"optim.groups {pattern!r}: unknown option {key!r}",
-                    hint=nearest(key, kinds),
+                    f"{where}: unknown option {key!r}", hint=nearest(key, _KINDS)
                 )
-            if type(value) not in kinds[key]:
-                expected = " or ".join(kind.__name__ for kind in kinds[key])
+            if type(value) not in _KINDS[key]:
+                expected = " or ".join(kind.__name__ for kind in _KINDS[key])
+                raise ReslabError(f"{where}: {key}", expected=expected, got=repr(value))
+            if key in ("lr", "lr_scale", "clip") and value < 0:
                 raise ReslabError(
-                    f"optim.groups {pattern!r}: {key}",
-                    expected=expected,
-                    got=repr(value),
+                    f"{where}: {key}", expected="at least 0", got=str(value)
                 )
+            if key in _FAMILIES and value:
+                registry.factory(_FAMILIES[key], value)
         parsed.append((pattern, Group(**options)))
     return parsed
 
@@ -70,13 +103,118 @@ def assign(params: Any, groups: Sequence[tuple[str, Group]]) -> dict[str, Group]
     """Gives every parameter the first group whose pattern is found in its path.
 
     Raises:
-      ReslabError: If a pattern is found in no path.
+      ReslabError: If a pattern is found in no path, or two groups that claim a
+        parameter name different methods for it. A last pattern for all the rest
+        claims nothing that an earlier one does.
     """
-    return first_match(list(named_leaves(params)), groups, Group())
+    names = list(named_leaves(params))
+    assigned = first_match(names, groups, Group())
+    for pattern, group in groups:
+        claimed = [name for name in names if re.search(pattern, name)]
+        if not group.method or len(claimed) == len(names):
+            continue
+        for name in claimed:
+            chosen = assigned[name].method
+            if chosen and chosen != group.method:
+                raise ReslabError(
+                    f"two groups claim {name}",
+                    expected="one method",
+                    got=f"{chosen!r}, and {group.method!r} by {pattern!r}",
+                    hint="patterns that do not overlap",
+                )
+    return assigned
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is done with one parameter, all options and scalings taken together.
+
+    Attributes:
+      method: Spec of its optimizer, or the optimizer's `build`.
+      lr: Peak learning rate.
+      schedule: Spec of its schedule; "" is that of the run.
+      weight_decay: Weight decay.
+      epsilon_scale: Factor on Adam's epsilon.
+      clip: Bound of the gradient norm of each layer; 0 is none.
+      freeze: Whether it stays as it is.
+      factor: Factor on the learning rate, as in `Scale.lr`; not part of equality.
+    """
+
+    method: registry.Spec
+    lr: float
+    schedule: str
+    weight_decay: float
+    epsilon_scale: float
+    clip: float
+    freeze: bool
+    factor: Any = dataclasses.field(default=1.0, compare=False, repr=False)
+
+
+def plans(
+    method: registry.Spec,
+    params: Any,
+    groups: Sequence[tuple[str, Group]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    layouts: Layouts = None,
+) -> dict[str, Plan]:
+    """What is done with every parameter.
+
+    Args:
+      method: The optimizer of groups that name none.
+      params: The parameters, or their shapes.
+      groups: Pairs of a pattern and its group; the first match decides.
+      learning_rate: Peak learning rate of groups that name none.
+      weight_decay: Decay of groups that name none.
+      layouts: A tree of layouts like the parameters; None reads their shapes.
+
+    Returns:
+      A plan for the path of every parameter.
+
+    Raises:
+      ReslabError: As `assign`, or if a scaling does not go with a method.
+    """
+    assigned = assign(params, groups)
+    found = named_leaves(resolve(layouts, params))
+    depth = 1 + max(
+        (max(one.layers) for one in found.values() if one.layers), default=-1
+    )
+    rules: dict[str, Rule] = {}
+    result = {}
+    for name, group in assigned.items():
+        chosen = group.method or method
+        scale = Scale()
+        if group.scaling:
+            if group.scaling not in rules:
+                rules[group.scaling] = registry.make("scalings", group.scaling)
+            scale = rules[group.scaling](name, found[name], depth)
+        is_known = registry.accepts("optimizers", chosen, "epsilon_scale")
+        if scale.epsilon != 1 and not is_known and not group.freeze:
+            raise ReslabError(
+                f"scaling {group.scaling!r}",
+                expected="a method with an epsilon of Adam's",
+                got=repr(chosen),
+                hint="a group without the scaling for the other parameters",
+            )
+        decay = weight_decay if group.weight_decay is None else group.weight_decay
+        peak = learning_rate if group.lr is None else group.lr
+        is_still = not callable(scale.lr) and not np.any(scale.lr)
+        result[name] = Plan(
+            method=chosen,
+            lr=peak * group.lr_scale,
+            schedule=group.schedule,
+            weight_decay=decay * scale.weight_decay,
+            epsilon_scale=scale.epsilon,
+            clip=group.clip,
+            freeze=group.freeze or is_still,
+            factor=scale.lr,
+        )
+    return result
 
 
 def grouped(
-    make: Callable[..., optax.GradientTransformation],
+    method: registry.Spec,
     params: Any,
     groups: Sequence[tuple[str, Group]],
     *,
@@ -84,42 +222,136 @@ def grouped(
     schedule: optax.Schedule,
     weight_decay: float,
     clip: float = 0.0,
-) -> optax.GradientTransformation:
-    """Builds one optimizer per distinct group and routes parameters to them.
+    layouts: Layouts = None,
+    steps: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Builds one optimizer per distinct plan and routes parameters to them.
 
-    Frozen parameters have their gradients zeroed first, so that they do not
-    count in the norm that is clipped.
+    Frozen parameters, and frozen slices of stacked ones, have their gradients
+    zeroed first, so that they do not count in the norm that is clipped. Then come
+    the clip of all gradients together, that of each layer, the methods, and the
+    factors of the scalings.
 
     Args:
-      make: Called with `learning_rate` (a schedule) and `weight_decay`.
+      method: The optimizer of groups that name none. Optimizers are called with
+        `learning_rate` (a schedule), `weight_decay`, and what else they take of
+        `layouts` and `epsilon_scale`.
       params: The parameters, or their shapes.
       groups: Pairs of a pattern and its group; the first match decides.
       learning_rate: Peak learning rate.
       schedule: Factor on it at each step.
       weight_decay: Decay of groups that name none.
       clip: Bound of the global gradient norm; 0 is none.
+      layouts: A tree of layouts like the parameters; None reads their shapes.
+      steps: Length of the run, for the schedules of groups.
 
     Returns:
       The gradient transformation for `params`.
     """
-    assigned = assign(params, groups)
-    labels = map_named(lambda name, _: repr(assigned[name]), params)
-    optimizers: dict[Hashable, optax.GradientTransformation] = {}
-    for group in set(assigned.values()):
-        peak = learning_rate * group.lr_scale
-        decay = weight_decay if group.weight_decay is None else group.weight_decay
-        optimizers[repr(group)] = (
-            optax.set_to_zero()
-            if group.freeze
-            else make(
-                learning_rate=lambda step, peak=peak: peak * schedule(step),
-                weight_decay=decay,
-            )
-        )
-    frozen = map_named(lambda name, _: assigned[name].freeze, params)
+    layouts = resolve(layouts, params)
+    planned = plans(
+        method,
+        params,
+        groups,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        layouts=layouts,
+    )
+    # Parameters with equal plans share an optimizer; all that is frozen is alike.
+    distinct: dict[Any, str] = {}
+    for plan in planned.values():
+        distinct.setdefault(plan.freeze or plan, f"group_{len(distinct)}")
+    labels = map_named(
+        lambda name, _: distinct[planned[name].freeze or planned[name]], params
+    )
+    optimizers: dict[Hashable, optax.GradientTransformation] = {
+        label: optax.set_to_zero()
+        if plan is True
+        else _optimizer(plan, schedule, layouts, steps)
+        for plan, label in distinct.items()
+    }
+    kept = map_named(lambda name, _: _kept(planned[name]), params)
+    clips = map_named(lambda name, _: planned[name].clip, params)
+    factors = map_named(lambda name, _: planned[name].factor, params)
     parts: list[optax.GradientTransformation] = []
-    if any(jax.tree.leaves(frozen)):
-        parts.append(optax.masked(optax.set_to_zero(), frozen))
+    if not all(np.all(mask) for mask in jax.tree.leaves(kept)):
+        parts.append(_zero_frozen(kept, layouts))
     if clip:
         parts.append(optax.clip_by_global_norm(clip))
-    return optax.chain(*parts, optax.partition(optimizers, labels))
+    if any(jax.tree.leaves(clips)):
+        parts.append(clip_by_layer_norm(clips, layouts))
+    parts.append(optax.partition(optimizers, labels))
+    if any(callable(f) or np.any(np.asarray(f) != 1) for f in jax.tree.leaves(factors)):
+        parts.append(scale_by_factors(factors, layouts))
+    return optax.chain(*parts)
+
+
+def _optimizer(
+    plan: Plan, schedule: optax.Schedule, layouts: Layouts, steps: int
+) -> optax.GradientTransformation:
+    if plan.schedule:
+        schedule = registry.make("schedules", plan.schedule, steps=steps)
+    return registry.make(
+        "optimizers",
+        plan.method,
+        learning_rate=lambda step: plan.lr * schedule(step),
+        weight_decay=plan.weight_decay,
+        layouts=layouts,
+        epsilon_scale=plan.epsilon_scale,
+    )
+
+
+def _kept(plan: Plan) -> Any:
+    """1 where a parameter, or a slice of it, is not frozen from start to end."""
+    if plan.freeze:
+        return np.zeros((), bool)
+    return np.ones((), bool) if callable(plan.factor) else np.not_equal(plan.factor, 0)
+
+
+def _on_slices(factor: Any, x: jax.Array) -> jax.Array:
+    """Factors, one or one for each slice of axis 0, in the shape of a leaf."""
+    factor = jnp.asarray(factor)
+    return factor.reshape(*factor.shape, *(1,) * (x.ndim - factor.ndim))
+
+
+def _zero_frozen(kept: Any, layouts: Layouts) -> optax.GradientTransformation:
+    def one(layout: Layout, gradient, is_kept):
+        del layout
+        return jnp.where(_on_slices(is_kept, gradient), gradient, 0.0)
+
+    return optax.stateless(lambda g, _: map_leaves(one, layouts, g, kept))
+
+
+def scale_by_factors(
+    factors: Any, layouts: Layouts = None
+) -> optax.GradientTransformation:
+    """Multiplies updates by factors, each parameter or each layer by its own.
+
+    Args:
+      factors: A tree like the parameters: a number, an array with one number for
+        each slice of axis 0, or a function from the step to either.
+      layouts: A tree of layouts like the parameters.
+
+    Returns:
+      The gradient transformation; its state counts steps.
+    """
+
+    def update(updates, state, params=None):
+        del params
+
+        def one(layout, u, factor):
+            del layout
+            if callable(factor):
+                factor = factor(state.count)
+            elif not np.any(np.asarray(factor) != 1):
+                return u
+            return u * _on_slices(factor, u).astype(u.dtype)
+
+        scaled = map_leaves(one, layouts, updates, factors)
+        return scaled, optax.ScaleByScheduleState(state.count + 1)
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    return optax.GradientTransformation(init, update)

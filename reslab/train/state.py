@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core import precision, registry
 from reslab.core.errors import ReslabError
+from reslab.core.layout import layouts
 from reslab.core.model_state import model_state_of
 from reslab.core.trees import first_match, named_leaves, unbox
-from reslab.optim.groups import Group, assign, grouped, parse_groups
+from reslab.optim.groups import Plan, grouped, parse_groups, plans
 from reslab.parallel.mesh import replicated, tree_sharding, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.tasks import Task, make_task
@@ -85,13 +86,13 @@ def build_model(config: ConfigDict, task: Task, platform: str) -> Any:
 
 
 def build_optimizer(
-    config: ConfigDict, params: Any
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    config: ConfigDict, boxed: Any
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """Builds the optimizer over groups of parameters, and the learning rate.
 
     Args:
       config: The resolved config.
-      params: The parameters, or their shapes.
+      boxed: The parameters, or their shapes, with their logical axis names.
 
     Returns:
       The gradient transformation and the learning rate at each step.
@@ -102,20 +103,30 @@ def build_optimizer(
     optim = config.optim
     factor = registry.make("schedules", optim.schedule, steps=config.train.steps)
     transformation = grouped(
-        registry.factory("optimizers", optim.name),
-        params,
+        optim.name,
+        unbox(boxed),
         parse_groups(optim.groups),
         learning_rate=optim.learning_rate,
         schedule=factor,
         weight_decay=optim.weight_decay,
         clip=optim.clip,
+        layouts=layouts(boxed),
+        steps=config.train.steps,
     )
     return transformation, lambda step: optim.learning_rate * factor(step)
 
 
-def parameter_groups(config: ConfigDict, params: Any) -> dict[str, Group]:
-    """The group of every parameter path."""
-    return assign(params, parse_groups(config.optim.groups))
+def parameter_plans(config: ConfigDict, boxed: Any) -> dict[str, Plan]:
+    """What is done with the parameter of every path."""
+    optim = config.optim
+    return plans(
+        optim.name,
+        unbox(boxed),
+        parse_groups(optim.groups),
+        learning_rate=optim.learning_rate,
+        weight_decay=optim.weight_decay,
+        layouts=layouts(boxed),
+    )
 
 
 def matching_patterns(config: ConfigDict, params: Any) -> dict[str, str]:
@@ -143,7 +154,7 @@ class Setup:
     mesh: Mesh
     task: Task
     model: Any
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     learning_rate: optax.Schedule
     shapes: TrainState
     boxed_params: Any
@@ -235,7 +246,7 @@ def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
             lambda: model.init(jax.random.key(config.seed), *task.example())
         )
         boxed = variables["params"]
-        optimizer, learning_rate = build_optimizer(config, unbox(boxed))
+        optimizer, learning_rate = build_optimizer(config, boxed)
         # Optimizer states are trees like the parameters, so the boxes carry the
         # logical axes over to them.
         boxed_state = TrainState(

@@ -22,7 +22,7 @@ GROUPS = (
 
 def one_step(clip=0.0, schedule=lambda _: 1.0):
     transformation = grouped(
-        registry.factory("optimizers", "sgd(momentum=0.0)"),
+        "sgd(momentum=0.0)",
         PARAMS,
         parse_groups(GROUPS),
         learning_rate=0.1,

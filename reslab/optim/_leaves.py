@@ -1,0 +1,121 @@
+"""How transformations go through parameters: leaf by leaf, each with its layout.
+
+A statistic of each stacked parameter keeps the axes of its leaf, those that it was
+taken over of size 1, so that it broadcasts against the leaf and shares its axis names.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reslab.core.layout import Layout, layouts
+from reslab.core.precision import statistics_dtype
+from reslab.core.trees import is_box
+
+# A tree of layouts like the parameters; None reads them from boxes or shapes.
+Layouts = Any
+
+
+def is_absent(node: Any) -> bool:
+    """Whether a leaf belongs to another group."""
+    return isinstance(node, optax.MaskedNode)
+
+
+def resolve(given: Layouts, tree: Any) -> Layouts:
+    """The layouts of a tree: those given, or what its shapes say."""
+    return layouts(tree) if given is None else given
+
+
+def map_leaves(function: Callable[..., Any], given: Layouts, *trees: Any) -> Any:
+    """Maps `function(layout, leaf of each tree)` over trees.
+
+    Leaves of other groups are passed over. Boxes around the leaves of the first tree
+    are put around the result; an axis that is reduced to 1 loses its name.
+
+    Args:
+      function: The function.
+      given: Layouts, or None.
+      *trees: Trees of the same structure.
+
+    Returns:
+      A tree of results like the first.
+    """
+
+    def one(layout, leaf, *others):
+        if is_absent(leaf):
+            return leaf
+        if not is_box(leaf):
+            return function(layout, leaf, *others)
+        values = (node.value if is_box(node) else node for node in others)
+        result = function(layout, leaf.value, *values)
+        return rebox(leaf, result)
+
+    return jax.tree.map(one, resolve(given, trees[0]), *trees)
+
+
+def rebox(box: Any, value: Any, names: tuple[str | None, ...] | None = None) -> Any:
+    """Puts a statistic of a parameter into a box like the parameter's.
+
+    Args:
+      box: The box of the parameter, or the parameter where there is none.
+      value: The statistic.
+      names: Names of its axes; by default those of axes that are as long.
+    """
+    if not is_box(box):
+        return value
+    if names is None:
+        shapes = zip(box.names, box.value.shape, value.shape, strict=True)
+        names = tuple(name if old == new else None for name, old, new in shapes)
+    return box.replace(value=value, names=names)
+
+
+def split(tree: Any, count: int) -> tuple[Any, ...]:
+    """Turns a tree of tuples of `count` results into as many trees."""
+
+    def is_results(node):
+        return isinstance(node, tuple) and not is_absent(node)
+
+    return tuple(
+        jax.tree.map(
+            lambda node, i=index: node if is_absent(node) else node[i],
+            tree,
+            is_leaf=is_results,
+        )
+        for index in range(count)
+    )
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """An array in the dtype of statistics: float32, or float64 if it is."""
+    return x.astype(statistics_dtype(x.dtype))
+
+
+def norm(layout: Layout, x: jax.Array) -> jax.Array:
+    """The Euclidean norm of each stacked parameter; other axes are kept at 1."""
+    squares = jnp.square(wide(x))
+    return jnp.sqrt(jnp.sum(squares, layout.own_axes(x), keepdims=True))
+
+
+def zeros(tree: Any, dtype: Any = None) -> Any:
+    """Zeros like a tree; in the dtype of statistics where none is given."""
+    return jax.tree.map(
+        lambda x: jnp.zeros(x.shape, dtype or statistics_dtype(x.dtype)), tree
+    )
+
+
+def present(tree: Any) -> list[Any]:
+    """The leaves of a tree that are there."""
+    return jax.tree.leaves(tree)
+
+
+def decay_and_scale(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float
+) -> optax.GradientTransformation:
+    """What follows every direction: decoupled decay, then the learning rate."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate),
+    )

@@ -5,7 +5,7 @@ taken over of size 1, so that it broadcasts against the leaf and shares its axis
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,13 @@ from reslab.core.trees import is_box
 
 # A tree of layouts like the parameters; None reads them from boxes or shapes.
 Layouts = Any
+
+
+class Named(NamedTuple):
+    """A statistic whose axes are not those of its parameter, and their names."""
+
+    value: jax.Array
+    names: tuple[str | None, ...]
 
 
 def is_absent(node: Any) -> bool:
@@ -33,7 +40,8 @@ def map_leaves(function: Callable[..., Any], given: Layouts, *trees: Any) -> Any
     """Maps `function(layout, leaf of each tree)` over trees.
 
     Leaves of other groups are passed over. Boxes around the leaves of the first tree
-    are put around the result; an axis that is reduced to 1 loses its name.
+    are put around the result, `Named` or not; an axis that is reduced to 1 loses its
+    name.
 
     Args:
       function: The function.
@@ -47,29 +55,32 @@ def map_leaves(function: Callable[..., Any], given: Layouts, *trees: Any) -> Any
     def one(layout, leaf, *others):
         if is_absent(leaf):
             return leaf
-        if not is_box(leaf):
-            return function(layout, leaf, *others)
-        values = (node.value if is_box(node) else node for node in others)
-        result = function(layout, leaf.value, *values)
-        return rebox(leaf, result)
+        value, *values = (n.value if is_box(n) else n for n in (leaf, *others))
+        result = function(layout, value, *values)
+        return _boxed_like(leaf, result)
 
     return jax.tree.map(one, resolve(given, trees[0]), *trees)
 
 
-def rebox(box: Any, value: Any, names: tuple[str | None, ...] | None = None) -> Any:
-    """Puts a statistic of a parameter into a box like the parameter's.
+def label_leaves(function: Callable[[Layout], Any], given: Layouts, tree: Any) -> Any:
+    """A tree of labels by layout, for `optax.partition`; absent leaves stay absent."""
+    return jax.tree.map(
+        lambda layout, leaf: leaf if is_absent(leaf) else function(layout),
+        resolve(given, tree),
+        tree,
+    )
 
-    Args:
-      box: The box of the parameter, or the parameter where there is none.
-      value: The statistic.
-      names: Names of its axes; by default those of axes that are as long.
-    """
-    if not is_box(box):
+
+def _boxed_like(leaf: Any, result: Any) -> Any:
+    if is_absent(result):
+        return result
+    value, names = result if isinstance(result, Named) else (result, None)
+    if not is_box(leaf):
         return value
     if names is None:
-        shapes = zip(box.names, box.value.shape, value.shape, strict=True)
+        shapes = zip(leaf.names, leaf.value.shape, value.shape, strict=True)
         names = tuple(name if old == new else None for name, old, new in shapes)
-    return box.replace(value=value, names=names)
+    return leaf.replace(value=value, names=names)
 
 
 def split(tree: Any, count: int) -> tuple[Any, ...]:
@@ -104,11 +115,6 @@ def zeros(tree: Any, dtype: Any = None) -> Any:
     return jax.tree.map(
         lambda x: jnp.zeros(x.shape, dtype or statistics_dtype(x.dtype)), tree
     )
-
-
-def present(tree: Any) -> list[Any]:
-    """The leaves of a tree that are there."""
-    return jax.tree.leaves(tree)
 
 
 def decay_and_scale(

@@ -1,0 +1,271 @@
+"""Muon: momentum whose singular values are all made one (Jordan et al., 2024)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reslab.core.errors import ReslabError, nearest
+from reslab.core.layout import Layout
+from reslab.core.precision import statistics_dtype
+from reslab.optim import adamw
+from reslab.optim._leaves import (
+    Layouts,
+    decay_and_scale,
+    label_leaves,
+    map_leaves,
+    wide,
+    zeros,
+)
+from reslab.optim.orthogonalization import coefficients, orthogonalize_leaves
+
+SCALES = ("moonlight", "keller", "spectral")
+DTYPES = ("bfloat16", "float32")
+
+
+class MuonState(NamedTuple):
+    """State of `scale_by_muon`.
+
+    Attributes:
+      momentum: Sum of gradients, each step's worth `momentum` times the next's.
+    """
+
+    momentum: Any
+
+
+def size_factor(layout: Layout, shape: tuple[int, ...], scale: str) -> float:
+    """How large the update of a kernel is, by its shape.
+
+    moonlight  0.2 sqrt(max(in, out)): RMS 0.2, as AdamW's
+    keller     sqrt(max(1, out / in))
+    spectral   sqrt(out / in): the same change of outputs at any width
+    """
+    inputs, outputs = 1, 1
+    for axis in layout.inputs:
+        inputs *= shape[axis]
+    for axis in layout.outputs:
+        outputs *= shape[axis]
+    if scale == "moonlight":
+        return 0.2 * max(inputs, outputs) ** 0.5
+    ratio = outputs / inputs
+    return max(1.0, ratio) ** 0.5 if scale == "keller" else ratio**0.5
+
+
+def scale_by_muon(
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    scale: str = "moonlight",
+    table: str | tuple = "keller",
+    iterations: int = 5,
+    products: str = "bfloat16",
+    layouts: Layouts = None,
+) -> optax.GradientTransformation:
+    """Replaces gradients of kernels by orthogonalized momentum.
+
+        M <- momentum M + G;   U = momentum M + G  (nesterov)  or  M
+        update = size_factor * orthogonalized(U)
+
+    The momentum is kept in float32 at least. Each layer, and each expert, is a
+    matrix of its own; see `orthogonalize_leaves` for how the work is spread over
+    devices.
+
+    Args:
+      momentum: Decay of the sum of gradients.
+      nesterov: Whether to look one step ahead.
+      scale: One of `SCALES`, see `size_factor`.
+      table: "keller", "polar_express", or rows (a, b, c); see
+        `reslab.optim.orthogonalization`.
+      iterations: Number of polynomials that are applied.
+      products: Dtype of the products: "bfloat16" or "float32".
+      layouts: A tree of layouts like the parameters; None takes leaves of two axes,
+        (inputs, outputs).
+
+    Returns:
+      The gradient transformation, for kernels alone.
+
+    Raises:
+      ReslabError: On an unknown scale or products, or a table that is too long.
+    """
+    check(scale, products)
+    rows, margin = coefficients(table, iterations), table_margin(table)
+
+    def init(params):
+        return MuonState(zeros(params))
+
+    def update(updates, state, params=None):
+        del params
+        sums = map_leaves(
+            lambda _, m, g: momentum * m + wide(g), layouts, state.momentum, updates
+        )
+        ahead = sums
+        if nesterov:
+            ahead = map_leaves(
+                lambda _, m, g: momentum * m + wide(g), layouts, sums, updates
+            )
+        directions = orthogonalize_leaves(
+            ahead,
+            layouts,
+            rows,
+            dtype=product_dtype(products, ahead),
+            margin=margin,
+        )
+
+        def scaled(layout, x, g):
+            return (size_factor(layout, g.shape, scale) * wide(x)).astype(g.dtype)
+
+        return map_leaves(scaled, layouts, directions, updates), MuonState(sums)
+
+    return optax.GradientTransformation(init, update)
+
+
+def check(scale: str, products: str) -> None:
+    """Refuses options that are none.
+
+    Raises:
+      ReslabError: If one is not.
+    """
+    for key, value, known in (("scale", scale, SCALES), ("products", products, DTYPES)):
+        if value not in known:
+            raise ReslabError(f"muon: {key} {value!r}", hint=nearest(value, known))
+
+
+def table_margin(table: str | tuple) -> float:
+    """What the Frobenius norm is multiplied by before the first polynomial."""
+    return 1.01 if table == "polar_express" else 1.0
+
+
+def product_dtype(products: str, tree: Any) -> Any:
+    """The dtype of the products; float64 gradients are never narrowed to float32."""
+    if products == "bfloat16":
+        return jnp.bfloat16
+    widest = [statistics_dtype(leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return max(widest, key=lambda one: one.itemsize, default=jnp.float32)
+
+
+def with_adamw(
+    direction: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float,
+    layouts: Layouts,
+    *,
+    kernel_decay: float | None = None,
+    others_scale: float,
+    b1: float,
+    b2: float,
+    epsilon: float,
+) -> optax.GradientTransformationExtraArgs:
+    """Gives kernels to a direction, and all else to AdamW.
+
+    Args:
+      direction: The transformation of kernels inside the model.
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters.
+      kernel_decay: Decay of the kernels, where it is not `weight_decay`.
+      others_scale: Factor on AdamW's learning rate.
+      b1: AdamW's decay of the mean of gradients.
+      b2: AdamW's decay of the mean of squares.
+      epsilon: AdamW's epsilon.
+
+    Returns:
+      The gradient transformation.
+    """
+
+    def labels(tree):
+        return label_leaves(
+            lambda layout: "kernels" if layout.kind == "matrix" else "others",
+            layouts,
+            tree,
+        )
+
+    def rate(step):
+        base = learning_rate(step) if callable(learning_rate) else learning_rate
+        return others_scale * base
+
+    return optax.partition(
+        {
+            "kernels": optax.chain(
+                direction,
+                decay_and_scale(
+                    learning_rate,
+                    weight_decay if kernel_decay is None else kernel_decay,
+                ),
+            ),
+            "others": adamw.build(rate, weight_decay, b1, b2, epsilon),
+        },
+        labels,
+    )
+
+
+def build(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    layouts: Layouts = None,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    scale: str = "moonlight",
+    table: str | tuple = "keller",
+    iterations: int = 5,
+    products: str = "bfloat16",
+    others_scale: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    epsilon: float = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    """Orthogonalized momentum for kernels, AdamW for all other parameters.
+
+        M <- momentum M + G;  U = G + momentum M
+        W <- (1 - lr decay) W - lr * scale * orthogonalized(U)
+
+    Kernels are the matrices inside the model, by logical axes: heads of attention
+    are one matrix together, stacked layers and experts one each. Embeddings, heads,
+    norms and biases are updated by AdamW with the learning rate times
+    `others_scale`, bias-corrected, epsilon added to the corrected root.
+
+    `scale="moonlight"` makes updates as large as AdamW's, whose learning rates then
+    serve (Liu et al.); `"keller"` is that of the method's author, with learning
+    rates near 0.02 and `others_scale` near 0.015.
+
+    Reference: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; Liu
+    et al., 2025, https://arxiv.org/abs/2502.16982, Eq. 4. Five steps equal both
+    authors' code to 1e-5 in float32 and 5e-3 in bfloat16; the first author's scale
+    of convolutions, by the last two axes of the kernel alone, is not reproduced, and
+    `optax.contrib.muon`'s bias-corrected Nesterov momentum is neither's.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters; None takes leaves of two axes
+        for kernels.
+      momentum: Decay of the sum of gradients.
+      nesterov: Whether to look one step ahead.
+      scale: "moonlight", "keller" or "spectral".
+      table: Polynomials: "keller", "polar_express", or rows (a, b, c).
+      iterations: Number of polynomials that are applied.
+      products: Dtype of the products: "bfloat16", as in the authors' code, or
+        "float32".
+      others_scale: Factor on the learning rate of all other parameters.
+      b1: AdamW's decay of the mean of gradients.
+      b2: AdamW's decay of the mean of squared gradients.
+      epsilon: AdamW's epsilon.
+
+    Returns:
+      The gradient transformation.
+
+    Raises:
+      ReslabError: On an unknown scale or products, or a table that is too long.
+    """
+    direction = scale_by_muon(
+        momentum, nesterov, scale, table, iterations, products, layouts
+    )
+    return with_adamw(
+        direction,
+        learning_rate,
+        weight_decay,
+        layouts,
+        others_scale=others_scale,
+        b1=b1,
+        b2=b2,
+        epsilon=epsilon,
+    )

@@ -23,7 +23,11 @@ from reslab.parallel.mesh import make_mesh, place_on, replicated, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
-from reslab.train.step import gradient_in_parts, training_objective
+from reslab.train.step import (
+    apply_optimizer,
+    gradient_in_parts,
+    training_objective,
+)
 from reslab.train.tasks import Batch
 
 
@@ -152,7 +156,7 @@ class Prober:
             read_out=read_out,
             loss=loss,
             gradient=gradient,
-            update=lambda g: setup.optimizer.update(g, state.opt_state, params)[0],
+            update=lambda gradients: apply_optimizer(setup, gradients, state, batch)[0],
         )
 
 

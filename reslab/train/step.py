@@ -95,6 +95,43 @@ def gradient_in_parts(
     return accumulated
 
 
+def apply_optimizer(
+    setup: Setup, gradients: Any, state: TrainState, batch: Batch
+) -> tuple[Any, Any]:
+    """What the optimizer makes of gradients.
+
+    Beside them it is given `value_fn`, the loss by the parameters on the first part
+    of the batch, and the batch's `tokens`, for those that ask.
+
+    Args:
+      setup: Model, optimizer, task and config.
+      gradients: Of the parameters.
+      state: The train state before the step.
+      batch: The batch that the gradients are of.
+
+    Returns:
+      The updates and the new state of the optimizer.
+    """
+    rows = setup.config.data.batch // setup.config.train.accumulate
+
+    def value_fn(params):
+        part = {key: value[:rows] for key, value in batch.items()}
+        variables = {**state.variables, "params": params}
+        total, sums, _ = setup.task.loss_sums(setup.model, variables, part)
+        return total / jnp.maximum(sums[setup.task.unit], 1)
+
+    # optax counts on implicit promotion (b1 ** step), also where the caller has
+    # forbidden it.
+    with jax.numpy_dtype_promotion("standard"):
+        return setup.optimizer.update(
+            gradients,
+            state.opt_state,
+            state.params,
+            value_fn=value_fn,
+            tokens=batch.get("tokens"),
+        )
+
+
 def make_step(setup: Setup) -> Step:
     """Builds the training step of a setup.
 
@@ -114,12 +151,8 @@ def make_step(setup: Setup) -> Step:
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradients, model_state, sums = gradient(state.params, state.model_state, batch)
-        # optax counts on implicit promotion (b1 ** step), also where the caller
-        # has forbidden it.
+        updates, opt_state = apply_optimizer(setup, gradients, state, batch)
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = setup.optimizer.update(
-                gradients, state.opt_state, state.params
-            )
             learning_rate = jnp.asarray(setup.learning_rate(state.step))
         metrics = {
             **setup.task.metrics(sums),

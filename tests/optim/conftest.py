@@ -68,6 +68,6 @@ def turned():
 
 @pytest.fixture(autouse=True)
 def as_optax_counts():
-    """optax counts on implicit promotion (b1 ** step), as `make_step` allows it."""
+    """Optax counts on implicit promotion (b1 ** step), as `make_step` allows it."""
     with jax.numpy_dtype_promotion("standard"):
         yield

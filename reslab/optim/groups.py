@@ -15,6 +15,7 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import Layout
 from reslab.core.trees import first_match, map_named, named_leaves
 from reslab.optim._leaves import Layouts, map_leaves, resolve
+from reslab.optim._wrapping import unwrapped
 from reslab.optim.clipping import clip_by_layer_norm
 from reslab.optim.scalings._scale import Rule, Scale
 
@@ -176,6 +177,7 @@ def plans(
       ReslabError: As `assign`, or if a scaling does not go with a method.
     """
     assigned = assign(params, groups)
+    method, _ = unwrapped(method)
     found = named_leaves(resolve(layouts, params))
     depth = 1 + max(
         (max(one.layers) for one in found.values() if one.layers), default=-1
@@ -230,7 +232,8 @@ def grouped(
     Frozen parameters, and frozen slices of stacked ones, have their gradients
     zeroed first, so that they do not count in the norm that is clipped. Then come
     the clip of all gradients together, that of each layer, the methods, and the
-    factors of the scalings.
+    factors of the scalings. If the method is a wrapper, such as `lisa`, it goes around
+    all of that, and the method inside is that of groups that name none.
 
     Args:
       method: The optimizer of groups that name none. Optimizers are called with
@@ -249,6 +252,7 @@ def grouped(
       The gradient transformation for `params`.
     """
     layouts = resolve(layouts, params)
+    method, wraps = unwrapped(method)
     planned = plans(
         method,
         params,
@@ -283,7 +287,10 @@ def grouped(
     parts.append(optax.partition(optimizers, labels))
     if any(callable(f) or np.any(np.asarray(f) != 1) for f in jax.tree.leaves(factors)):
         parts.append(scale_by_factors(factors, layouts))
-    return optax.chain(*parts)
+    transformation = optax.chain(*parts)
+    for wrap in wraps:
+        transformation = wrap(transformation, layouts, steps)
+    return optax.with_extra_args_support(transformation)
 
 
 def _optimizer(
@@ -298,6 +305,7 @@ def _optimizer(
         weight_decay=plan.weight_decay,
         layouts=layouts,
         epsilon_scale=plan.epsilon_scale,
+        steps=steps,
     )
 
 

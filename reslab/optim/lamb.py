@@ -27,7 +27,7 @@ def scale_by_layer_trust_ratio(
         check_no_scalars("lamb", layouts, params)
         return optax.EmptyState()
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         def one(layout, u, p):
             return (u * trust_ratio(layout, p, u, bound=bound)).astype(u.dtype)
 

@@ -125,7 +125,7 @@ def build(
         trace = jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p).dtype), params)
         return optax.TraceState(trace), jnp.zeros((), jnp.int32)
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         (trace,), count = state
         lr = rate(count)
         known = resolve(layouts, updates)

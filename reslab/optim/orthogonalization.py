@@ -118,7 +118,7 @@ def coefficients(table: str | Sequence[Sequence[float]], steps: int) -> Coeffici
         raise ReslabError(
             f"{where}: unknown table {table!r}", hint=nearest(table, TABLES)
         )
-    rows = tuple(tuple(row) for row in table)
+    rows: Any = tuple(tuple(row) for row in table)
     if not rows or any(len(row) != 3 for row in rows):
         raise ReslabError(f"{where}: table", expected="rows (a, b, c)", got=repr(table))
     if len(rows) > steps:
@@ -196,7 +196,7 @@ def orthogonalize_leaves(
     """
     layouts = resolve(layouts, tree)
     views, structure = jax.tree.flatten(map_leaves(_wide_view, layouts, tree))
-    counts = [None] * len(views) if steps is None else jax.tree.leaves(steps)
+    counts = jax.tree.leaves(steps)
     buckets: dict[Any, list[int]] = collections.defaultdict(list)
     for index, matrices in enumerate(views):
         buckets[matrices.shape[1:]].append(index)

@@ -243,7 +243,7 @@ def build(
     """
     soap = scale_by_soap(b1, b2, epsilon, every, largest, layouts)
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
         # Nothing is decayed in the update that moves nothing.
         shrink = jnp.where(state.count > 0, lr * weight_decay, 0.0)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.files import write_whole
+from reslab.core.layout import layouts
 from reslab.core.taps import TAPS
 from reslab.core.text import aligned
 from reslab.observe.probes import quantities
@@ -150,6 +151,7 @@ class Prober:
 
         return View(
             params=params,
+            layouts=layouts(setup.boxed_params),
             is_counted=held_out["loss_mask"].astype(bool),
             is_first=held_out["positions"] == 0,
             forward=forward,

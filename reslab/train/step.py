@@ -114,9 +114,15 @@ def apply_optimizer(
     """
     rows = setup.config.data.batch // setup.config.train.accumulate
 
-    def value_fn(params):
+    def value_fn(some):
+        # An optimizer of some parameters knows nothing of the others.
+        whole = jax.tree.map(
+            lambda p, s: p if isinstance(s, optax.MaskedNode) else s,
+            state.params,
+            some,
+        )
         part = {key: value[:rows] for key, value in batch.items()}
-        variables = {**state.variables, "params": params}
+        variables = {**state.variables, "params": whole}
         total, sums, _ = setup.task.loss_sums(setup.model, variables, part)
         return total / jnp.maximum(sums[setup.task.unit], 1)
 

@@ -44,12 +44,17 @@ SPECS = {
     "muon": "muon(products='float32')",
     "normuon": "normuon(products='float32')",
     "soap": "soap(every=2, largest=16)",
+    "heavy_tail": "heavy_tail(every=2, until=1.0, blend=2, least=2)",
+    "importance_sparse": "importance_sparse(every=2, share=0.7)",
+    "lisa": "lisa(every=2)",
 }
 RATES = {"lars": 10.0, "sgd": 0.3}
 # LARS leaves vectors to the rate alone, which is made for kernels.
 QUADRATIC = {"lars": ("lars(adapts_vectors=True)", 20.0), "sgd": ("sgd", 0.02)}
 # They say that moments are in the parameters' dtype, as in optax.
 IN_DTYPE_OF_PARAMETERS = {"adamw", "sgd", "lamb"}
+IN_DTYPE_OF_PARAMETERS |= {"heavy_tail", "importance_sparse", "lisa", "tract"}
+IN_DTYPE_OF_PARAMETERS |= {"normalize_and_project"}
 VOCABULARY = 24
 
 

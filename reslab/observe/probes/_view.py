@@ -108,6 +108,7 @@ class View:
 
     Attributes:
       params: The parameters.
+      layouts: The meaning of their axes, a tree of `Layout`.
       is_counted: Which tokens count (batch, length); padding does not.
       is_first: Which tokens are the first of their document (batch, length).
       forward: Runs the model once and returns its `taps` collection.
@@ -119,6 +120,7 @@ class View:
     """
 
     params: Any
+    layouts: Any
     is_counted: jax.Array
     is_first: jax.Array
     forward: Callable[[], Any]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from reslab.core.layout import layouts
 from reslab.core.taps import TAPS
 from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
@@ -51,6 +52,9 @@ def view_of():
         everything = jnp.ones(tokens.shape, bool)
         return View(
             params=params,
+            layouts=layouts(
+                jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+            ),
             is_counted=everything if is_counted is None else is_counted,
             is_first=first,
             forward=forward,

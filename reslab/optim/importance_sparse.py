@@ -1,0 +1,195 @@
+"""IST: layers drawn by their importance, which is learned (Yao et al., 2024)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.optim._leaves import Layouts, map_leaves, resolve
+from reslab.optim._wrapping import depth_of, inside, update_active
+
+
+class ImportanceState(NamedTuple):
+    """State of `importance_sparse`.
+
+    Attributes:
+      count: Number of steps so far.
+      scores: Of every layer (layers,); a larger score is less important.
+      inner: State of the optimizer inside.
+    """
+
+    count: jax.Array
+    scores: jax.Array
+    inner: Any
+
+
+def drawn(key: jax.Array, logits: jax.Array, count: int) -> jax.Array:
+    """Draws layers without replacement, with weights sigmoid(logits)."""
+    noisy = jax.nn.log_sigmoid(logits) + jax.random.gumbel(key, logits.shape)
+    return jnp.zeros(logits.shape, bool).at[jax.lax.top_k(noisy, count)[1]].set(True)
+
+
+def learned_scores(
+    scores: jax.Array, suppressed: jax.Array, losses: jax.Array, rate: float = 10.0
+) -> jax.Array:
+    """What some suppressions teach about the importance of layers.
+
+        r_k = exp(-loss_k) - mean(exp(-loss));  I_i += rate r_k p_i (1 - p_i)
+
+    for every layer i that was suppressed in k, with p = sigmoid(I) of before.
+
+    Args:
+      scores: Scores I (layers,).
+      suppressed: Which layers were suppressed (trials, layers).
+      losses: The losses with them suppressed (trials,).
+      rate: Size of the steps.
+
+    Returns:
+      The new scores.
+    """
+    rewards = jnp.exp(-losses)
+    rewards = rewards - jnp.mean(rewards)
+    p = jax.nn.sigmoid(scores)
+    given = jnp.sum(jnp.where(suppressed, rewards[:, None], 0.0), axis=0)
+    return scores + rate * given * p * (1 - p)
+
+
+def wrap(
+    inner: optax.GradientTransformation,
+    *,
+    layouts: Layouts = None,
+    steps: int = 1,
+    share: float = 0.25,
+    every: int = 10,
+    trials: int = 3,
+    suppressed: float = 0.5,
+    factor: float = 0.25,
+    rate: float = 10.0,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Lets an optimizer move the layers that matter; see `build`."""
+    del steps
+    for name, value in (("every", every), ("trials", trials)):
+        if value < 1:
+            raise ReslabError(
+                f"importance_sparse: {name}", expected="at least 1", got=str(value)
+            )
+    for name, value in (("share", share), ("suppressed", suppressed)):
+        if not 0 < value <= 1:
+            raise ReslabError(
+                f"importance_sparse: {name}",
+                expected="a fraction above 0",
+                got=str(value),
+            )
+    around = optax.with_extra_args_support(inner)
+
+    def init(params):
+        depth = depth_of(resolve(layouts, params))
+        scores = jnp.zeros((depth,), jnp.float32)
+        return ImportanceState(jnp.zeros((), jnp.int32), scores, around.init(params))
+
+    def update(updates, state, params=None, *, value_fn=None, **extra):
+        if value_fn is None:
+            raise ReslabError(
+                "importance_sparse",
+                expected="`value_fn`, the loss by the parameters, in `update`",
+            )
+        known = resolve(layouts, updates)
+        depth = depth_of(known)
+        if not depth:
+            raise ReslabError("importance_sparse", expected="a stack of layers")
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        keys = jax.random.split(key, trials + 1)
+
+        def weakened(chosen):
+            factors = jnp.where(chosen, factor, 1.0)
+
+            def one(layout, p):
+                writes = layout.names and layout.names[-1] == "embed"
+                if layout.kind != "matrix" or not layout.layers or not writes:
+                    return p
+                return p * layout.by_layer(factors, p).astype(p.dtype)
+
+            return value_fn(map_leaves(one, known, params))
+
+        def learn(scores):
+            count = max(1, int(suppressed * depth))
+            chosen = jax.vmap(lambda k: drawn(k, scores, count))(keys[1:])
+            losses = jax.lax.map(weakened, chosen).astype(scores.dtype)
+            return learned_scores(scores, chosen, losses, rate)
+
+        is_due = (state.count > 0) & (state.count % every == 0)
+        scores = jax.lax.cond(is_due, learn, lambda s: s, state.scores)
+        active = drawn(keys[0], -scores, max(1, int(share * depth)))
+        moves, inner_state = update_active(
+            around,
+            *(active, known, updates, state.inner, params),
+            value_fn=value_fn,
+            **extra,
+        )
+        return moves, ImportanceState(state.count + 1, scores, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def build(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    layouts: Layouts = None,
+    inner: registry.Spec = "adamw",
+    share: float = 0.25,
+    every: int = 10,
+    trials: int = 3,
+    suppressed: float = 0.5,
+    factor: float = 0.25,
+    rate: float = 10.0,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains a share of the layers in each step, the important ones more often.
+
+    Each step draws the layers that learn, with weights sigmoid(-score). Every
+    `every` steps the scores learn: for some draws of layers, with weights
+    sigmoid(score), the response of those is suppressed by `factor`, and a layer whose
+    suppression hurts less than that of others is less important. Embedding, head and
+    final norm always learn; layers that rest keep weights and state bit for bit.
+
+    In the paper what learns and what is suppressed are adapters (LoRA). Here it is
+    the layer: kernels that write to the stream are multiplied by `factor`. The losses
+    are those of the training batch, not of one that was held back.
+
+    Reference: Yao et al., 2024, https://arxiv.org/abs/2410.11772, Algorithm 1. The
+    scores equal those of the authors' code to 1e-6, given its draws and losses.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters, which says where layers are.
+      inner: Spec of the optimizer.
+      share: Share of the layers that learn in a step.
+      every: Steps between two lessons of the scores.
+      trials: Suppressions in a lesson.
+      suppressed: Share of the layers that a trial suppresses.
+      factor: Factor on their response.
+      rate: Size of the scores' steps.
+      seed: Chooses the draws.
+
+    Returns:
+      The gradient transformation; `update` takes `value_fn`.
+
+    Raises:
+      ReslabError: If a number is out of range, or `value_fn` is missing.
+    """
+    return wrap(
+        inside(inner, learning_rate, weight_decay, layouts, 1),
+        layouts=layouts,
+        share=share,
+        every=every,
+        trials=trials,
+        suppressed=suppressed,
+        factor=factor,
+        rate=rate,
+        seed=seed,
+    )

@@ -1,0 +1,107 @@
+"""LISA: a few layers at a time, drawn at random (Pan et al., 2024)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.optim._leaves import Layouts, resolve
+from reslab.optim._wrapping import depth_of, inside, update_active
+
+
+class LisaState(NamedTuple):
+    """State of `lisa`.
+
+    Attributes:
+      count: Number of steps so far.
+      inner: State of the optimizer inside.
+    """
+
+    count: jax.Array
+    inner: Any
+
+
+def active_layers(
+    count: jax.Array, depth: int, active: int, every: int, seed: int
+) -> jax.Array:
+    """Which layers learn at a step: a pure function of the step and the seed."""
+    key = jax.random.fold_in(jax.random.key(seed), count // every)
+    return jax.random.permutation(key, depth) < active
+
+
+def wrap(
+    inner: optax.GradientTransformation,
+    *,
+    layouts: Layouts = None,
+    steps: int = 1,
+    active: int = 2,
+    every: int = 20,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Lets an optimizer move only some layers at a time; see `build`."""
+    del steps
+    for key, value in (("active", active), ("every", every)):
+        if value < 1:
+            raise ReslabError(f"lisa: {key}", expected="at least 1", got=str(value))
+    around = optax.with_extra_args_support(inner)
+
+    def init(params):
+        return LisaState(jnp.zeros((), jnp.int32), around.init(params))
+
+    def update(updates, state, params=None, **extra):
+        known = resolve(layouts, updates)
+        depth = depth_of(known)
+        chosen = active_layers(state.count, depth, active, every, seed)
+        moves, inner_state = update_active(
+            around, chosen, known, updates, state.inner, params, **extra
+        )
+        return moves, LisaState(state.count + 1, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def build(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    layouts: Layouts = None,
+    inner: registry.Spec = "adamw",
+    active: int = 2,
+    every: int = 20,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains `active` layers at a time, drawn anew every `every` steps.
+
+    Embedding, head and final norm always learn. Layers that rest keep their weights
+    and their optimizer state bit for bit. The first draw is that of step 0. Which
+    layers learn depends on the seed and the step alone, so all devices agree and a
+    resumed run goes on as it would have. The whole gradient is computed: time is not
+    saved, nor memory.
+
+    Reference: Pan et al., 2024, https://arxiv.org/abs/2403.17919, Algorithm 1; the
+    code in LMFlow was read, and draws with NumPy's generator.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters, which says where layers are.
+      inner: Spec of the optimizer.
+      active: How many layers learn at a time.
+      every: Steps between two draws.
+      seed: Chooses the draws.
+
+    Returns:
+      The gradient transformation.
+
+    Raises:
+      ReslabError: If a number is below 1.
+    """
+    return wrap(
+        inside(inner, learning_rate, weight_decay, layouts, 1),
+        layouts=layouts,
+        active=active,
+        every=every,
+        seed=seed,
+    )

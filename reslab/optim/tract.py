@@ -1,0 +1,155 @@
+"""TrAct: a first layer that is trained by its activations (Petersen et al., 2024)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.layout import Layout
+from reslab.core.trees import map_named
+from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
+from reslab.optim._wrapping import inside
+
+
+def gram(x: jax.Array) -> jax.Array:
+    """X' X / b of inputs (..., inputs), b of them in all; (inputs, inputs)."""
+    rows = wide(x).reshape(-1, x.shape[-1])
+    return rows.T @ rows / rows.shape[0]
+
+
+def patch_gram(
+    x: jax.Array,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Any = "VALID",
+) -> jax.Array:
+    """The same for a convolution of images (batch, height, width, channels).
+
+    A patch embedding is one whose strides are its window.
+
+    Args:
+      x: The images.
+      window: Height and width of the kernel.
+      strides: Its strides.
+      padding: Its padding, as in `jax.lax`.
+
+    Returns:
+      A matrix over (height, width, channels), in the order of a Flax kernel.
+    """
+    axes = ("NHWC", "HWIO", "NHWC")
+    patches = jax.lax.conv_general_dilated_patches(
+        wide(x), tuple(window), tuple(strides), padding, dimension_numbers=axes
+    )
+    # They come with the channel first.
+    parts = patches.reshape(*patches.shape[:-1], x.shape[-1], *window)
+    return gram(jnp.moveaxis(parts, -3, -1).reshape(*patches.shape[:-1], -1))
+
+
+def preconditioned(
+    gradient: jax.Array, covariance: jax.Array, damping: float
+) -> jax.Array:
+    """(X' X / b + damping I)^-1 G for a kernel's gradient (inputs, outputs)."""
+    exact = wide(covariance)
+    damped = exact + damping * jnp.eye(exact.shape[0], dtype=exact.dtype)
+    factor = jax.scipy.linalg.cho_factor(damped)
+    return jax.scipy.linalg.cho_solve(factor, wide(gradient)).astype(gradient.dtype)
+
+
+def _embedding(
+    layout: Layout, gradient: jax.Array, tokens: jax.Array, damping: float
+) -> jax.Array:
+    """The same where inputs are one-hot: X' X / b holds the tokens' frequencies."""
+    if layout.kind != "embedding":
+        return gradient
+    counts = jnp.zeros(gradient.shape[0], wide(gradient).dtype)
+    counts = counts.at[tokens.reshape(-1)].add(1.0) / tokens.size
+    return (wide(gradient) / (counts + damping)[:, None]).astype(gradient.dtype)
+
+
+def wrap(
+    inner: optax.GradientTransformation,
+    *,
+    layouts: Layouts = None,
+    steps: int = 1,
+    damping: float = 0.1,
+) -> optax.GradientTransformationExtraArgs:
+    """Preconditions the first layer before an optimizer; see `build`."""
+    del steps
+    if damping <= 0:
+        raise ReslabError("tract: damping", expected="positive", got=str(damping))
+    around = optax.with_extra_args_support(inner)
+
+    def update(
+        updates,
+        state,
+        params=None,
+        *,
+        tokens: jax.Array | None = None,
+        grams: Mapping[str, jax.Array] | None = None,
+        **extra,
+    ):
+        known = resolve(layouts, updates)
+        if tokens is not None:
+            updates = map_leaves(
+                lambda layout, g: _embedding(layout, g, tokens, damping), known, updates
+            )
+
+        def by_gram(name, gradient):
+            if name not in (grams or {}):
+                return gradient
+            flat = gradient.reshape(-1, gradient.shape[-1])
+            solved = preconditioned(flat, (grams or {})[name], damping)
+            return solved.reshape(gradient.shape)
+
+        return around.update(
+            map_named(by_gram, updates), state, params, tokens=tokens, **extra
+        )
+
+    return optax.GradientTransformationExtraArgs(around.init, update)
+
+
+def build(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    layouts: Layouts = None,
+    inner: registry.Spec = "adamw",
+    damping: float = 0.1,
+) -> optax.GradientTransformationExtraArgs:
+    """Gives the first layer the gradient that moves its outputs as asked.
+
+        G <- (X' X / b + damping I)^-1 G
+
+    X holds the b inputs of the layer, of the whole batch. For the embedding of a
+    language model, whose inputs are one-hot, X' X / b is the frequency of tokens in
+    the batch (`tokens`, which the training step gives): rare tokens take larger
+    steps. Elsewhere `update` takes `grams`, a matrix for the path of each first
+    kernel: `gram` for linear layers, `patch_gram` for convolutions and patch
+    embeddings. A tied embedding's gradient also holds that of the head. Before
+    clipping; Adam undoes what is common to all entries.
+
+    Reference: Petersen et al., 2024, https://arxiv.org/abs/2410.23970, Eq. 8 (with
+    inputs standardized). Linear layers and convolutions equal the authors' code to
+    1e-4; one-hot inputs are not in it.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters, which says what is an embedding.
+      inner: Spec of the optimizer.
+      damping: Weight of the plain gradient.
+
+    Returns:
+      The gradient transformation.
+
+    Raises:
+      ReslabError: If the damping is not positive.
+    """
+    return wrap(
+        inside(inner, learning_rate, weight_decay, layouts, 1),
+        layouts=layouts,
+        damping=damping,
+    )

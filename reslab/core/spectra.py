@@ -4,6 +4,7 @@ Eigenvalues are those of W' W, the squares of W's singular values. Their largest
 are fitted by a power law, density ~ e^-alpha; a small alpha is a heavy tail.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,22 @@ def eigenvalues(matrices: jax.Array) -> jax.Array:
       The smaller side's number of them, (..., min(m, n)).
     """
     return jnp.flip(jnp.square(jnp.linalg.svd(matrices, compute_uv=False)), -1)
+
+
+def spectrum_quantiles(matrices: jax.Array, quantiles: Sequence[float]) -> jax.Array:
+    """Quantiles of the singular values over the Frobenius norm.
+
+    Args:
+      matrices: Of shape (stacked, m, n).
+      quantiles: Fractions.
+
+    Returns:
+      Of shape (stacked, quantiles); 0 for a matrix of zeros.
+    """
+    values = jnp.linalg.svd(matrices, compute_uv=False)
+    size = jnp.sqrt(jnp.sum(jnp.square(values), -1, keepdims=True))
+    share = values / jnp.where(size > 0, size, 1.0)
+    return jnp.quantile(share, jnp.asarray(quantiles, share.dtype), axis=-1).T
 
 
 def tail_exponents(values: jax.Array, estimator: str = "hill") -> jax.Array:

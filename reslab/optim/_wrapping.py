@@ -50,6 +50,24 @@ def _with_options(wrap: Wrap, options: Mapping[str, Any]) -> Any:
     )
 
 
+def cuts_of(method: registry.Spec, depth: int, steps: int) -> Any:
+    """Where a method lets the backward pass stop; None if it does not.
+
+    A wrapper that does has `cuts(depth, steps, **options)`.
+    """
+    while isinstance(method, str):
+        parsed = registry.parse(method)
+        module = registry.module("optimizers", parsed.name)
+        if not hasattr(module, "wrap"):
+            return None
+        options = dict(parsed.arguments)
+        default = registry.arguments(module.build)["inner"].default
+        method = options.pop("inner", default)
+        if hasattr(module, "cuts"):
+            return module.cuts(depth, steps, **options)
+    return None
+
+
 def inside(
     inner: registry.Spec,
     learning_rate: optax.ScalarOrSchedule,
@@ -78,7 +96,13 @@ def depth_of(layouts: Layouts) -> int:
 
 
 def only_active(
-    active: Any, layouts: Layouts, new: Any, old: Any, *, params: Any
+    active: Any,
+    layouts: Layouts,
+    new: Any,
+    old: Any,
+    *,
+    params: Any,
+    bottom: Any = None,
 ) -> Any:
     """Takes the slices of active layers from one tree, all others from another.
 
@@ -88,15 +112,20 @@ def only_active(
       new: A tree that holds trees like the parameters: updates, or a state.
       old: The same, before.
       params: The parameters.
+      bottom: A tree that says which parameters lie below the first layer and are
+        active only where all layers are; None is none.
 
     Returns:
       The mixture; what belongs to no layer is that of `new`.
     """
     known = named_leaves(resolve(layouts, params))
+    lowest = {} if bottom is None else named_leaves(bottom)
     names = sorted(named_leaves(params), key=len, reverse=True)
 
     def one(name, x, before):
         owner = next((n for n in names if f"/{name}".endswith(f"/{n}")), None)
+        if owner is not None and lowest.get(owner):
+            return jnp.where(jnp.all(active), x, before)
         layout = known[owner] if owner is not None else Layout()
         if not layout.layers or not x.ndim or x.shape[0] % len(layout.layers):
             return x
@@ -115,14 +144,19 @@ def update_active(
     updates: Any,
     state: Any,
     params: Any,
+    *,
+    bottom: Any = None,
     **extra: Any,
 ) -> tuple[Any, Any]:
-    """One update in which the layers that are not active keep weights and state."""
+    """One update in which the layers that are not active keep weights and state.
+
+    See `only_active` for the arguments.
+    """
     moves, new_state = inner.update(updates, state, params, **extra)
     rest = jax.tree.map(jnp.zeros_like, moves)
     return (
-        only_active(active, layouts, moves, rest, params=params),
-        only_active(active, layouts, new_state, state, params=params),
+        only_active(active, layouts, moves, rest, params=params, bottom=bottom),
+        only_active(active, layouts, new_state, state, params=params, bottom=bottom),
     )
 
 

@@ -261,17 +261,14 @@ def grouped(
         weight_decay=weight_decay,
         layouts=layouts,
     )
-    # Parameters with equal plans share an optimizer; all that is frozen is alike.
-    distinct: dict[Any, str] = {}
+    # Parameters with equal plans share an optimizer.
+    distinct: dict[Plan, str] = {}
     for plan in planned.values():
-        distinct.setdefault(plan.freeze or plan, f"group_{len(distinct)}")
-    labels = map_named(
-        lambda name, _: distinct[planned[name].freeze or planned[name]], params
-    )
+        if not plan.freeze:
+            distinct.setdefault(plan, f"group_{len(distinct)}")
+    labels = map_named(lambda name, _: distinct.get(planned[name], "frozen"), params)
     optimizers: dict[Hashable, optax.GradientTransformation] = {
-        label: optax.set_to_zero()
-        if plan is True
-        else _optimizer(plan, schedule, layouts, steps)
+        label: _optimizer(plan, schedule, layouts, steps)
         for plan, label in distinct.items()
     }
     kept = map_named(lambda name, _: _kept(planned[name]), params)
@@ -284,13 +281,24 @@ def grouped(
         parts.append(optax.clip_by_global_norm(clip))
     if any(jax.tree.leaves(clips)):
         parts.append(clip_by_layer_norm(clips, layouts))
-    parts.append(optax.partition(optimizers, labels))
+    parts.append(optax.partition(optimizers | _FROZEN, labels))
     if any(callable(f) or np.any(np.asarray(f) != 1) for f in jax.tree.leaves(factors)):
         parts.append(scale_by_factors(factors, layouts))
     transformation = optax.chain(*parts)
     for wrap in wraps:
         transformation = wrap(transformation, layouts, steps)
+    if any(plan.freeze for plan in planned.values()):
+        # Wrappers, too, keep no state of what is frozen.
+        is_frozen = map_named(
+            lambda name, _: "frozen" if planned[name].freeze else "learning", params
+        )
+        transformation = optax.partition(
+            {"learning": transformation} | _FROZEN, is_frozen
+        )
     return optax.with_extra_args_support(transformation)
+
+
+_FROZEN: dict[Hashable, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
 
 
 def _optimizer(

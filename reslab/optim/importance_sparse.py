@@ -100,7 +100,8 @@ def wrap(
         known = resolve(layouts, updates)
         depth = depth_of(known)
         if not depth:
-            raise ReslabError("importance_sparse", expected="a stack of layers")
+            moves, inner_state = around.update(updates, state.inner, params, **extra)
+            return moves, state._replace(inner=inner_state)
         key = jax.random.fold_in(jax.random.key(seed), state.count)
         keys = jax.random.split(key, trials + 1)
 

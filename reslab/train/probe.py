@@ -152,6 +152,7 @@ class Prober:
         return View(
             params=params,
             layouts=layouts(setup.boxed_params),
+            opt_state=state.opt_state,
             is_counted=held_out["loss_mask"].astype(bool),
             is_first=held_out["positions"] == 0,
             forward=forward,

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reslab.core.freezing import freezing_layers
 from reslab.core.model_state import (
     BATCH_STATS,
     GRADIENT_STATS,
     ModelState,
     model_state_of,
 )
+from reslab.optim._wrapping import cuts_of
 from reslab.parallel.mesh import batch_sharding, replicated
 from reslab.train.state import Setup, TrainState
 from reslab.train.tasks import Batch
@@ -154,9 +156,24 @@ def make_step(setup: Setup) -> Step:
     gradient = gradient_in_parts(
         training_objective(setup), setup.config.train.accumulate
     )
+    config = setup.config
+    cuts = cuts_of(config.optim.name, setup.model.depth, config.train.steps)
+
+    def gradient_above(cut):
+        def cut_gradient(*inputs):
+            with freezing_layers(cut):
+                return gradient(*inputs)
+
+        return cut_gradient
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradients, model_state, sums = gradient(state.params, state.model_state, batch)
+        inputs = state.params, state.model_state, batch
+        if cuts is None:
+            gradients, model_state, sums = gradient(*inputs)
+        else:
+            branches = [gradient_above(cut) for cut in cuts.values]
+            chosen = cuts.at_step(state.step)
+            gradients, model_state, sums = jax.lax.switch(chosen, branches, *inputs)
         updates, opt_state = apply_optimizer(setup, gradients, state, batch)
         with jax.numpy_dtype_promotion("standard"):
             learning_rate = jnp.asarray(setup.learning_rate(state.step))

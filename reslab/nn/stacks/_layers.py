@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.freezing import frozen_layers
 from reslab.core.losses import LOSSES
 from reslab.core.model_state import MODEL_STATE
 from reslab.core.taps import TAPS, is_watched
@@ -155,6 +156,7 @@ class Layers(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             layers = first_layer + applied + len(blocks) * jnp.arange(count)
+            frozen = min(max(frozen_layers() - applied, 0) // len(blocks), count)
             applied += len(blocks) * count
             if state is None and self._is_undone(index, blocks):
                 stream = reversible_scan(
@@ -169,12 +171,56 @@ class Layers(nn.Module):
                 )
                 continue
             scanned = (layers, None if state is None else state[index])
-            stream, (new_state, written) = scan(blocks, name=f"segment_{index}")(
-                stream, scanned, shared, positions, segments
-            )
+            if frozen and not self.is_initializing():
+                stream, written = self._cut(
+                    index, blocks, frozen, stream, layers, shared, positions, segments
+                )
+                new_state = None
+            else:
+                stream, (new_state, written) = scan(blocks, name=f"segment_{index}")(
+                    stream, scanned, shared, positions, segments
+                )
             shared = {**shared, **jax.tree.map(lambda a: a[0], written)}
             new_states.append(new_state)
         return stream, None if state is None else tuple(new_states)
+
+    def _cut(
+        self, index, blocks, frozen, stream, layers, shared, positions, segments
+    ) -> tuple[Stream, Shared]:
+        """A scan in two: the backward pass ends where the second part begins."""
+        if set(self.variables) != {"params"}:
+            raise ReslabError(
+                "a backward pass that ends at a layer",
+                expected="layers with parameters alone",
+                got=", ".join(sorted(self.variables)),
+                hint="a norm without running statistics, or another optimizer",
+            )
+        params = self.variables["params"][f"segment_{index}"]
+        period = Period(blocks, parent=None)
+
+        def body(stream, scanned):
+            own, layer = scanned
+            stream, (_, written) = period.apply(
+                {"params": own}, stream, (layer, None), shared, positions, segments
+            )
+            return stream, written
+
+        if self.remat != "none":
+            policy = REMAT_POLICIES[self.remat]
+            body = jax.checkpoint(body, policy=policy, prevent_cse=self.is_unrolled)
+        parts = []
+        for part in (slice(None, frozen), slice(frozen, None)):
+            scanned = jax.tree.map(lambda leaf, part=part: leaf[part], (params, layers))
+            if part.start is None:
+                stream, scanned = jax.lax.stop_gradient((stream, scanned))
+            count = scanned[1].shape[0]
+            if count:
+                unroll = count if self.is_unrolled else 1
+                stream, written = jax.lax.scan(body, stream, scanned, unroll=unroll)
+                parts.append(written)
+            if part.start is None:
+                stream, parts = jax.lax.stop_gradient((stream, parts))
+        return stream, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
 def _repetitions(

@@ -109,6 +109,7 @@ class View:
     Attributes:
       params: The parameters.
       layouts: The meaning of their axes, a tree of `Layout`.
+      opt_state: The optimizer's state.
       is_counted: Which tokens count (batch, length); padding does not.
       is_first: Which tokens are the first of their document (batch, length).
       forward: Runs the model once and returns its `taps` collection.
@@ -121,6 +122,7 @@ class View:
 
     params: Any
     layouts: Any
+    opt_state: Any
     is_counted: jax.Array
     is_first: jax.Array
     forward: Callable[[], Any]

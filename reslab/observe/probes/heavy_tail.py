@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from reslab.core.spectra import eigenvalues, tail_exponents
 from reslab.core.trees import named_leaves
-from reslab.observe.probes._view import CannotAnswer, Quantity, View
+from reslab.observe.probes._kernels import mean_by_layer
+from reslab.observe.probes._view import Quantity, View
 
 
 class HeavyTailProbe:
@@ -36,23 +36,12 @@ class HeavyTailProbe:
         Raises:
           CannotAnswer: If no layer has a kernel.
         """
-        layouts, found = named_leaves(view.layouts), {}
-        for name, leaf in named_leaves(view.params).items():
-            layout = layouts[name]
-            if layout.kind == "matrix" and layout.layers:
-                matrices = layout.as_matrices(leaf.astype(jnp.float32))
-                alphas = tail_exponents(eigenvalues(matrices), self._estimator)
-                # Experts of a layer count as one kernel.
-                each = alphas.reshape(len(layout.layers), -1)
-                found[name] = jnp.mean(each, axis=1)
-        if not found:
-            raise CannotAnswer("the model", expected="kernels in layers")
-        depth = 1 + max(max(layouts[name].layers) for name in found)
-        sums, counts = jnp.zeros(depth), jnp.zeros(depth)
-        for name, alphas in found.items():
-            at = jnp.asarray(layouts[name].layers)
-            sums, counts = sums.at[at].add(alphas), counts.at[at].add(1.0)
-        return {"alpha": sums / jnp.maximum(counts, 1.0)}
+
+        def exponents(matrices):
+            return tail_exponents(eigenvalues(matrices), self._estimator)
+
+        kernels = named_leaves(view.params)
+        return {"alpha": mean_by_layer(exponents, kernels, view.layouts)}
 
 
 build = HeavyTailProbe

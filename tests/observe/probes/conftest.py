@@ -55,6 +55,8 @@ def view_of():
             layouts=layouts(
                 jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
             ),
+            # As if the momentum were the parameters.
+            opt_state={"momentum": params},
             is_counted=everything if is_counted is None else is_counted,
             is_first=first,
             forward=forward,

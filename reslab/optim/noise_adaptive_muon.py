@@ -1,0 +1,205 @@
+"""LANTON: layers with noisy gradients learn slower (2025)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.layout import Layout
+from reslab.optim._leaves import Layouts, map_leaves, norm, resolve, wide, zeros
+from reslab.optim._wrapping import inside, scale_slices
+from reslab.optim.muon import size_factor
+from reslab.optim.orthogonalization import orthogonalize_leaves, polar_express
+
+
+class NoiseState(NamedTuple):
+    """State of `noise_adaptive_muon`.
+
+    Attributes:
+      count: Number of steps so far.
+      before: The last gradient.
+      noise: Average of the squared dual norm of the gradient's change, of every
+        parameter in every layer.
+      inner: State of the optimizer inside.
+    """
+
+    count: jax.Array
+    before: Any
+    noise: Any
+    inner: Any
+
+
+def dual_norms(tree: Any, layouts: Layouts) -> Any:
+    """The norm of gradients that is dual to how each kind of parameter is measured.
+
+        kernels           sqrt(out / in) nuclear norm, as <D, orthogonalized(D)>
+        embedding, head   sum of absolute values
+        vectors           sqrt(size) Euclidean norm
+
+    Args:
+      tree: Gradients, or differences of them.
+      layouts: A tree of layouts like them.
+
+    Returns:
+      A tree of norms of each stacked parameter that broadcast against it.
+    """
+    known = resolve(layouts, tree)
+    kernels = jax.tree.map(
+        lambda layout, x: (
+            x
+            if not isinstance(x, optax.MaskedNode) and layout.kind == "matrix"
+            else optax.MaskedNode()
+        ),
+        known,
+        tree,
+    )
+    polar = orthogonalize_leaves(
+        map_leaves(lambda _, x: wide(x), known, kernels),
+        known,
+        polar_express(6),
+        margin=1.01,
+    )
+
+    def one(layout: Layout, x, direction):
+        x = wide(x)
+        own = layout.own_axes(x)
+        if layout.kind == "matrix":
+            product = x * direction.astype(x.dtype)
+            nuclear = jnp.sum(product, own, keepdims=True)
+            return size_factor(layout, x.shape, "spectral") * nuclear
+        if layout.kind == "vector":
+            size = 1
+            for axis in own:
+                size *= x.shape[axis]
+            return size**0.5 * norm(layout, x)
+        return jnp.sum(jnp.abs(x), own, keepdims=True)
+
+    return map_leaves(one, known, tree, polar)
+
+
+def noise_ratios(noise: Any, layouts: Layouts, alpha: float) -> Any:
+    """sqrt(a / largest a of the kind), with a = alpha / sqrt(alpha^2 + noise)."""
+    known = resolve(layouts, noise)
+    kept = map_leaves(lambda _, h: alpha / jnp.sqrt(alpha**2 + h), known, noise)
+    largest: dict[str, Any] = {}
+
+    def collect(layout, a):
+        kind = "table" if layout.kind in ("embedding", "head") else layout.kind
+        found = jnp.max(a)
+        largest[kind] = jnp.maximum(largest[kind], found) if kind in largest else found
+        return kind
+
+    kinds = map_leaves(collect, known, kept)
+    return map_leaves(
+        lambda _, a, kind: jnp.sqrt(a / largest[kind]), known, kept, kinds
+    )
+
+
+def wrap(
+    inner: optax.GradientTransformation,
+    *,
+    layouts: Layouts = None,
+    steps: int = 1,
+    alpha: float = 1.0,
+    b2: float = 0.9,
+    every: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Scales what an optimizer does by the noise of gradients; see `build`."""
+    del steps
+    if every < 1:
+        raise ReslabError(
+            "noise_adaptive_muon: every", expected="at least 1", got=str(every)
+        )
+    if alpha <= 0:
+        raise ReslabError(
+            "noise_adaptive_muon: alpha", expected="positive", got=str(alpha)
+        )
+    around = optax.with_extra_args_support(inner)
+
+    def init(params):
+        def silent(layout, p):
+            sizes = [n if a in layout.stack else 1 for a, n in enumerate(p.shape)]
+            return jnp.zeros(sizes, wide(jnp.zeros((), p.dtype)).dtype)
+
+        return NoiseState(
+            jnp.zeros((), jnp.int32),
+            zeros(params),
+            map_leaves(silent, layouts, params),
+            around.init(params),
+        )
+
+    def update(updates, state, params=None, **extra):
+        known = resolve(layouts, updates)
+        gradients = map_leaves(lambda _, g: wide(g), known, updates)
+
+        def listen(noise):
+            change = map_leaves(lambda _, g, b: g - b, known, gradients, state.before)
+            return map_leaves(
+                lambda _, h, d: b2 * h + (1 - b2) * jnp.square(d),
+                known,
+                noise,
+                dual_norms(change, known),
+            )
+
+        # The first gradient has none before it.
+        is_due = (state.count > 0) & (state.count % every == 0)
+        noise = jax.lax.cond(is_due, listen, lambda h: h, state.noise)
+        moves, inner_state = around.update(updates, state.inner, params, **extra)
+        moves = scale_slices(noise_ratios(noise, known, alpha), known, moves)
+        return moves, NoiseState(state.count + 1, gradients, noise, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def build(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    layouts: Layouts = None,
+    inner: registry.Spec = "muon",
+    alpha: float = 1.0,
+    b2: float = 0.9,
+    every: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Slows the layers whose gradients change most from step to step.
+
+        H <- b2 H + (1 - b2) ||G_t - G_(t-1)||_dual^2;  a = alpha / sqrt(alpha^2 + H)
+        lr of a layer = lr sqrt(a / max a)
+
+    The maximum is over the parameters of a kind (kernels; embedding and head;
+    vectors), so that the quietest of each learns at the full rate; see `dual_norms`
+    for how noise is measured. State: one more gradient, in float32 at least, and a
+    number for every parameter in every layer. Kernels are orthogonalized twice in
+    each step that measures.
+
+    Reference: LANTON, 2025, https://arxiv.org/abs/2510.14009, Algorithm 1, with the
+    last gradient in place of a second one. There is no official code; alpha must be
+    on the scale of sqrt(H), and its default is a guess. The paper measures embedding
+    and head by the largest entry and moves them by signs, and moves vectors by their
+    normalized momentum; here AdamW moves them, slowed by their noise.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters; None takes leaves of two axes
+        for kernels.
+      inner: Spec of the optimizer.
+      alpha: Noise, as a norm, from which on a layer is slowed.
+      b2: Decay of the average of squared changes.
+      every: Steps between two measurements.
+
+    Returns:
+      The gradient transformation.
+
+    Raises:
+      ReslabError: If the interval is below 1 or alpha not positive.
+    """
+    return wrap(
+        inside(inner, learning_rate, weight_decay, layouts, 1),
+        layouts=layouts,
+        alpha=alpha,
+        b2=b2,
+        every=every,
+    )

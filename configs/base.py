@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     data.length = 128  # tokens in a sequence
     data.batch = 16  # sequences in a step, over all devices
     data.workers = 0  # processes that prepare batches; 0 is a thread
+    data.replay = 0.0  # share of windows from the text of the run that is continued
 
     config.optim = optim = ConfigDict(type_safe=False)
     optim.name = "adamw"  # optimizer
@@ -55,7 +56,8 @@ def get_config() -> ConfigDict:
     optim.schedule = "cosine(warmup=50)"  # factor on it over the run
     optim.weight_decay = 0.1  # of the groups that name none
     optim.clip = 1.0  # bound of the global gradient norm; 0 is none
-    # (pattern, {lr_scale, weight_decay, freeze}); the first match decides
+    # (pattern, {method, lr, lr_scale, scaling, schedule, weight_decay, clip, freeze});
+    # the first match decides
     optim.groups = (
         ("(kernel|head|embedding)$", {}),
         (".", {"weight_decay": 0.0}),
@@ -63,6 +65,7 @@ def get_config() -> ConfigDict:
 
     config.train = train = ConfigDict(type_safe=False)
     train.steps = 500  # optimizer steps
+    train.continue_from = ""  # run whose parameters are the start; "" is none
     train.accumulate = 1  # parts of a batch whose gradients are added up
     train.z_loss = 0.0  # factor on the squared log-normalizer
     train.orthogonality = 0.0  # factor on the distance of convolutions from orthogonal
@@ -70,6 +73,7 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 100  # steps between checkpoints
     train.keep_checkpoints = 3  # newest checkpoints kept
     train.eval_every = 250  # steps between evaluations on held-out text
+    train.log_layers = False  # whether metrics are also by layer
     train.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb(project='x')"
 
     config.probes = probes = ConfigDict(type_safe=False)

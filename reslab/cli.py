@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         "--run", metavar="DIR", help="the run directory (default: by config)"
     )
 
+    added.add_argument(
+        "--continue-from",
+        metavar="RUN",
+        help="start from the parameters of a run; data.replay mixes in its text",
+    )
+
     added = verb("sweep", _sweep, "do the runs of a study, or go on with them")
     added.add_argument("study", metavar="STUDY", help="a study file, or FILE:SCALE")
     configurable(added)
@@ -193,6 +199,9 @@ def _train(options: argparse.Namespace) -> int:
     source = options.config or options.from_run
     if options.from_run:
         _check_is_run(source)
+    if options.continue_from:
+        _check_is_run(options.continue_from)
+        options.set.append(f"train.continue_from={options.continue_from!r}")
     config = _configure(options, source, is_run=bool(options.from_run))
     name = pathlib.Path(source).stem
     if options.from_run:

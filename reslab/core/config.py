@@ -263,12 +263,15 @@ def from_json(text: str, where: str) -> ConfigDict:
 
 # Fields that came after the first version, with what the versions before them did.
 _SINCE = {
+    "data.replay": 0.0,
     "model.name": "lm",
     "model.use_head_bias": False,
     "train.orthogonality": 0.0,
     "probes.every": 0,
     "probes.names": [],
     "probes.batch": 8,
+    "train.continue_from": "",
+    "train.log_layers": False,
 }
 
 
@@ -322,6 +325,18 @@ def check(config: ConfigDict) -> None:
                 raise ReslabError(
                     key, expected=f"at least {least}", got=str(fields[key])
                 )
+    if not 0 <= fields["data.replay"] < 1:
+        raise ReslabError(
+            "data.replay",
+            expected="at least 0 and below 1",
+            got=str(fields["data.replay"]),
+        )
+    if fields["data.replay"] and not fields["train.continue_from"]:
+        raise ReslabError(
+            "data.replay",
+            expected="a run to continue from, whose text is replayed",
+            hint="--continue-from RUN",
+        )
     if fields["seed"] >= 2**32:
         raise ReslabError("seed", expected="below 2**32", got=str(fields["seed"]))
     if fields["data.batch"] % fields["train.accumulate"]:

@@ -40,6 +40,8 @@ class TrainBatches(Iterator[Example]):
       process_count: How many processes share the batches.
       worker_count: Processes that make examples in the background. 0 is the
         fastest for what is in memory.
+      replayed: Other examples, of which a share of the batches is.
+      replay: That share, from 0 to below 1; evenly spread over the examples.
 
     Raises:
       ReslabError: If the batch does not divide by the processes, or an argument
@@ -54,6 +56,8 @@ class TrainBatches(Iterator[Example]):
         process_index: int = 0,
         process_count: int = 1,
         worker_count: int = 0,
+        replayed: Examples | None = None,
+        replay: float = 0.0,
     ):
         _check_batch("batch", global_batch, process_index, process_count)
         if not 0 <= seed < 2**32:
@@ -64,9 +68,14 @@ class TrainBatches(Iterator[Example]):
             )
         if worker_count:
             _allow_unparsed_flags()
+        dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+        if replayed is not None and replay:
+            # A seed of its own, or both would be permuted alike.
+            old = grain.MapDataset.source(replayed).seed(seed ^ 1).shuffle().repeat()
+            dataset = grain.MapDataset.mix([dataset, old], [1 - replay, replay])
         self._global_batch = global_batch
         self._batches = grain.experimental.ElasticIterator(
-            grain.MapDataset.source(examples).seed(seed).shuffle().repeat(),
+            dataset,
             global_batch,
             grain.sharding.ShardOptions(process_index, process_count),
             # Threads cost more than they bring at some 20 us a window.

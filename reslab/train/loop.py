@@ -21,6 +21,7 @@ from reslab.observe.progress import progress
 from reslab.observe.writers.jsonl import JsonLines
 from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
 from reslab.train.checkpoint import Checkpoints
+from reslab.train.continuation import inherited
 from reslab.train.evaluate import Evaluator
 from reslab.train.probe import Prober
 from reslab.train.run import Run
@@ -90,6 +91,9 @@ def train(
     evaluator = Evaluator(setup)
     run = Run(pathlib.Path(directory))
     is_finished = run.result() is not None
+    found = None
+    if config.train.continue_from and not any(run.checkpoints.glob("[0-9]*")):
+        found = inherited(setup)  # Before anything is written, too.
     prober = None
     if config.probes.every and not is_finished:
         prober = Prober(setup)  # Before anything is written: it may refuse.
@@ -111,7 +115,7 @@ def train(
                 every=config.train.checkpoint_every,
             )
         )
-        state, start = setup.init(), 0
+        state, start = setup.init(found), 0
         if is_resumed and checkpoints.latest_step() is not None:
             restored = checkpoints.restore(setup.shapes)
             state, start = restored.state, restored.step

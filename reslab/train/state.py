@@ -1,6 +1,7 @@
 """What a run is made of: model, optimizer, state, and where each lies."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -159,21 +160,25 @@ class Setup:
     shapes: TrainState
     boxed_params: Any
 
-    def init(self) -> TrainState:
-        """Makes the state of step 0, each part on the device where it belongs."""
+    def init(self, found: Mapping[str, Any] | None = None) -> TrainState:
+        """Makes the state of step 0, each part on the device where it belongs.
+
+        Args:
+          found: `params`, and perhaps `model_state`, to start from; None draws them.
+        """
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
         with use_mesh(self.mesh):
             make = jax.jit(self._init, out_shardings=shardings)
-            return make(jax.random.key(self.config.seed))
+            return make(jax.random.key(self.config.seed), dict(found or {}))
 
-    def _init(self, key: jax.Array) -> TrainState:
+    def _init(self, key: jax.Array, found: dict[str, Any]) -> TrainState:
         variables = unbox(self.model.init(key, *self.task.example()))
-        params = variables["params"]
+        params = found.get("params", variables["params"])
         return TrainState(
             jnp.zeros((), jnp.int32),
             params,
             self.optimizer.init(params),
-            model_state_of(variables),
+            found.get("model_state", model_state_of(variables)),
         )
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -52,3 +53,43 @@ def test_wsd_is_stable_and_then_falls():
 def test_a_decay_that_does_not_fit_is_refused(spec):
     with pytest.raises(ReslabError, match="decay"):
         registry.make("schedules", spec, steps=10)
+
+
+@pytest.mark.parametrize(
+    "key, shape",
+    [
+        ("infinite_cosine", "cosine"),
+        ("infinite_inv_sqrt", "inverse_sqrt"),
+    ],
+)
+def test_infinite_is_gpt_neoxs(golden, key, shape):
+    arrays = golden("schedules_neox")
+    settings = json.loads(str(arrays["hp_json"]))["dev"]
+    steps, peak = settings["N"], settings["start_lr"]
+    cooldown, warmup = settings["cooldown_iters"], settings["warmup_iter"]
+    annealing = steps - warmup - cooldown - settings["constant_iters"]
+    schedule = registry.make(
+        "schedules",
+        f"infinite(warmup={warmup}, cooldown={cooldown / steps}, "
+        f"anneal={annealing / steps}, plateau={settings['constant_lr'] / peak}, "
+        f"final={settings['min_lr'] / peak}, shape={shape!r}, "
+        f"sharpness={float(settings['timescale'])})",
+        steps=steps,
+    )
+    found = [float(schedule(step)) for step in range(warmup, steps + 1)]
+    wanted = arrays[f"dev_{key}"][warmup:] / peak
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("infinite(cooldown=0.9)", "leave room"),
+        ("infinite(final=0.6)", "final <= plateau"),
+        ("infinite(shape='cosin')", "'cosine'"),
+    ],
+)
+def test_mistakes_of_infinite(spec, words):
+    with pytest.raises(ReslabError) as caught:
+        registry.make("schedules", spec, steps=100)
+    assert words in str(caught.value)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from reslab.data.corpus import Corpus, TokenStream, load_corpus
 from reslab.data.windows import WindowSource
 from reslab.models.cost import training_flops_per_token
 from reslab.models.lm import LanguageModel
+from reslab.train.run import Run
 from reslab.train.tasks import Batch, Sums
 
 
@@ -77,7 +79,7 @@ class Language:
         }
 
     def train_batches(self) -> TrainBatches:
-        """Shuffled windows without end."""
+        """Shuffled windows without end, replayed ones among them."""
         data = self._config.data
         return TrainBatches(
             WindowSource(self.corpus.train, data.length),
@@ -86,7 +88,21 @@ class Language:
             jax.process_index(),
             jax.process_count(),
             worker_count=data.workers,
+            replayed=self._replayed() if data.replay else None,
+            replay=data.replay,
         )
+
+    def _replayed(self) -> WindowSource:
+        """The text of the run that is continued.
+
+        Raises:
+          ReslabError: If it is not what it was.
+        """
+        source = Run(pathlib.Path(self._config.train.continue_from))
+        data = source.config().data
+        corpus = load_corpus(data.source, data.tokenizer)
+        source.check_corpus(corpus.sha256)
+        return WindowSource(corpus.train, self._config.data.length)
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
         """Every window of the held-out documents once."""

@@ -23,6 +23,7 @@ class HeavyTailState(NamedTuple):
       changed: Step of the last change of the ratios.
       before: Ratios from which they go, of every parameter in every layer.
       ratios: Ratios to which they go.
+      factors: Ratios of the last step.
       inner: State of the optimizer inside.
     """
 
@@ -30,6 +31,7 @@ class HeavyTailState(NamedTuple):
     changed: jax.Array
     before: Any
     ratios: Any
+    factors: Any
     inner: Any
 
 
@@ -159,7 +161,9 @@ def wrap(
             return map_leaves(ones, layouts, params)
 
         zero = jnp.zeros((), jnp.int32)
-        return HeavyTailState(zero, zero, start(), start(), around.init(params))
+        return HeavyTailState(
+            zero, zero, start(), start(), start(), around.init(params)
+        )
 
     def current(state):
         passed = (state.count - state.changed + 1) / max(blend, 1)
@@ -182,8 +186,10 @@ def wrap(
 
         state = jax.lax.cond(is_due, measure, lambda s: s, state)
         moves, inner_state = around.update(updates, state.inner, params, **extra)
-        scaled = scale_slices(current(state), known, moves)
-        return scaled, state._replace(count=state.count + 1, inner=inner_state)
+        factors = current(state)
+        return scale_slices(factors, known, moves), state._replace(
+            count=state.count + 1, factors=factors, inner=inner_state
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -9,6 +9,7 @@ import optax
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
+from reslab.core.precision import statistics_dtype
 from reslab.optim._leaves import Layouts, map_leaves, norm, resolve, wide, zeros
 from reslab.optim._wrapping import inside, scale_slices
 from reslab.optim.muon import size_factor
@@ -23,12 +24,14 @@ class NoiseState(NamedTuple):
       before: The last gradient.
       noise: Average of the squared dual norm of the gradient's change, of every
         parameter in every layer.
+      factors: Factors on the learning rate in the last step.
       inner: State of the optimizer inside.
     """
 
     count: jax.Array
     before: Any
     noise: Any
+    factors: Any
     inner: Any
 
 
@@ -120,14 +123,18 @@ def wrap(
     around = optax.with_extra_args_support(inner)
 
     def init(params):
-        def silent(layout, p):
-            sizes = [n if a in layout.stack else 1 for a, n in enumerate(p.shape)]
-            return jnp.zeros(sizes, wide(jnp.zeros((), p.dtype)).dtype)
+        def start(value):
+            def one(layout, p):
+                sizes = [n if a in layout.stack else 1 for a, n in enumerate(p.shape)]
+                return jnp.full(sizes, value, statistics_dtype(p.dtype))
+
+            return map_leaves(one, layouts, params)
 
         return NoiseState(
             jnp.zeros((), jnp.int32),
             zeros(params),
-            map_leaves(silent, layouts, params),
+            start(0.0),
+            start(1.0),
             around.init(params),
         )
 
@@ -148,8 +155,10 @@ def wrap(
         is_due = (state.count > 0) & (state.count % every == 0)
         noise = jax.lax.cond(is_due, listen, lambda h: h, state.noise)
         moves, inner_state = around.update(updates, state.inner, params, **extra)
-        moves = scale_slices(noise_ratios(noise, known, alpha), known, moves)
-        return moves, NoiseState(state.count + 1, gradients, noise, inner_state)
+        factors = noise_ratios(noise, known, alpha)
+        return scale_slices(factors, known, moves), NoiseState(
+            state.count + 1, gradients, noise, factors, inner_state
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -127,7 +127,14 @@ def train(
         stack.callback(looks.close)
         looks.truncate(start - 1)  # The look at `start` is taken again.
 
-        trainer = _Trainer(setup, checkpoints, writers, evaluator, prober, looks)
+        layers = None
+        if config.train.log_layers:
+            layers = JsonLines(str(run.directory), "layers.jsonl")
+            stack.callback(layers.close)
+            layers.truncate(start)
+        trainer = _Trainer(
+            setup, checkpoints, writers, evaluator, prober, looks, layers
+        )
         result = trainer.run(state, start, batches)
         checkpoints.wait()
     run.write("result.json", result)
@@ -164,6 +171,7 @@ class _Trainer:
         evaluator: Evaluator,
         prober: Prober | None,
         looks: JsonLines,
+        layers: JsonLines | None,
     ):
         self._setup = setup
         self._config = setup.config
@@ -172,6 +180,7 @@ class _Trainer:
         self._evaluator = evaluator
         self._prober = prober
         self._looks = looks
+        self._layers = layers
         self._step = jit_step(setup)
 
     def run(self, state: TrainState, start: int, batches: Batches) -> dict[str, Any]:
@@ -253,12 +262,14 @@ class _Trainer:
             ) from None
 
     def _row(self, step: int, metrics: Any, meter: Meter) -> dict[str, float]:
-        row = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        row, by_layer = _by_shape(metrics)
         self._check_finite(step, row, "loss", "gradient_norm")
+        if self._layers and by_layer:
+            self._layers.write(step, by_layer)
         return row | meter.read()
 
     def _save(self, step: int, state: TrainState, metrics: Any, meter: Meter) -> None:
-        values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        values, _ = _by_shape(metrics)
         self._check_finite(step, values, "loss", "gradient_norm")
         with meter.paused():
             self._checkpoints.save(
@@ -279,3 +290,16 @@ class _Trainer:
                     got=str(values[name]),
                     hint="a lower optim.learning_rate or a longer warmup",
                 )
+
+
+def _by_shape(metrics: Any) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Metrics that are one number, and those that are one for each layer."""
+    found = jax.device_get(metrics)
+    return (
+        {key: float(value) for key, value in found.items() if not value.ndim},
+        {
+            key.removeprefix("layers/"): value.tolist()
+            for key, value in found.items()
+            if value.ndim
+        },
+    )

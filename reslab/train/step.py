@@ -16,6 +16,7 @@ from reslab.core.model_state import (
 )
 from reslab.optim._wrapping import cuts_of
 from reslab.parallel.mesh import batch_sharding, replicated
+from reslab.train.layers import layer_metrics
 from reslab.train.state import Setup, TrainState
 from reslab.train.tasks import Batch
 
@@ -151,7 +152,8 @@ def make_step(setup: Setup) -> Step:
 
     Returns:
       A pure function `(state, batch) -> (state, metrics)`; the metrics are scalars:
-      those of the task, `learning_rate` and `gradient_norm`.
+      those of the task, `learning_rate` and `gradient_norm`. With `train.log_layers`
+      there is an array for each of `layer_metrics`, too.
     """
     gradient = gradient_in_parts(
         training_objective(setup), setup.config.train.accumulate
@@ -182,6 +184,10 @@ def make_step(setup: Setup) -> Step:
             "learning_rate": learning_rate,
             "gradient_norm": optax.tree.norm(gradients),
         }
+        if config.train.log_layers:
+            with jax.numpy_dtype_promotion("standard"):
+                found = layer_metrics(setup, state, gradients, updates, opt_state)
+            metrics |= {f"layers/{key}": value for key, value in found.items()}
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, model_state), metrics
 

@@ -22,7 +22,6 @@ from reslab.observe.probes._watch import watching_stream_gradient
 from reslab.observe.writers import jsonl
 from reslab.parallel.mesh import make_mesh, place_on, replicated, use_mesh
 from reslab.train.checkpoint import Checkpoints
-from reslab.train.continuation import training_batches
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
 from reslab.train.step import (

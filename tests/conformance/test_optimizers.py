@@ -19,7 +19,7 @@ from reslab.core.trees import named_leaves
 from reslab.parallel.mesh import make_mesh, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.state import TrainState, make_setup
-from reslab.train.step import apply_optimizer, loss_sums
+from reslab.train.step import apply_optimizer
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 SMALL = {
@@ -85,7 +85,7 @@ def setup_on(spec, shape, devices=None, **changes):
     )
     rate = RATES.get(registry.parse(spec).name, 0.01)
     configs.update(config, [("optim.learning_rate", rate)])
-    return make_setup(config, VOCABULARY, make_mesh(shape, devices))
+    return make_setup(config, make_mesh(shape, devices))
 
 
 @functools.cache
@@ -113,10 +113,9 @@ def text():
 @functools.cache
 def loss_and_gradient():
     setup = setup_on("sgd", ONE, jax.devices()[:1])
-    lengths = np.ones(VOCABULARY, np.int32)
 
     def loss(params):
-        total, sums = loss_sums(setup.model, params, text(), lengths)
+        total, sums, _ = setup.task.loss_sums(setup.model, {"params": params}, text())
         return total / sums["tokens"]
 
     return jax.jit(jax.value_and_grad(loss))
@@ -124,12 +123,10 @@ def loss_and_gradient():
 
 def updater(setup):
     """The update of a setup, as the training step makes it."""
-    lengths = np.ones(VOCABULARY, np.int32)
 
-    def update(gradients, state, params):
-        updates, state = apply_optimizer(
-            setup, gradients, state, params, text(), lengths
-        )
+    def update(gradients, opt_state, params):
+        state = TrainState(jnp.asarray(0), params, opt_state, {})
+        updates, state = apply_optimizer(setup, gradients, state, text())
         return optax.apply_updates(params, updates), state
 
     return jax.jit(update)
@@ -195,7 +192,7 @@ def test_on_eight_devices_is_on_one(spec, trained, tmp_path):
             np.asarray(leaf), wanted[key], rtol=0, atol=1e-5, err_msg=key
         )
     other = setup_on(spec, {"data": 1, "fsdp": 4, "tensor": 2})
-    whole = TrainState(jnp.asarray(3), params, state)
+    whole = TrainState(jnp.asarray(3), params, state, {})
     with Checkpoints(tmp_path / "saved", is_async=False) as checkpoints:
         checkpoints.save(3, whole, data_index=0, force=True)
         restored = checkpoints.restore(other.shapes).state

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.layout import layouts
 from reslab.core.text import aligned
 from reslab.core.trees import (
     count_bytes,
@@ -237,6 +238,9 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
     state = state_bytes(setup.shapes.opt_state, named_leaves(params))
     patterns = matching_patterns(config, params)
     axes = _logical_axes(setup.boxed_params)
+    kinds = {
+        k: one.kind for k, one in named_leaves(layouts(setup.boxed_params)).items()
+    }
     rows = [
         (
             *("parameter", "shape", "axes", "group", "method"),
@@ -250,15 +254,18 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
 
     for name, leaf in named_leaves(params).items():
         plan = planned[name]
+        method, share = _method_of(plan, kinds[name])
         rows.append(
             (
                 name,
                 " x ".join(map(str, leaf.shape)) or "scalar",
                 " ".join(axis or "-" for axis in axes[name]),
                 patterns[name],
-                "frozen" if plan.freeze else str(plan.method),
-                "-" if plan.freeze else _rates(plan, 1.0, step),
-                "-" if plan.freeze else _rates(plan, factor(plan.schedule), step),
+                "frozen" if plan.freeze else method,
+                "-" if plan.freeze else _rates(plan, share, step),
+                "-"
+                if plan.freeze
+                else _rates(plan, share * factor(plan.schedule), step),
                 "-" if plan.freeze else f"{plan.weight_decay:g}",
                 f"{state[name] / 2**10:,.1f} KiB",
             )
@@ -282,6 +289,17 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
         "activations are not in it: they depend on the compiler",
     ]
     return "\n".join(lines)
+
+
+def _method_of(plan: Any, kind: str) -> tuple[str, float]:
+    """The method that a parameter is really updated by, and its share of the rate."""
+    if not isinstance(plan.method, str):
+        return "a function", 1.0
+    parsed = registry.parse(plan.method)
+    others = getattr(registry.module("optimizers", parsed.name), "OTHERS", None)
+    if others is None or kind == "matrix":
+        return plan.method, 1.0
+    return f"{others} of {parsed.name}", parsed.arguments.get("others_scale", 1.0)
 
 
 def _rates(plan: Any, factor: float, step: int) -> str:

@@ -22,6 +22,8 @@ from reslab.optim.orthogonalization import coefficients, orthogonalize_leaves
 
 SCALES = ("moonlight", "keller", "spectral")
 DTYPES = ("bfloat16", "float32")
+# By which method parameters that are no kernels are updated.
+OTHERS = "adamw"
 
 
 class MuonState(NamedTuple):

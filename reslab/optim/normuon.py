@@ -13,7 +13,9 @@ from reslab.optim._leaves import (
     split,
     wide,
 )
-from reslab.optim.muon import scale_by_muon, with_adamw
+from reslab.optim.muon import OTHERS, scale_by_muon, with_adamw
+
+__all__ = ["OTHERS", "build", "scale_by_neuron"]
 
 
 class NorMuonState(NamedTuple):

@@ -13,12 +13,14 @@ from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.core.spectra import spectrum_quantiles
 from reslab.optim._leaves import Layouts, map_leaves, resolve, split, wide, zeros
-from reslab.optim.muon import check, product_dtype, size_factor, with_adamw
+from reslab.optim.muon import OTHERS, check, product_dtype, size_factor, with_adamw
 from reslab.optim.orthogonalization import (
     KELLER,
     coefficients,
     orthogonalize_leaves,
 )
+
+__all__ = ["OTHERS", "build", "scale_by_spectral"]
 
 # Singular values that the iteration must raise to this count as reached.
 LEVEL = 0.68

@@ -171,7 +171,7 @@ class _Trainer:
         evaluator: Evaluator,
         prober: Prober | None,
         looks: JsonLines,
-        layers: JsonLines | None,
+        layers: JsonLines | None = None,
     ):
         self._setup = setup
         self._config = setup.config

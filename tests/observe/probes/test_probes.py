@@ -62,6 +62,7 @@ def test_every_probe_answers(design, view_of, small_model):
     for name, values in found.items():
         # A layer's parameters are the same in every pass.
         is_weights = name in ("gradient/norm", "update/ratio")
+        is_weights |= name.split("/")[0] in ("heavy_tail", "momentum_spectrum")
         shape = (model.depth,) if is_weights else sizes[titles[name].axis]
         assert values.shape == shape, name
         assert np.all(np.isfinite(values)), name

@@ -44,20 +44,21 @@ SPECS = {
     "muon": "muon(products='float32')",
     "normuon": "normuon(products='float32')",
     "soap": "soap(every=2, largest=16)",
-    "heavy_tail": "heavy_tail(every=2, until=1.0, blend=2, least=2)",
-    "importance_sparse": "importance_sparse(every=2, share=0.7)",
-    "lisa": "lisa(every=2)",
-    "noise_adaptive_muon": "noise_adaptive_muon(inner=\"muon(products='float32')\")",
-    "drop_muon": "drop_muon(inner=\"muon(products='float32')\", buckets=2)",
+    # Around what compiles fast.
+    "heavy_tail": "heavy_tail(inner='sgd', every=2, until=1.0, blend=2, least=2)",
+    "importance_sparse": "importance_sparse(inner='sgd', every=2, share=0.7)",
+    "lisa": "lisa(inner='sgd', every=2)",
+    "noise_adaptive_muon": "noise_adaptive_muon(inner='sgd')",
+    "normalize_and_project": "normalize_and_project(inner='sgd')",
+    "drop_muon": "drop_muon(inner='sgd', buckets=2)",
+    "tract": "tract(inner='sgd')",
     "spectral": "spectral(every=2, products='float32')",
 }
-RATES = {"lars": 10.0, "sgd": 0.3}
+RATES = {"lars": 10.0, "heavy_tail": 0.1}
 # LARS leaves vectors to the rate alone, which is made for kernels.
-QUADRATIC = {"lars": ("lars(adapts_vectors=True)", 20.0), "sgd": ("sgd", 0.02)}
+QUADRATIC = {"lars": ("lars(adapts_vectors=True)", 20.0)}
 # They say that moments are in the parameters' dtype, as in optax.
 IN_DTYPE_OF_PARAMETERS = {"adamw", "sgd", "lamb"}
-IN_DTYPE_OF_PARAMETERS |= {"heavy_tail", "importance_sparse", "lisa", "tract"}
-IN_DTYPE_OF_PARAMETERS |= {"normalize_and_project"}
 VOCABULARY = 24
 
 
@@ -83,7 +84,8 @@ def setup_on(spec, shape, devices=None, **changes):
     config = configs.update(
         configs.load("base"), (SMALL | {"optim.name": spec} | fields).items()
     )
-    rate = RATES.get(registry.parse(spec).name, 0.01)
+    name = registry.parse(spec).name
+    rate = RATES.get(name, 0.3 if "sgd" in spec else 0.01)
     configs.update(config, [("optim.learning_rate", rate)])
     return make_setup(config, make_mesh(shape, devices))
 
@@ -259,7 +261,7 @@ def test_statistics_of_bfloat16_parameters(name, spec):
         setup.shapes.params,
     )
     state = jax.eval_shape(setup.optimizer.init, params)
-    if name not in IN_DTYPE_OF_PARAMETERS:
+    if name not in IN_DTYPE_OF_PARAMETERS and "sgd" not in spec:
         # What is not a kernel's is AdamW's, in the parameters' dtype.
         kernels = [k for k in named_leaves(state) if k.endswith("mixer/query/kernel")]
         dtypes = {named_leaves(state)[key].dtype for key in kernels}
@@ -286,7 +288,7 @@ def test_converges_on_a_quadratic(name, spec):
     }
     # As large as the target, for those that keep the size of kernels.
     params = jax.tree.map(jnp.flip, target)
-    spec, rate = QUADRATIC.get(name, (spec, 0.2))
+    spec, rate = QUADRATIC.get(name, (spec, 0.02 if "sgd" in spec else 0.2))
     schedule = optax.linear_schedule(rate, 0.0, 300)
     made = registry.make("optimizers", spec, learning_rate=schedule)
     made = optax.with_extra_args_support(made)

@@ -27,6 +27,7 @@ from reslab.train.state import Setup, TrainState, check_batch, make_setup
 from reslab.train.step import (
     apply_optimizer,
     gradient_in_parts,
+    step_key,
     training_objective,
 )
 from reslab.train.tasks import Batch
@@ -142,7 +143,8 @@ class Prober:
             parts = setup.config.train.accumulate
             tree = {"params": params, "slots": slots}
             gradient = gradient_in_parts(watched, parts)
-            found, _, _ = gradient(tree, state.model_state, batch)
+            key = step_key(setup.config.seed, state.step)
+            found, _, _ = gradient(tree, state.model_state, batch, key)
             return found["params"], found["slots"]
 
         def read_out(x) -> jax.Array:

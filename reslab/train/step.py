@@ -23,9 +23,14 @@ from reslab.train.tasks import Batch
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Objective = Callable[
-    [Any, ModelState, ModelState, Batch, jax.Array],
+    [Any, ModelState, ModelState, Batch, jax.Array, jax.Array],
     tuple[jax.Array, tuple[Metrics, ModelState]],
 ]
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """The random key of a step: of nothing else, so that a resumed run is exact."""
+    return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def training_objective(setup: Setup) -> Objective:
@@ -35,17 +40,21 @@ def training_objective(setup: Setup) -> Objective:
       setup: Model, task and config.
 
     Returns:
-      A function `(params, gradient_stats, batch_stats, batch, total_units) ->
+      A function `(params, gradient_stats, batch_stats, batch, total_units, key) ->
       (objective, (sums, batch_stats))`, of a batch that may be a part of
       `total_units` units.
     """
 
-    def objective(params, gradient_stats, batch_stats, batch, total_units):
+    def objective(params, gradient_stats, batch_stats, batch, total_units, key):
         variables = model_state_of(
             {BATCH_STATS: batch_stats, GRADIENT_STATS: gradient_stats}
         )
         total, sums, written = setup.task.loss_sums(
-            setup.model, {"params": params, **variables}, batch, is_training=True
+            setup.model,
+            {"params": params, **variables},
+            batch,
+            is_training=True,
+            key=key,
         )
         return total / total_units.astype(total.dtype), (sums, written)
 
@@ -54,40 +63,42 @@ def training_objective(setup: Setup) -> Objective:
 
 def gradient_in_parts(
     objective: Objective, parts: int
-) -> Callable[[Any, ModelState, Batch], tuple[Any, ModelState, Metrics]]:
+) -> Callable[[Any, ModelState, Batch, jax.Array], tuple[Any, ModelState, Metrics]]:
     """The gradient of an objective over a batch, part after part.
 
     Every part starts from the same statistics; what the parts leave is averaged, so
     that a step updates them once, whatever the number of its parts. The gradient by
-    `gradient_stats` is their next value (see `reslab.core.model_state`).
+    `gradient_stats` is their next value (see `reslab.core.model_state`). Each part
+    draws random numbers of its own.
 
     Args:
       objective: As `training_objective` gives; its first argument may be any tree.
       parts: Number of parts of the batch whose gradients are added up.
 
     Returns:
-      A function `(tree, model_state, batch) -> (gradient, model_state, sums)`.
+      A function `(tree, model_state, batch, key) -> (gradient, model_state, sums)`.
     """
     differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
 
-    def accumulated(tree, model_state, batch):
+    def accumulated(tree, model_state, batch, key):
         total_units = jnp.maximum(jnp.sum(batch["loss_mask"].astype(jnp.float32)), 1)
         before = [model_state.get(name, {}) for name in (GRADIENT_STATS, BATCH_STATS)]
 
-        def of_part(part):
-            found = differentiate(tree, *before, part, total_units)
+        def of_part(part, key):
+            found = differentiate(tree, *before, part, total_units, key)
             (gradient, gradient_stats), (sums, batch_stats) = found
             return gradient, sums, (gradient_stats, batch_stats)
 
         if parts == 1:
-            gradient, sums, after = of_part(batch)
+            gradient, sums, after = of_part(batch, key)
         else:
 
             def add(totals, part):
-                return jax.tree.map(jnp.add, totals, of_part(part)), ()
+                return jax.tree.map(jnp.add, totals, of_part(*part)), ()
 
-            split = jax.tree.map(lambda x: _split_rows(x, parts), batch)
-            shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], split))
+            rows = jax.tree.map(lambda x: _split_rows(x, parts), batch)
+            split = rows, jax.random.split(key, parts)
+            shapes = jax.eval_shape(of_part, *jax.tree.map(lambda x: x[0], split))
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (gradient, sums, after), _ = jax.lax.scan(add, zeros, split)
             after = jax.tree.map(lambda total: _averaged(total, parts), after)
@@ -169,7 +180,8 @@ def make_step(setup: Setup) -> Step:
         return cut_gradient
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        inputs = state.params, state.model_state, batch
+        key = step_key(config.seed, state.step)
+        inputs = state.params, state.model_state, batch, key
         if cuts is None:
             gradients, model_state, sums = gradient(*inputs)
         else:

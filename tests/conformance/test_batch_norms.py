@@ -148,7 +148,8 @@ def model_gradient(model, variables, tokens, parts):
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     batch = {"inputs": inputs, "targets": targets, "loss_mask": np.ones(inputs.shape)}
 
-    def objective(params, gradient_stats, batch_stats, batch, total):
+    def objective(params, gradient_stats, batch_stats, batch, total, key):
+        del key
         collections = {BATCH_STATS: batch_stats, GRADIENT_STATS: gradient_stats}
         (nll, _), written = model.apply(
             {"params": params, **collections},
@@ -161,7 +162,8 @@ def model_gradient(model, variables, tokens, parts):
         return jnp.sum(nll) / total, ({"nll": jnp.sum(nll)}, written[BATCH_STATS])
 
     run = jax.jit(gradient_in_parts(objective, parts))
-    return run(variables["params"], model_state_of(variables), batch)
+    key = jax.random.key(0)
+    return run(variables["params"], model_state_of(variables), batch, key)
 
 
 def test_one_norm_over_several_streams_is_refused(small_model, tokens):

@@ -11,6 +11,7 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.freezing import frozen_layers
 from reslab.core.losses import LOSSES
 from reslab.core.model_state import MODEL_STATE
+from reslab.core.randomness import DROPOUT, without_randomness
 from reslab.core.taps import TAPS, is_watched
 from reslab.core.trees import unbox
 from reslab.core.types import Shared, State, Stream
@@ -149,7 +150,7 @@ class Layers(nn.Module):
                 variable_axes={
                     name: 0 for name in ("params", TAPS, LOSSES, *MODEL_STATE)
                 },
-                split_rngs={"params": True},
+                split_rngs={"params": True, DROPOUT: True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=count,
                 unroll=count if self.is_unrolled else 1,
@@ -159,22 +160,23 @@ class Layers(nn.Module):
             frozen = min(max(frozen_layers() - applied, 0) // len(blocks), count)
             applied += len(blocks) * count
             if state is None and self._is_undone(index, blocks):
-                stream = reversible_scan(
-                    blocks,
-                    unbox(self.variables["params"][f"segment_{index}"]),
-                    stream,
-                    layers,
-                    shared,
-                    positions,
-                    segments,
-                    is_unrolled=self.is_unrolled,
-                )
+                with without_randomness(self, "a backward pass that undoes layers"):
+                    stream = reversible_scan(
+                        blocks,
+                        unbox(self.variables["params"][f"segment_{index}"]),
+                        stream,
+                        layers,
+                        shared,
+                        positions,
+                        segments,
+                        is_unrolled=self.is_unrolled,
+                    )
                 continue
             scanned = (layers, None if state is None else state[index])
             if frozen and not self.is_initializing():
-                stream, written = self._cut(
-                    index, blocks, frozen, stream, layers, shared, positions, segments
-                )
+                inputs = stream, layers, shared, positions, segments
+                with without_randomness(self, "a backward pass that ends at a layer"):
+                    stream, written = self._cut(index, blocks, frozen, *inputs)
                 new_state = None
             else:
                 stream, (new_state, written) = scan(blocks, name=f"segment_{index}")(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from reslab.core.errors import ReslabError
 from reslab.core.losses import LOSSES
 from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS
+from reslab.core.randomness import DROPOUT
 from reslab.core.taps import TAPS
 from reslab.core.types import State
 from reslab.nn.stacks.uniform import UniformStack
@@ -78,7 +79,7 @@ class LoopedStack(UniformStack):
             variable_axes={TAPS: 0, LOSSES: 0},
             variable_broadcast="params",
             variable_carry=BATCH_STATS,
-            split_rngs={"params": False},
+            split_rngs={"params": False, DROPOUT: True},
             length=self.loops,
             unroll=self.loops if self.is_unrolled else 1,
         )

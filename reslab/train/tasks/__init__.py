@@ -73,8 +73,11 @@ class Task(Protocol):
         batch: Batch,
         *,
         is_training: bool = False,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Sums, ModelState]:
         """Adds up what is lost.
+
+        With a random key, parts of the model that draw numbers do.
 
         Returns:
           What training minimizes, summed over units; the sums, among them the

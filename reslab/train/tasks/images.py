@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, ModelState
+from reslab.core.randomness import training_keys
 from reslab.core.trees import named_leaves
 from reslab.data.batches import TrainBatches, validation_batches
 from reslab.data.images import ImageSet, load_images
@@ -95,6 +96,7 @@ class ImageClassification:
         batch: Batch,
         *,
         is_training: bool = False,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Sums, ModelState]:
         """Adds up the cross-entropies of the images that count.
 
@@ -110,13 +112,17 @@ class ImageClassification:
           batch: `images`, `labels` and `loss_mask`.
           is_training: Whether norms over a batch see this one, and the second
             term counts.
+          key: Random key, for parts that draw numbers while training.
 
         Returns:
           The objective; the sums `nll` (nats), `images` and `correct`; and the
           statistics written.
         """
         outcome: Any = model.apply(
-            variables, batch["images"], mutable=[BATCH_STATS] if is_training else []
+            variables,
+            batch["images"],
+            mutable=[BATCH_STATS] if is_training else [],
+            rngs=training_keys(key),
         )
         logits, written = outcome
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])

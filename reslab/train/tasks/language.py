@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from reslab.core import registry
 from reslab.core.losses import LOSSES, total_loss
 from reslab.core.model_state import BATCH_STATS, ModelState
+from reslab.core.randomness import training_keys
 from reslab.data.batches import TrainBatches, validation_batches
 from reslab.data.corpus import Corpus, TokenStream, load_corpus
 from reslab.data.windows import WindowSource
@@ -120,6 +121,7 @@ class Language:
         batch: Batch,
         *,
         is_training: bool = False,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Sums, ModelState]:
         """Adds up the losses of the tokens that count.
 
@@ -136,6 +138,7 @@ class Language:
             each (batch, length).
           is_training: Whether norms over a batch see this one, and the other
             terms count.
+          key: Random key, for parts that draw numbers while training.
 
         Returns:
           The objective; the sums `nll` (nats), `tokens` and `bytes`; and the
@@ -149,6 +152,7 @@ class Language:
             segments=batch["segment_ids"],
             method="losses",
             mutable=[BATCH_STATS, LOSSES] if is_training else [],
+            rngs=training_keys(key),
         )
         (nll, log_normalizer), written = outcome
         mask = batch["loss_mask"].astype(nll.dtype)

@@ -1,24 +1,18 @@
-"""Static hyper-connections: several residual streams, mixed at every sublayer."""
+"""Hyper-connections: several residual streams, mixed at every sublayer."""
 
-import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
-from reslab.core.parameters import parameter
-from reslab.core.platform import computed_once
-from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
 from reslab.core.types import Branch
+from reslab.nn.norm import make_norm
+from reslab.nn.residuals._streams import SeveralStreams, Streams, pass_through
 
-# Separate arrays, not one: a stacked axis would be copied at every mixing.
-Streams = tuple[jax.Array, ...]
 
-
-class HyperConnections(nn.Module):
+class HyperConnections(SeveralStreams):
     """Keeps n streams; each sublayer reads a mixture and writes to all of them.
 
         h0     = sum_s mix[s, 0] * H[s]
@@ -30,39 +24,37 @@ class HyperConnections(nn.Module):
     pre-norm stream, which a final norm cannot tell from it. Mixing is done in
     float32 and stored in the stream's dtype.
 
+    The dynamic form adds to these weights what each token's streams say, zero at
+    initialization:
+
+        mix[s]   += mix_scale * tanh(norm(H[s]) . mix_projection)
+        write[s] += write_scale * tanh(norm(H[s]) . write_projection)
+
+    with both scales 0.01 at first and `norm` a layer normalization that adds 1e-5.
+
     The paper also multiplies the initial standard deviation of the output
     projections by sqrt(n) (as reported by later readers of its code); that is
     not done here, so that the model equals `plain` at initialization.
 
-    Reference: Zhu et al., 2024, https://arxiv.org/abs/2409.19606, Eq. 1-5 and
-    Algorithm 2 (static form).
+    Reference: Zhu et al., 2024, https://arxiv.org/abs/2409.19606, Eq. 1-13 and
+    Algorithm 2. Both forms, with and without tanh, are tested against a third
+    party's code, which matches that algorithm.
 
     Attributes:
       streams: Number of streams n.
-      param_dtype: Dtype in which `mix` (the paper's A) and `write` (B) are
-        stored.
+      is_dynamic: Whether the weights depend on the token.
+      use_tanh: Whether what depends on the token is bounded by tanh.
+      param_dtype: Dtype in which `mix` (the paper's A), `write` (B) and the
+        projections (W) are stored.
 
     Raises:
       ReslabError: If `streams` is below 1.
     """
 
-    streams: int = 4
-    param_dtype: Any = jnp.float32
+    is_dynamic: bool = False
+    use_tanh: bool = True
 
     reduces_to_plain_at_init: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if self.streams < 1:
-            raise ReslabError(
-                "residuals 'hyper': streams",
-                expected="at least 1",
-                got=str(self.streams),
-            )
-        super().__post_init__()
-
-    def widen(self, x: jax.Array) -> Streams:
-        """Copies the embeddings to every stream."""
-        return (x,) * self.streams
 
     @nn.compact
     def __call__(
@@ -76,34 +68,45 @@ class HyperConnections(nn.Module):
             read = jax.nn.one_hot(jnp.asarray(site) % n, n, dtype=dtype)
             return jnp.concatenate([read[:, None], jnp.eye(n, dtype=dtype)], axis=1)
 
-        mix = parameter(
-            self, "mix", init_mix, (n, n + 1), ("streams", None), self.param_dtype
-        )
-        write = parameter(
-            self, "write", nn.initializers.ones, (n,), ("streams",), self.param_dtype
-        )
-        dtype = statistics_dtype(stream[0].dtype)
-        mix, write = mix.astype(dtype), write.astype(dtype)
-        tap(self, "depth_weights", mix[:, 0])
+        mix = self.wide(stream, "mix", init_mix, (n, n + 1), ("streams", None))
+        write = self.wide(stream, "write", nn.initializers.ones, (n,), ("streams",))
+        # For each stream, its weight in the reading, in each new stream, and what
+        # it receives.
+        weights = [[*mix[s], write[s]] for s in range(n)]
+        if self.is_dynamic:
+            weights = [
+                [static + of_token for static, of_token in zip(*both, strict=True)]
+                for both in zip(weights, self._of_tokens(stream), strict=True)
+            ]
+        read, *mix, write = zip(*weights, strict=True)
+        tap(self, "depth_weights", jnp.stack([jnp.mean(weight) for weight in read]))
+        return pass_through(stream, branch, read=read, mix=mix, write=write)
 
-        # Sums of scaled streams, not a matrix product: n is far below the width
-        # of a matrix unit, and these fuse into one pass over the streams.
-        def mixed(column):
-            terms = [mix[s, column] * h.astype(dtype) for s, h in enumerate(stream)]
-            return functools.reduce(jnp.add, terms)
-
-        reading = computed_once(mixed(0).astype(stream[0].dtype))
-        output = computed_once(branch(reading)).astype(dtype)
-        return tuple(
-            (mixed(1 + t) + write[t] * output).astype(h.dtype)
-            for t, h in enumerate(stream)
+    def _of_tokens(self, stream: Streams) -> list[list[jax.Array]]:
+        """What each token adds to the weights of each stream, (..., 1) each."""
+        n, features = self.streams, stream[0].shape[-1]
+        small, zeros = nn.initializers.constant(0.01), nn.initializers.zeros
+        norm = make_norm(
+            "layer(epsilon=1e-05)", param_dtype=self.param_dtype, name="norm"
         )
-
-    def narrow(self, stream: Streams) -> jax.Array:
-        """Sums the streams."""
-        dtype = statistics_dtype(stream[0].dtype)
-        total = functools.reduce(jnp.add, [h.astype(dtype) for h in stream])
-        return total.astype(stream[0].dtype)
+        projections, scales = [], []
+        for name, size in (("mix", n + 1), ("write", 1)):
+            shape, axes = (features, size), ("embed", None)
+            projections.append(
+                self.wide(stream, f"{name}_projection", zeros, shape, axes)
+            )
+            scale = self.wide(stream, f"{name}_scale", small, (), ())
+            scales += [scale] * size
+        kernel = jnp.concatenate(projections, axis=1)
+        added = []
+        for h in stream:
+            said = jnp.matmul(
+                norm(h), kernel.astype(h.dtype), preferred_element_type=kernel.dtype
+            )
+            said = jnp.tanh(said) if self.use_tanh else said
+            columns = jnp.split(said, n + 2, axis=-1)
+            added.append([s * c for s, c in zip(scales, columns, strict=True)])
+        return added
 
 
 build = HyperConnections

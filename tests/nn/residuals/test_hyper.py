@@ -7,47 +7,65 @@ from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
 from reslab.nn.residuals.hyper import HyperConnections
 
+FORMS = {
+    "shc": {},
+    "dhc": {"is_dynamic": True},
+    "dhc_notanh": {"is_dynamic": True, "use_tanh": False},
+}
 
-def test_golden(golden, x64):
-    data = golden("hyper_connections")
 
-    def network(x, kernels, params):
-        hyper = HyperConnections(streams=4, param_dtype=jnp.float64)
-        stream = hyper.widen(x)
+def params_of(data, site):
+    """Parameters of a site, from those of the golden file."""
+    part = {
+        key.removeprefix(f"p_m{site}_"): value
+        for key, value in data.items()
+        if key.startswith(f"p_m{site}_")
+    }
+    params = {"mix": part["static_alpha"], "write": part["static_beta"]}
+    if "norm_weight" in part:
+        params |= {
+            "mix_projection": part["dynamic_alpha_proj"],
+            "write_projection": part["dynamic_beta_proj"][:, None],
+            "mix_scale": part["dynamic_alpha_scale"][0],
+            "write_scale": part["dynamic_beta_scale"][0],
+            # Theirs is the gain itself, ours its offset from one.
+            "norm": {"gain": part["norm_weight"] - 1, "bias": part["norm_bias"]},
+        }
+    return params
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_golden(golden, x64, form):
+    arrays = golden("hyper_connections")
+    data = {
+        key.removeprefix(f"{form}_"): value
+        for key, value in arrays.items()
+        if key.startswith(f"{form}_") and not key.startswith(f"{form}_notanh")
+    }
+    given = {key: data[key] for key in data if key == "x" or key.startswith("p_")}
+    hyper = HyperConnections(streams=4, param_dtype=jnp.float64, **FORMS[form])
+
+    def network(given):
+        stream = hyper.widen(given["x"])
         for site in (0, 1):
             stream = hyper.apply(
-                {"params": params[site]},
+                {"params": params_of(given, site)},
                 stream,
-                lambda h, site=site: jnp.tanh(h @ kernels[site]),
+                lambda h, site=site: jnp.tanh(h @ given[f"p_W{site}"]),
                 site=site,
             )
         return hyper.narrow(stream), stream
 
-    kernels = [data[f"shc_p_W{site}"] for site in (0, 1)]
-    params = [
-        {
-            "mix": data[f"shc_p_m{site}_static_alpha"],
-            "write": data[f"shc_p_m{site}_static_beta"],
-        }
-        for site in (0, 1)
-    ]
-    y, pull, stream = jax.vjp(network, data["shc_x"], kernels, params, has_aux=True)
-    x_gradient, kernel_gradients, gradients = pull(jnp.asarray(data["shc_cot"]))
-    pairs = [
-        (y, "out"),
-        (jnp.stack(stream, axis=2), "H"),
-        (x_gradient, "grad_x"),
-    ]
-    for site in (0, 1):
-        pairs += [
-            (kernel_gradients[site], f"grad_p_W{site}"),
-            (gradients[site]["mix"], f"grad_p_m{site}_static_alpha"),
-            (gradients[site]["write"], f"grad_p_m{site}_static_beta"),
-        ]
+    @jax.jit
+    def run(given, cotangent):
+        y, pull, stream = jax.vjp(network, given, has_aux=True)
+        return y, stream, pull(cotangent)[0]
+
+    y, stream, gradient = run(given, data["cot"])
+    pairs = [(y, "out"), (jnp.stack(stream, axis=2), "H")]
+    pairs += [(value, f"grad_{key}") for key, value in gradient.items()]
     for actual, key in pairs:
-        np.testing.assert_allclose(
-            actual, data[f"shc_{key}"], rtol=1e-7, atol=1e-7, err_msg=key
-        )
+        np.testing.assert_allclose(actual, data[key], rtol=1e-7, atol=1e-7, err_msg=key)
 
 
 def test_equation(x64):
@@ -65,15 +83,18 @@ def test_equation(x64):
     np.testing.assert_allclose(y, wanted, rtol=1e-12)
 
 
+@pytest.mark.parametrize("is_dynamic", [False, True])
 @pytest.mark.parametrize("streams", [1, 2, 4])
-def test_starts_as_n_times_the_plain_stream(x64, streams):
+def test_starts_as_n_times_the_plain_stream(x64, streams, is_dynamic):
     rng = np.random.default_rng(0)
     x, kernels = rng.normal(size=(2, 3, 8)), rng.normal(size=(5, 8, 8))
 
     def branch(site):
         return lambda h: jnp.tanh(h @ kernels[site])
 
-    hyper = HyperConnections(streams=streams, param_dtype=jnp.float64)
+    hyper = HyperConnections(
+        streams=streams, is_dynamic=is_dynamic, param_dtype=jnp.float64
+    )
     wide, plain = hyper.widen(x), x
     for site in range(5):
         wide, _ = hyper.init_with_output(

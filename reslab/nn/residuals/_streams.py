@@ -1,0 +1,87 @@
+"""What residuals of several streams share: their ends, and how they are mixed."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.parameters import parameter
+from reslab.core.platform import computed_once
+from reslab.core.precision import statistics_dtype
+from reslab.core.types import Branch
+
+# Separate arrays, not one: a stacked axis would be copied at every mixing.
+Streams = tuple[jax.Array, ...]
+
+
+class SeveralStreams(nn.Module):
+    """Base of residuals with n streams: copies of the embedding, summed at the end.
+
+    Attributes:
+      streams: Number of streams n.
+      param_dtype: Dtype in which parameters are stored.
+
+    Raises:
+      ReslabError: If `streams` is below 1.
+    """
+
+    streams: int = 4
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.streams < 1:
+            raise ReslabError(
+                f"residual {type(self).__name__}: streams",
+                expected="at least 1",
+                got=str(self.streams),
+            )
+        super().__post_init__()
+
+    def widen(self, x: jax.Array) -> Streams:
+        """Copies the embeddings to every stream."""
+        return (x,) * self.streams
+
+    def narrow(self, stream: Streams) -> jax.Array:
+        """Sums the streams."""
+        dtype = statistics_dtype(stream[0].dtype)
+        total = functools.reduce(jnp.add, [h.astype(dtype) for h in stream])
+        return total.astype(stream[0].dtype)
+
+    def wide(self, stream: Streams, name, init, shape, axes) -> jax.Array:
+        """A parameter in the dtype in which streams are mixed."""
+        value = parameter(self, name, init, shape, axes, self.param_dtype)
+        return value.astype(statistics_dtype(stream[0].dtype))
+
+
+def pass_through(
+    stream: Streams,
+    branch: Branch,
+    *,
+    read: Sequence[jax.Array],
+    mix: Sequence[Sequence[jax.Array]],
+    write: Sequence[jax.Array],
+) -> Streams:
+    """Reads a mixture of streams, and mixes them anew with what the branch returns.
+
+        H'[t] = sum_s mix[t][s] * H[s] + write[t] * branch(sum_s read[s] * H[s])
+
+    Weights are numbers, or one for each token (..., 1), in the dtype to mix in.
+    """
+    dtype = read[0].dtype
+
+    # Sums of scaled streams, not a matrix product: n is far below the width of a
+    # matrix unit, and these fuse into one pass over the streams.
+    def mixed(weights):
+        terms = [w * h.astype(dtype) for w, h in zip(weights, stream, strict=True)]
+        return functools.reduce(jnp.add, terms)
+
+    reading = computed_once(mixed(read).astype(stream[0].dtype))
+    output = computed_once(branch(reading)).astype(dtype)
+    return tuple(
+        (mixed(row) + one * output).astype(h.dtype)
+        for row, one, h in zip(mix, write, stream, strict=True)
+    )

@@ -9,7 +9,6 @@ from reslab.core import registry
 from reslab.core.trees import named_leaves, unbox
 from reslab.parallel.mesh import make_mesh
 
-
 OPTIONS = ("hyper(streams=2, is_dynamic=True)", "ddl(values=2, form='sigmoid')")
 
 

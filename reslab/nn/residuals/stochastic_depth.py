@@ -7,6 +7,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.core.randomness import training_key
 from reslab.core.types import Branch
+from reslab.nn import sites
 from reslab.nn.residuals._single import SingleStream
 
 
@@ -27,7 +28,8 @@ class StochasticDepth(SingleStream):
 
     Attributes:
       rate: Probability of dropping the last branch, at least 0 and below 1.
-      depth: Number of layers applied, of two sublayers each.
+      depth: Number of layers applied.
+      sites: Where their sublayers begin.
 
     Raises:
       ReslabError: If `rate` is out of range.
@@ -35,6 +37,7 @@ class StochasticDepth(SingleStream):
 
     rate: float = 0.1
     depth: int = 1
+    sites: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not 0 <= self.rate < 1:
@@ -57,8 +60,8 @@ class StochasticDepth(SingleStream):
         if key is None or not self.rate:
             return stream + output
         dtype = statistics_dtype(stream.dtype)
-        dropped = (jnp.asarray(site, dtype) + 1) / (2 * self.depth)
-        survival = 1 - self.rate * jnp.minimum(dropped, 1)
+        share = (jnp.asarray(site, dtype) + 1) / sites.count(self.sites, self.depth)
+        survival = 1 - self.rate * share
         rows = (stream.shape[0], *(1,) * (stream.ndim - 1))
         is_kept = jax.random.bernoulli(key, survival, rows)
         kept = jnp.where(is_kept, output.astype(dtype) / survival, 0)

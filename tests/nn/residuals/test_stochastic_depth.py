@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,3 +108,23 @@ def test_on_eight_devices_is_on_one(params):
 def test_refuses_a_rate_out_of_range(rate):
     with pytest.raises(ReslabError, match="rate: expected at least 0 and below 1"):
         StochasticDepth(rate=rate)
+
+
+class DrawingFeedForward(nn.Module):
+    """Draws random numbers, if it may."""
+
+    @nn.compact
+    def __call__(self, x):
+        training_key(self)
+        return x
+
+
+def test_drawing_is_refused_where_layers_are_undone():
+    undone = model(block="reversible", ffn=DrawingFeedForward).clone(
+        residual="reversible"
+    )
+    variables = unbox(jax.eval_shape(undone.init, jax.random.key(0), TOKENS))
+    jax.eval_shape(undone.apply, variables, TOKENS)
+    rngs = {DROPOUT: jax.random.key(0)}
+    with pytest.raises(ReslabError, match="none within a backward pass that undoes"):
+        jax.eval_shape(lambda v: undone.apply(v, TOKENS, rngs=rngs), variables)

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     model.position = "rope"  # position encoding
     model.tie_embeddings = False  # whether the head is the transposed embedding
     model.use_head_bias = False  # whether the head adds a bias to every logit
+    model.use_embedding_projection = False  # square maps after embedding, before head
     model.vocabulary_multiple = 8  # the vocabulary is padded to a multiple of this
     model.vocabulary_chunks = 0  # parts of the cross-entropy; 0 chooses by size
     model.embedding_std = 0.02  # initial standard deviation of the embedding

@@ -265,6 +265,7 @@ def from_json(text: str, where: str) -> ConfigDict:
 _SINCE = {
     "data.replay": 0.0,
     "model.name": "lm",
+    "model.use_embedding_projection": False,
     "model.use_head_bias": False,
     "train.orthogonality": 0.0,
     "probes.every": 0,

@@ -58,6 +58,7 @@ RESERVED = frozenset(
         "hidden_scale",
         "inner_norm",
         "inner_scale",
+        "is_causal",
         "is_unrolled",
         "layer",
         "layers",

@@ -65,6 +65,7 @@ class Context:
       inner_scale: Factor on that of values and of projections that widen.
       inner_norm: Norm before the projection into the stream; "" is none.
       qkv_norm: Norm of every query, key and value head; "" is none.
+      is_causal: Whether a position may see those before it alone.
     """
 
     depth: int = 1
@@ -79,6 +80,7 @@ class Context:
     inner_scale: float = 1.0
     inner_norm: Spec = ""
     qkv_norm: Spec = ""
+    is_causal: bool = True
 
 
 class Norm(Protocol):

@@ -42,7 +42,9 @@ def design(request):
 
 def make(fields, is_unrolled):
     defaults = {"features": 16, "depth": 4, "mixer": "attention(heads=2)"}
-    model = LanguageModel(21, is_unrolled=is_unrolled, **defaults | fields)
+    model = LanguageModel(
+        vocabulary_size=21, is_unrolled=is_unrolled, **defaults | fields
+    )
     return model, unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
 
 

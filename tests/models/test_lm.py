@@ -240,7 +240,9 @@ def test_compiling_does_not_grow_with_depth():
 
 def test_the_final_norm_follows_the_placement_of_the_last_layer():
     def has_final_norm(placement, depth):
-        model = LanguageModel(11, features=16, depth=depth, placement=placement)
+        model = LanguageModel(
+            vocabulary_size=11, features=16, depth=depth, placement=placement
+        )
         tokens = jnp.zeros((1, 2), jnp.int32)
         variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
         return "final_norm" in variables["params"]
@@ -251,7 +253,7 @@ def test_the_final_norm_follows_the_placement_of_the_last_layer():
 
 def test_initial_scale_counts_every_pass_of_a_loop():
     def context(**parts):
-        model = LanguageModel(11, features=16, depth=2, **parts)
+        model = LanguageModel(vocabulary_size=11, features=16, depth=2, **parts)
         return model.make_stack(parent=None).context
 
     assert context().output_scale == 0.5

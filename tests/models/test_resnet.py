@@ -5,7 +5,8 @@ import pytest
 
 from reslab.core.model_state import BATCH_STATS
 from reslab.core.trees import named_leaves, unbox
-from reslab.models.resnet import ResNet, as_floats
+from reslab.models._classifier import as_floats
+from reslab.models.resnet import ResNet
 from reslab.parallel.mesh import batch_sharding, make_mesh, use_mesh
 
 

@@ -27,7 +27,7 @@ def test_the_layer_of_a_site_is_that_whose_site_it_is(table):
 
 def test_a_model_counts_the_sublayers_of_every_block_in_every_pass():
     def context(**fields):
-        model = LanguageModel(11, depth=4, **fields)
+        model = LanguageModel(vocabulary_size=11, depth=4, **fields)
         return model.make_stack(parent=None).context
 
     mixed = context(block=("standard", "macaron", "parallel"), stack="looped(loops=2)")
@@ -82,4 +82,4 @@ def test_depth_scaled_placements_count_sublayers():
 
 
 def _context():
-    return LanguageModel(11).make_stack(parent=None).context
+    return LanguageModel(vocabulary_size=11).make_stack(parent=None).context

@@ -170,7 +170,9 @@ def test_clipping_takes_a_norm_for_each_layer():
 
 
 def test_layouts_are_read_from_logical_axes():
-    model = LanguageModel(24, features=16, depth=3, mixer="gated_delta(heads=2)")
+    model = LanguageModel(
+        vocabulary_size=24, features=16, depth=3, mixer="gated_delta(heads=2)"
+    )
     tokens = jnp.zeros((1, 2), int)
     boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     found = named_leaves(layouts(boxed))

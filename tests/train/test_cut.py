@@ -37,7 +37,7 @@ def quickly_compiled():
 )
 def test_gradients_above_a_cut_are_those_of_the_whole(options):
     fields = {"mixer": "attention(heads=2)", "ffn": "swiglu(hidden=32)"} | options
-    model = LanguageModel(24, features=16, depth=DEPTH, **fields)
+    model = LanguageModel(vocabulary_size=24, features=16, depth=DEPTH, **fields)
     tokens = np.random.default_rng(0).integers(0, 24, (2, 8), np.int32)
     shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
     rng = np.random.default_rng(1)

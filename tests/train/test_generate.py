@@ -44,7 +44,9 @@ def test_top_k_and_top_p_restrict_the_choice():
     ids=["attention", "hybrid", "looped"],
 )
 def test_greedy_generation_equals_the_full_forward(parts):
-    model = LanguageModel(13, features=16, depth=2, is_unrolled=False, **parts)
+    model = LanguageModel(
+        vocabulary_size=13, features=16, depth=2, is_unrolled=False, **parts
+    )
     prompt = jnp.asarray([[1, 5, 2, 7], [3, 3, 9, 11]])
     variables = unbox(model.init(jax.random.key(0), prompt))
     found = generate(model, variables, prompt, 6, temperature=0)
@@ -56,8 +58,10 @@ def test_greedy_generation_equals_the_full_forward(parts):
 
 
 def test_more_positions_than_the_model_knows_are_refused():
-    model = LanguageModel(13, features=16, depth=1, position="learned", max_length=8)
+    model = LanguageModel(
+        vocabulary_size=13, features=16, depth=1, position="learned", max_length=8
+    )
     assert model.position_limit == 8
-    assert LanguageModel(13, position="rope").position_limit is None
+    assert LanguageModel(vocabulary_size=13, position="rope").position_limit is None
     with pytest.raises(ReslabError, match="length: expected at most 5 after a prompt"):
         generate(model, {}, jnp.zeros((1, 3), jnp.int32), 6)

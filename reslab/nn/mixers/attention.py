@@ -71,6 +71,7 @@ class Attention(ProjectingModule):
     value_residual: str = ""
     use_bias: bool = False
     position: registry.Spec = "none"
+    is_causal: bool = True
     implementation: str = "auto"
 
     @property
@@ -188,6 +189,7 @@ class Attention(ProjectingModule):
             value,
             segments=segments,
             query_offset=offset,
+            is_causal=self.is_causal,
             window=self.window or None,
             softcap=self.softcap or None,
             # Kernels have no form for a cache, nor for the short input of `init`.

@@ -61,9 +61,9 @@ def pass_through(
     stream: Streams,
     branch: Branch,
     *,
-    read: Sequence[jax.Array],
-    mix: Sequence[Sequence[jax.Array]],
-    write: Sequence[jax.Array],
+    read: jax.Array | Sequence[jax.Array],
+    mix: jax.Array | Sequence[Sequence[jax.Array]],
+    write: jax.Array | Sequence[jax.Array],
 ) -> Streams:
     """Reads a mixture of streams, and mixes them anew with what the branch returns.
 

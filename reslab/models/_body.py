@@ -1,0 +1,184 @@
+"""What models with layers share: the parts by name, and the stack of them."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.types import Context
+from reslab.nn import sites as sites_of
+from reslab.nn.norm import make_norm
+
+Specs = registry.Spec | Sequence[registry.Spec]
+
+
+class Body(nn.Module):
+    """Base of models that are a stack of layers between two ends.
+
+    Every part is named by a spec string. A sequence of specs is tiled over depth.
+
+    Attributes:
+      features: Width of the model.
+      depth: Number of layers with parameters of their own.
+      mixer: Token mixer, or a sequence of them.
+      ffn: Feed-forward layer, or a sequence of them.
+      norm: Normalization, or a sequence of them.
+      placement: Where the norms sit, or a sequence of placements.
+      residual: How the depth stream is read and written.
+      block: How sublayers form a layer, or a sequence of blocks.
+      stack: How blocks are laid along depth.
+      linear: What a projection is.
+      position: Position encoding.
+      embedding_std: Initial standard deviation of the embedding.
+      init_std: Initial standard deviation of projections; 0 is 1/sqrt(fan in).
+      scales_output_by_depth: Whether projections into the stream start smaller
+        by 1/sqrt(sublayers applied) (Radford et al., 2019, Section 2.3).
+      is_unrolled: Whether layers are unrolled instead of scanned.
+      remat: What the backward pass recomputes: "none", "dots" or "full".
+      dtype: Compute dtype.
+      param_dtype: Dtype in which parameters are stored.
+    """
+
+    features: int = 128
+    depth: int = 4
+    mixer: Specs = "attention"
+    ffn: Specs = "swiglu"
+    norm: Specs = "rms"
+    placement: Specs = "pre"
+    residual: registry.Spec = "plain"
+    block: Specs = "standard"
+    stack: registry.Spec = "uniform"
+    linear: registry.Spec = "dense"
+    position: registry.Spec = "rope"
+    embedding_std: float = 0.02
+    init_std: float = 0.0
+    scales_output_by_depth: bool = True
+    is_unrolled: bool = False
+    remat: str = "none"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a position may see those before it alone."""
+        return True
+
+    def make_position(self, max_length: int, **keywords) -> nn.Module:
+        """The position encoding, for at most `max_length` positions."""
+        return registry.make(
+            "positions",
+            self.position,
+            max_length=max_length,
+            embedding_std=self.embedding_std,
+            param_dtype=self.param_dtype,
+            **keywords,
+        )
+
+    def placement_of(self, layer: int) -> Any:
+        """The placement of a layer, unbound."""
+        specs = tiled(self.placement)
+        return registry.make(
+            "placements",
+            specs[layer % len(specs)],
+            layer=layer,
+            layers=self.depth,
+            parent=None,
+        )
+
+    def _sublayers(self) -> list[int]:
+        """Number of sublayers in each layer."""
+        blocks = [registry.make("blocks", s, parent=None) for s in tiled(self.block)]
+        counts = [getattr(block, "sublayers", sites_of.USUAL) for block in blocks]
+        return [counts[layer % len(counts)] for layer in range(self.depth)]
+
+    def last(self, kind: str) -> registry.Spec:
+        """The spec of a kind that the last layer has."""
+        specs = tiled(getattr(self, kind))
+        return specs[(self.depth - 1) % len(specs)]
+
+    def make_stack(self, **keywords) -> nn.Module:
+        """Builds the stack; with `parent=None`, one that is not bound to `self`."""
+        build_stack = registry.factory("stacks", self.stack)
+        passes = build_stack(blocks=(), depth=1, parent=None).passes
+        sites = sites_of.table(passes * self._sublayers())
+        context = Context(
+            depth=passes * self.depth,
+            sites=sites,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            norm=self.last("norm"),
+            linear=self.linear,
+            position=self.position,
+            is_causal=self.is_causal,
+            init_std=self.init_std,
+            output_scale=sites[-1] ** -0.5 if self.scales_output_by_depth else 1.0,
+        )
+        kinds = {
+            "mixer": tiled(self.mixer),
+            "ffn": tiled(self.ffn),
+            "norm": tiled(self.norm),
+            "placement": tiled(self.placement),
+            "block": tiled(self.block),
+        }
+        blocks: list[Any] = []
+        known: dict[Any, Any] = {}
+        for layer in range(self.depth):
+            chosen = {kind: specs[layer % len(specs)] for kind, specs in kinds.items()}
+            # Layers with the same factory are scanned together; a placement that
+            # depends on the layer may be the same in several.
+            key = *chosen.values(), repr(self.placement_of(layer))
+            if key not in known:
+                build = registry.factory("blocks", chosen.pop("block"))
+                chosen["placement"] = functools.partial(
+                    registry.factory("placements", chosen["placement"]),
+                    layer=layer,
+                    layers=self.depth,
+                )
+                known[key] = functools.partial(
+                    build, **chosen, residual=self.residual, context=context
+                )
+            blocks.append(known[key])
+        return build_stack(
+            blocks=tuple(blocks),
+            depth=self.depth,
+            residual=self.residual,
+            context=context,
+            is_unrolled=self.is_unrolled,
+            remat=self.remat,
+            **keywords,
+        )
+
+    def check_depth(self) -> None:
+        """Checks that there are layers.
+
+        Raises:
+          ReslabError: If there are none.
+        """
+        if self.depth < 1:
+            raise ReslabError("model.depth", expected="at least 1", got=str(self.depth))
+
+    def embedding_norm_or_none(self) -> Any:
+        """The norm before the first layer, or what does nothing."""
+        is_wanted = getattr(self.placement_of(0), "normalizes_embedding", False)
+        return self._end_norm(is_wanted, tiled(self.norm)[0])
+
+    def final_norm_or_none(self) -> Any:
+        """The norm after the last layer, or what does nothing."""
+        is_wanted = self.placement_of(self.depth - 1).needs_final_norm
+        return self._end_norm(is_wanted, self.last("norm"))
+
+    def _end_norm(self, is_wanted: bool, spec: registry.Spec) -> Any:
+        if not is_wanted:
+            return lambda x, mask=None: x
+        return make_norm(spec, has_mask=True, param_dtype=self.param_dtype)
+
+
+def tiled(specs: Specs) -> tuple[registry.Spec, ...]:
+    """One spec, or several to be repeated over depth, as a tuple."""
+    if isinstance(specs, str) or callable(specs):
+        return (specs,)
+    return tuple(specs)

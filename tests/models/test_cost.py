@@ -32,6 +32,17 @@ DESIGNS = {
     "one in three": {
         "mixer": ("gated_delta(heads=2)", "gated_delta(heads=2)", "attention(heads=2)")
     },
+    "parallel, noble, polynorm": {
+        "block": "parallel",
+        "linear": "noble(rank=4)",
+        "ffn": "polynorm",
+    },
+    "macaron, memory": {"block": "macaron", "linear": "memory_lookup(bits=4)"},
+    "hourglass, chains": {
+        "block": ("hourglass(lift=32)", "hourglass(bottlenecks=2)"),
+        "linear": "chain(chains=(1, 1))",
+    },
+    "reversible": {"block": "reversible", "residual": "reversible"},
 }
 
 
@@ -73,13 +84,20 @@ def test_training(design, is_unrolled):
 
 
 def recomputed(model):
-    """What gated delta layers compute again backward, whatever `remat` says.
+    """What some layers compute otherwise than twice backward, whatever `remat` says.
 
-    They read each token's key in the memory once more, instead of keeping what
-    was read; such work is no part of the model's FLOPs.
+    Gated delta layers read each token's key in the memory once more, instead of
+    keeping what was read; reversible ones do all again once. Such work is no part of
+    the model's FLOPs. A fixed projection has no gradient.
     """
     kinds = model.mixer if isinstance(model.mixer, tuple) else (model.mixer,)
     total = 0
+    if model.block == "reversible":
+        variables = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+        whole = forward_flops_per_token(model, unbox(variables)["params"], LENGTH)
+        return whole - 2 * model.features * model.padded_vocabulary
+    if "hourglass(lift=32)" in model.block:
+        total -= model.depth // 2 * 2 * model.features * 32
     for layer in range(model.depth):
         kind = kinds[layer % len(kinds)]
         if kind.startswith("gated_delta"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reslab.core import config as configs
+from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves, unbox
 from reslab.models.lm import LanguageModel
@@ -88,7 +89,12 @@ def test_features_are_those_of_the_whole_model(case, x64):
     params = trained(fields)
     whole, _ = features_and_logits(fields, params)
     for count, width in ((1, 4), (2, 8), (3, 16)):
-        found, changes = first_chains.build({"params": params}, fields, count=count)
+        found, changes = registry.make(
+            "transforms",
+            f"first_chains(count={count})",
+            variables={"params": params},
+            fields=fields,
+        )
         new = found["params"]
         config = configs.update(configs.load("base"), (fields | changes).items())
         configs.check(config)

@@ -29,8 +29,9 @@ class HourglassBlock(SublayerBlock):
 
         z = h . R,    z = z + ffn_i(norm_i(z)),    f(h) = z . W_down
 
-    R is normal with deviation 1/sqrt(features), the same in every layer, drawn again
-    from `seed` where it is used: it is no parameter and nothing trains it.
+    R has entries of random sign and size 1/sqrt(features), the same in every layer,
+    drawn again from `seed` where it is used: it is no parameter and nothing trains it.
+    (Signs are the same numbers however a program is compiled; normal ones are not.)
 
     Reference: Chen et al., 2025, https://arxiv.org/abs/2510.01796 (the lift); 2026,
     https://arxiv.org/abs/2602.06471 (the steps as a transformer's feed-forward
@@ -94,17 +95,23 @@ class HourglassBlock(SublayerBlock):
                 expected=f"more than the width ({features}), or 0",
                 got=str(self.lift),
             )
-        # Behind a barrier, or the compiler would draw the numbers while compiling.
+
+        def whole(z):
+            # Left to itself, XLA's partitioner gave some of eight devices the rows of
+            # others here.
+            return nn.with_logical_constraint(z, ("batch", "length", None))
+
+        # Behind a barrier, or the compiler would draw the signs while compiling.
         key = jax.lax.optimization_barrier(jax.random.key(self.seed))
-        projection = jax.random.normal(key, (features, self.lift), jnp.float32)
-        projection = projection * features**-0.5
-        z = h.astype(context.dtype) @ projection.astype(context.dtype)
+        signs = jax.random.rademacher(key, (features, self.lift), jnp.int8)
+        signs = signs.astype(context.dtype)
+        z = whole(h.astype(context.dtype) @ (signs * features**-0.5))
         # The default width follows the width squared, as the parameters do.
         for name, ffn in self._steps((features / self.lift) ** 2 / self.bottlenecks):
             norm = make_norm(
                 self.norm, param_dtype=context.param_dtype, name=f"{name}_norm"
             )
-            z = z + ffn(norm(z))
+            z = whole(z + ffn(norm(z)))
         down = registry.make(
             "linears",
             context.linear,

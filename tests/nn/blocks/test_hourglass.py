@@ -81,8 +81,8 @@ def test_the_lift_is_a_fixed_projection(make_block, apply_block, parts, features
         params[step]["down"] = jax.tree.map(np.zeros_like, params[step]["down"])
     norm, mix, _ = parts(params)
     x = features + mix(norm("mixer", features))
-    draw = jax.random.normal(jax.random.key(5), (8, 24), jnp.float32)
-    lifted = norm("ffn", x) @ (np.asarray(draw, np.float64) / 8**0.5)
+    signs = jax.random.rademacher(jax.random.key(5), (8, 24), jnp.int8)
+    lifted = norm("ffn", x) @ (np.asarray(signs, np.float64) / 8**0.5)
     wanted = x + lifted @ params["down"]["kernel"]
     found = apply_block(block, params, features)
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)

@@ -28,6 +28,7 @@ DESIGNS = {
         "mixer": "attention(heads=2, value_residual='learned')",
     },
     "unrolled": {"is_unrolled": True},
+    "reversible": {"block": "reversible", "residual": "reversible"},
 }
 # These need a part that not every model has.
 SPECIAL = {"depth_weights", "expert_load"}

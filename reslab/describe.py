@@ -175,6 +175,26 @@ def _example_position(spec, width):
     return _init(module, _example_input(width), positions, method="embed")
 
 
+def _example_value_path(spec, width):
+    module, x = registry.make("value_paths", spec, depth=2), _example_input(width)
+    heads = x.reshape(*x.shape[:-1], 4, -1)
+
+    def layer(shared):
+        (key, value, shared), variables = _init(
+            module,
+            x,
+            key=lambda: heads,
+            value=lambda: heads,
+            keep=lambda name, new: new,
+            shared=shared,
+        )
+        return (key, value), shared, variables
+
+    # The parameters are those of a layer after the first.
+    output, _, variables = layer(layer({})[1])
+    return output, variables
+
+
 def _example_residual(spec, width):
     module = registry.make("residuals", spec)
     stream = module.widen(_example_input(width))
@@ -210,6 +230,7 @@ EXAMPLES: Mapping[str, Callable[[registry.Spec, int], tuple[Any, Any]]] = {
     "linears": _example_linear,
     "mixers": _example_mixer,
     "positions": _example_position,
+    "value_paths": _example_value_path,
     "residuals": _example_residual,
     "placements": _example_placement,
     "blocks": _example_block,

@@ -86,8 +86,8 @@ MISTAKES = {
     "kv heads": (["model.mixer=attention(heads=4,kv_heads=3)"], "a divisor of heads"),
     "delta heads": (["model.mixer=gated_delta(heads=5)"], "3/4 of the width"),
     "value residual": (
-        ["model.mixer=attention(heads=2,value_residual='x')"],
-        "value_residual: expected",
+        ["model.mixer=attention(heads=2,value_path='value_residual(form=1)')"],
+        "value_residual': form: expected str",
     ),
     "odd rope": (["model.mixer=attention(heads=2,head_dim=5)"], "head_dim"),
     "alpha": (["model.placement=mix_ln(alpha=1.5)"], "alpha: expected between 0 and 1"),

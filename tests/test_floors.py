@@ -11,7 +11,7 @@ import reslab
 
 ROOT = pathlib.Path(reslab.__file__).parent
 FAMILIES = ("norms", "placements", "residuals", "mixers", "ffns", "linears")
-FAMILIES += ("positions", "blocks", "stacks")
+FAMILIES += ("positions", "value_paths", "blocks", "stacks")
 
 # What each floor may import besides itself. `nn.base` is the files directly in nn/.
 ALLOWED = {

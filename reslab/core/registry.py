@@ -30,6 +30,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "ffns": "reslab.nn.ffns",
         "linears": "reslab.nn.linears",
         "positions": "reslab.nn.positions",
+        "value_paths": "reslab.nn.value_paths",
         "blocks": "reslab.nn.blocks",
         "stacks": "reslab.nn.stacks",
         "optimizers": "reslab.optim",

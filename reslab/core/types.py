@@ -5,7 +5,7 @@ Nothing inherits from these; a module that has the methods fits. Arrays are
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -18,8 +18,9 @@ Branch = Callable[[jax.Array], jax.Array]
 # What flows along depth: any pytree of fixed structure and shapes whose leaves
 # end in (batch, length, embed).
 Stream = Any
-# Depth memory, written once by the first layer that has something to share.
-Shared = Mapping[str, jax.Array]
+# Depth memory: what layers leave for later ones, by name. Each is an array, or a tree
+# of arrays.
+Shared = Mapping[str, Any]
 # What a mixer keeps between calls while generating: a key-value cache or a
 # recurrent state, the same thing to the one who generates.
 State = Any
@@ -171,10 +172,12 @@ class Linear(Protocol):
 class Mixer(Protocol):
     """A token mixer along the sequence.
 
-    `writes_shared` says whether the first layer leaves something for the rest.
+    `writes_shared` names what a layer may leave in the depth memory, and
+    `renews_shared`, where a mixer has it, what of that a later layer may leave anew;
+    else what is written once stays.
     """
 
-    writes_shared: bool
+    writes_shared: Collection[str]
 
     def __call__(
         self,
@@ -188,8 +191,17 @@ class Mixer(Protocol):
         """Mixes `x`; with a state, continues from it and returns the next one."""
         ...
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
-        """The state before the first token, for at most `length` tokens."""
+    def init_state(
+        self,
+        batch: int,
+        length: int,
+        features: int,
+        shared: Collection[str] = (),
+    ) -> State:
+        """The state before the first token, for at most `length` tokens.
+
+        `shared` names what the layer will find in the depth memory.
+        """
         ...
 
     def mixing_flops(self, length: int, features: int) -> int:
@@ -200,12 +212,12 @@ class Mixer(Protocol):
 class Block(Protocol):
     """One layer: sublayers applied to the stream.
 
-    `sublayers` says how many; two where a block does not say. `writes_shared` is the
+    `sublayers` says how many; two where a block does not say. `writes_shared` is its
     mixer's.
     """
 
     sublayers: int
-    writes_shared: bool
+    writes_shared: Collection[str]
 
     def __call__(
         self,
@@ -220,8 +232,14 @@ class Block(Protocol):
         """Applies layer number `layer`, which may be traced."""
         ...
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
-        """The state before the first token."""
+    def init_state(
+        self,
+        batch: int,
+        length: int,
+        features: int,
+        shared: Collection[str] = (),
+    ) -> State:
+        """The state before the first token; `shared` as for the mixer."""
         ...
 
     def mixing_flops(self, length: int, features: int) -> int:
@@ -254,6 +272,37 @@ class Stack(Protocol):
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Matrix-product FLOPs per token beyond the kernels', over all layers."""
+        ...
+
+
+class ValuePath(Protocol):
+    """What the keys and values of a layer owe to those of earlier layers.
+
+    `leaves` and `renews` name what it leaves in the depth memory, as a mixer's
+    `writes_shared` and `renews_shared` do; `keeps` what it needs a cache for.
+    """
+
+    leaves: Collection[str]
+    renews: Collection[str]
+
+    def keeps(self, found: Collection[str]) -> Collection[str]:
+        """Of "key" and "value", those; `found` is in the depth memory."""
+        ...
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        key: Callable[[], Array],
+        value: Callable[[], Array],
+        keep: Callable[[str, Array], Array],
+        shared: Shared,
+    ) -> tuple[Array, Array, Shared]:
+        """Keys, values and depth memory.
+
+        `key` and `value` make the layer's own; `keep` puts them into the cache, if
+        there is one, and gives back all that is in it.
+        """
         ...
 
 

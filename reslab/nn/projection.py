@@ -77,5 +77,7 @@ class ProjectingModule(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             role=name,
+            # Or else it would be a part of whoever calls this for us.
+            parent=self,
             name=name,
         )(x)

@@ -38,7 +38,8 @@ _WRITES = re.compile(
     r"^embedding$|^position_encoding/embedding$|/(mixer/output|ffn/down)/(kernel|bias)$"
 )
 _READS = re.compile(
-    r"^(?P<block>.*)/(?P<part>mixer|ffn)/(query|key|value|gate|beta|decay|up)/kernel$"
+    r"^(?P<block>.*)/(?P<part>mixer|ffn)/(value_path/)?"
+    r"(query|key|value|gate|beta|decay|up)/kernel$"
 )
 
 

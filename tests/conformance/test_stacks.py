@@ -16,7 +16,7 @@ DESIGNS = {
     # Two kinds that do not fit the depth, first values, and several streams.
     "everything at once": {
         "mixer": (
-            "attention(heads=2, value_residual='learned')",
+            "attention(heads=2, value_path='value_residual')",
             "gated_delta(heads=2)",
         ),
         "ffn": ("swiglu(hidden=32)", "gelu(hidden=32)"),

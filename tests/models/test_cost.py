@@ -27,7 +27,7 @@ DESIGNS = {
         "position": "learned",
     },
     "tied, padded": {"tie_embeddings": True, "vocabulary_multiple": 16},
-    "first values": {"mixer": "attention(heads=2, value_residual='learned')"},
+    "first values": {"mixer": "attention(heads=2, value_path='value_residual')"},
     "gated delta": {"mixer": "gated_delta(heads=2)"},
     "one in three": {
         "mixer": ("gated_delta(heads=2)", "gated_delta(heads=2)", "attention(heads=2)")

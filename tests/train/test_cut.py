@@ -30,7 +30,7 @@ def quickly_compiled():
 @pytest.mark.parametrize(
     "options",
     [
-        {"mixer": "attention(heads=2, value_residual='learned')"},
+        {"mixer": "attention(heads=2, value_path='value_residual')"},
         {"ffn": ("swiglu(hidden=32)", "gelu(hidden=32)"), "remat": "full"},
     ],
     ids=["shared", "period"],

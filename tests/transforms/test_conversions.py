@@ -36,8 +36,11 @@ CASES = {
     },
     "attention with options and biases": {
         "model.mixer": "attention(heads=2, kv_heads=1, head_dim=8, "
-        "qk_norm='rms', value_residual='learned', use_bias=True)",
+        "qk_norm='rms', value_path='value_residual', use_bias=True)",
         "model.ffn": "swiglu(hidden=20, use_bias=True)",
+    },
+    "a gate on the first values": {
+        "model.mixer": "attention(heads=2, value_path='satformer')",
     },
     "recurrent, no biases": {
         "model.mixer": "gated_delta(heads=3)",

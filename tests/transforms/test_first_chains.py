@@ -34,7 +34,7 @@ CASES = {
     },
     "grouped, macaron, inner norms, biases": {
         "model.mixer": "attention(heads=8, kv_heads=4, qk_norm='rms', use_bias=True, "
-        "value_residual='learned')",
+        "value_path='value_residual')",
         "model.ffn": "gelu(hidden=24, use_bias=True)",
         "model.block": "macaron",
         "model.placement": "sub_ln",

@@ -1,6 +1,6 @@
 """What blocks share: a mixer, feed-forward layers, and sublayers around them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -111,13 +111,27 @@ class SublayerBlock(nn.Module):
         return self._part("ffn", **keywords)
 
     @property
-    def writes_shared(self) -> bool:
-        """Whether the mixer of the first layer leaves something for the others."""
-        return self.make_mixer(parent=None).writes_shared
+    def writes_shared(self) -> Collection[str]:
+        """What the mixer leaves in the depth memory."""
+        return self.make_mixer(parent=None).writes_shared or ()
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
+    @property
+    def renews_shared(self) -> Collection[str]:
+        """What of that it changes where it is there already."""
+        return getattr(self.make_mixer(parent=None), "renews_shared", ())
+
+    def init_state(
+        self,
+        batch: int,
+        length: int,
+        features: int,
+        shared: Collection[str] = (),
+    ) -> State:
         """The mixer's state before the first token."""
-        return self.make_mixer(parent=None).init_state(batch, length, features)
+        # A mixer of someone else's may read nothing from the depth memory.
+        found = {"shared": shared} if shared else {}
+        mixer = self.make_mixer(parent=None)
+        return mixer.init_state(batch, length, features, **found)
 
     def mixing_flops(self, length: int, features: int) -> int:
         """The mixer's matrix-product FLOPs per token beyond its kernels'."""

@@ -1,12 +1,14 @@
 """Causal multi-head attention, with its usual options."""
 
+from collections.abc import Collection
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.parameters import parameter
 from reslab.core.types import Shared, State
 from reslab.nn.norm import make_norm
 from reslab.nn.projection import ProjectingModule
@@ -22,17 +24,17 @@ class Attention(ProjectingModule):
     are normalized (if asked) before the position is applied. Softmax is taken
     in float32, projections in `dtype`; the output has `dtype`.
 
-    With `value_residual`, the first layer leaves its values v_1 in the depth
-    memory and every later layer attends to a mixture of those and its own:
+    A `value_path` decides what the keys and values of a layer owe to those of earlier
+    ones: ResFormer's mixture with the first layer's values, another layer's keys and
+    values in place of the own, ... (`reslab list value_paths`).
 
-        "constant":  0.5 v_1 + 0.5 v_n
-        "learned":   first * v_1 + own * v_n, two scalars a layer, from 0.5
-
-    The key-value cache holds the mixed values.
+    With a `window`, the cache holds no more than the tokens that will be seen again:
+    in a pattern of layers, one of short windows and one of all tokens costs little
+    more than the latter alone.
 
     Reference: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, Eq. 1;
     grouped queries: Ainslie et al., 2023, https://arxiv.org/abs/2305.13245;
-    value residual: Zhou et al., 2024, https://arxiv.org/abs/2410.17897, Eq. 4.
+    windows: Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, Section 3.1.
 
     Attributes:
       heads: Number of query heads.
@@ -46,9 +48,10 @@ class Attention(ProjectingModule):
         is none.
       qkv_norm: The same for value heads too; it takes the place of `qk_norm`.
       softcap: Bound of the logits, softcap * tanh(logits / softcap); 0 is none.
-      value_residual: "", "constant" or "learned".
+      value_path: What keys and values owe to earlier layers.
       use_bias: Whether the projections have biases.
       position: Position encoding.
+      depth: Number of layers applied.
       linear: What a projection is.
       implementation: Passed to `reslab.ops.attention`.
       init_std: Initial standard deviation of the projections; 0 is by fan in.
@@ -57,7 +60,8 @@ class Attention(ProjectingModule):
       param_dtype: Dtype in which parameters are stored.
 
     Raises:
-      ReslabError: If heads do not divide the width, or kv_heads the heads.
+      ReslabError: If heads do not divide the width, or kv_heads the heads, or the
+        window is negative.
     """
 
     heads: int = 4
@@ -68,16 +72,46 @@ class Attention(ProjectingModule):
     qk_norm: str = ""
     qkv_norm: registry.Spec = ""
     softcap: float = 0.0
-    value_residual: str = ""
+    value_path: registry.Spec = "none"
     use_bias: bool = False
     position: registry.Spec = "none"
     is_causal: bool = True
+    depth: int = 1
     implementation: str = "auto"
 
+    def __post_init__(self):
+        if self.window < 0:
+            raise ReslabError(
+                "mixers 'attention': window",
+                expected="at least 1, or 0 for all tokens",
+                got=str(self.window),
+            )
+        super().__post_init__()
+
+    def _path(self, **keywords) -> Any:
+        return registry.make(
+            "value_paths",
+            self.value_path,
+            kv_heads=self.kv_heads or self.heads,
+            use_bias=self.use_bias,
+            window=self.window,
+            depth=self.depth,
+            linear=self.linear,
+            init_std=self.init_std,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            **keywords,
+        )
+
     @property
-    def writes_shared(self) -> bool:
-        """Whether the first layer leaves its values for the others."""
-        return bool(self.value_residual)
+    def writes_shared(self) -> Collection[str]:
+        """What a layer may leave in the depth memory."""
+        return self._path(parent=None).leaves
+
+    @property
+    def renews_shared(self) -> Collection[str]:
+        """What of that it leaves anew where it is there already."""
+        return self._path(parent=None).renews
 
     def sizes(self, features: int) -> tuple[int, int, int]:
         """Query heads, key-value heads and head size at a given width.
@@ -99,19 +133,26 @@ class Attention(ProjectingModule):
                 got=str(heads),
                 hint="give head_dim, or another number of heads",
             )
-        if self.value_residual not in ("", "constant", "learned"):
-            raise ReslabError(
-                "mixers 'attention': value_residual",
-                expected="'', 'constant' or 'learned'",
-                got=repr(self.value_residual),
-            )
         return heads, kv_heads, self.head_dim or features // heads
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
-        """An empty key-value cache for `length` tokens."""
+    def init_state(
+        self,
+        batch: int,
+        length: int,
+        features: int,
+        shared: Collection[str] = (),
+    ) -> State:
+        """An empty key-value cache, of `length` tokens or of all that a window needs.
+
+        A layer that reads other keys or values than its own keeps none.
+        """
         _, kv_heads, head_dim = self.sizes(features)
+        if self.window:
+            length = min(length, self.window - 1)
         empty = jnp.zeros((batch, length, kv_heads, head_dim), self.dtype)
-        return {"key": empty, "value": empty, "length": jnp.zeros((), jnp.int32)}
+        cached = self._path(parent=None).keeps(shared)
+        state = dict.fromkeys(cached, empty)
+        return {**state, "length": jnp.zeros((), jnp.int32)}
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Scores and weighted values over all `length` keys, per token."""
@@ -134,14 +175,14 @@ class Attention(ProjectingModule):
           x: The input.
           positions: Position of each token in its document (batch, length).
           segments: Document of each token; tokens see only their own document.
-          shared: Depth memory; holds "values" after the first layer.
+          shared: Depth memory.
           state: Key-value cache to continue from.
 
         Returns:
           The output like `x`, the depth memory, and the new cache.
         """
         heads, kv_heads, head_dim = self.sizes(x.shape[-1])
-        shared = dict(shared or {})
+        new_state = {}
 
         def heads_of(name, count, scale=1.0):
             axes = ("embed", "heads", "head_dim")
@@ -150,37 +191,56 @@ class Attention(ProjectingModule):
                 name, x, size, axes, use_bias=self.use_bias, scale=scale
             )
 
-        query, key = heads_of("query", heads), heads_of("key", kv_heads)
-        value = heads_of("value", kv_heads, self.inner_scale)
-
-        def normalize(name, h):
+        def normalize(spec, name, h):
+            if not spec:
+                return h
             return make_norm(
-                self.qkv_norm or self.qk_norm,
+                spec,
                 logical_axis="head_dim",
                 param_dtype=self.param_dtype,
+                parent=self,
                 name=name,
             )(h)
 
-        if self.qkv_norm or self.qk_norm:
-            query, key = normalize("query_norm", query), normalize("key_norm", key)
-        if self.qkv_norm:
-            value = normalize("value_norm", value)
-        if self.value_residual:
-            if "values" in shared:
-                value = self._mix_values(shared["values"], value)
-            else:
-                shared["values"] = value
         position = registry.make("positions", self.position, parent=None)
-        query = position.rotate(query, positions)
-        key = position.rotate(key, positions)
 
-        offset = 0
+        def rotated(name, count):
+            h = normalize(
+                self.qkv_norm or self.qk_norm, f"{name}_norm", heads_of(name, count)
+            )
+            return position.rotate(h, positions)
+
+        def values():
+            h = heads_of("value", kv_heads, self.inner_scale)
+            return normalize(self.qkv_norm, "value_norm", h)
+
+        def keep(name, new):
+            if state is None:
+                return new
+            if self._is_rolling(state[name].shape[1]):
+                seen = jnp.concatenate([state[name], new], axis=1)
+                new_state[name] = seen[:, new.shape[1] :]
+                return seen
+            start = (0, state["length"], 0, 0)
+            new_state[name] = jax.lax.dynamic_update_slice(state[name], new, start)
+            return new_state[name]
+
+        query = rotated("query", heads)
+        key, value, shared = self._path(name="value_path")(
+            x,
+            key=lambda: rotated("key", kv_heads),
+            value=values,
+            keep=keep,
+            shared=dict(shared or {}),
+        )
+        offset, first = 0, 0
         if state is not None:
-            offset = state["length"]
-            start = (0, offset, 0, 0)
-            key = jax.lax.dynamic_update_slice(state["key"], key, start)
-            value = jax.lax.dynamic_update_slice(state["value"], value, start)
-            state = {"key": key, "value": value, "length": offset + x.shape[1]}
+            offset = length = state["length"]
+            if self._is_rolling(key.shape[1] - x.shape[1]):
+                # The latest tokens, the last of them next to the first new one.
+                offset = key.shape[1] - x.shape[1]
+                first = jnp.maximum(offset - length, 0)
+            state = {**new_state, "length": length + x.shape[1]}
         if self.is_kv_cyclic:
             query = _swap_groups(query, heads // kv_heads)
         y = attention(
@@ -190,6 +250,7 @@ class Attention(ProjectingModule):
             segments=segments,
             query_offset=offset,
             is_causal=self.is_causal,
+            first_key=first,
             window=self.window or None,
             softcap=self.softcap or None,
             # Kernels have no form for a cache, nor for the short input of `init`.
@@ -210,17 +271,9 @@ class Attention(ProjectingModule):
         )
         return y, shared, state
 
-    def _mix_values(self, first: jax.Array, own: jax.Array) -> jax.Array:
-        if self.value_residual == "constant":
-            return 0.5 * first + 0.5 * own
-
-        def scalar(name):
-            half = nn.initializers.constant(0.5)
-            return parameter(self, name, half, (), (), self.param_dtype).astype(
-                own.dtype
-            )
-
-        return scalar("first_scale") * first + scalar("own_scale") * own
+    def _is_rolling(self, slots: int) -> bool:
+        """Whether a cache of so many tokens forgets: it holds what a window needs."""
+        return self.window > 0 and slots == self.window - 1
 
 
 def _swap_groups(x: jax.Array, groups: int) -> jax.Array:

@@ -1,6 +1,7 @@
 """Gated DeltaNet: an associative memory that forgets and overwrites."""
 
 import math
+from collections.abc import Collection
 
 import flax.linen as nn
 import jax
@@ -49,7 +50,7 @@ class GatedDelta(ProjectingModule):
     head_dim: int = 0
     value_expansion: float = 2.0
 
-    writes_shared = False
+    writes_shared = ()
     _taps = 4
 
     def sizes(self, features: int) -> tuple[int, int]:
@@ -75,9 +76,15 @@ class GatedDelta(ProjectingModule):
         key_dim = self.head_dim or key_dim
         return key_dim, int(key_dim * self.value_expansion)
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
+    def init_state(
+        self,
+        batch: int,
+        length: int,
+        features: int,
+        shared: Collection[str] = (),
+    ) -> State:
         """An empty memory and empty convolutions, whatever the length."""
-        del length
+        del length, shared
         key_dim, value_dim = self.sizes(features)
         shape = (batch, self._taps - 1, self.heads)
         return {

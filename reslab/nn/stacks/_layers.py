@@ -15,15 +15,20 @@ from reslab.core.randomness import DROPOUT, without_randomness
 from reslab.core.taps import TAPS, is_watched
 from reslab.core.trees import unbox
 from reslab.core.types import Shared, State, Stream
+from reslab.nn.depth_memory import DEPTH_READ
 from reslab.nn.stacks._reversible import reversible_scan
 
 BlockFactory = Callable[..., nn.Module]
 
+_READS = jax.checkpoint_policies.save_only_these_names(DEPTH_READ)
+
 # What the backward pass keeps of each layer instead of computing it again.
 REMAT_POLICIES: Mapping[str, Any] = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": _READS,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _READS
+    ),
 }
 
 
@@ -36,7 +41,6 @@ class Period(nn.Module):
 
     blocks: tuple[BlockFactory, ...]
 
-    @nn.compact
     def __call__(
         self,
         stream: Stream,
@@ -45,9 +49,31 @@ class Period(nn.Module):
         positions: jax.Array,
         segments: jax.Array | None,
     ) -> tuple[Stream, tuple[Any, Shared]]:
-        """Applies the blocks to the stream, from layer `scanned[0]` on."""
+        """Applies the blocks to the stream, from layer `scanned[0]` on.
+
+        Returns:
+          The stream; new states; and what the blocks were the first to leave in the
+          depth memory.
+        """
+        known = set(shared)
+        stream, states, shared = self.apply_blocks(
+            stream, scanned, shared, positions, segments
+        )
+        written = {key: value for key, value in shared.items() if key not in known}
+        return stream, (states, written)
+
+    @nn.compact
+    def apply_blocks(
+        self,
+        stream: Stream,
+        scanned: tuple[jax.Array, Any],
+        shared: Shared,
+        positions: jax.Array,
+        segments: jax.Array | None,
+    ) -> tuple[Stream, Any, Shared]:
+        """Applies the blocks; returns stream, states and depth memory."""
         first_layer, states = scanned
-        new_states, known = [], set(shared)
+        new_states = []
         for index, block in enumerate(self.blocks):
             stream, shared, state = block(name=f"block_{index}")(
                 stream,
@@ -58,17 +84,38 @@ class Period(nn.Module):
                 state=None if states is None else states[index],
             )
             new_states.append(state)
-        written = {key: value for key, value in shared.items() if key not in known}
-        return stream, (None if states is None else tuple(new_states), written)
+        return stream, None if states is None else tuple(new_states), shared
+
+
+class RenewingPeriod(Period):
+    """A period that changes what is in the depth memory, and so carries that along."""
+
+    def __call__(
+        self,
+        carry: tuple[Stream, Shared],
+        scanned: tuple[jax.Array, Any],
+        shared: Shared,
+        positions: jax.Array,
+        segments: jax.Array | None,
+    ) -> tuple[tuple[Stream, Shared], tuple[Any, Shared]]:
+        """Applies the blocks to the stream and the changing part of the memory."""
+        stream, changing = carry
+        known = {**shared, **changing}
+        stream, states, after = self.apply_blocks(
+            stream, scanned, known, positions, segments
+        )
+        written = {key: value for key, value in after.items() if key not in known}
+        return (stream, {key: after[key] for key in changing}), (states, written)
 
 
 class Layers(nn.Module):
     """Applies `depth` layers, tiling a pattern of blocks, in few scans.
 
     The parameters of each scan are stacked on axis 0 under `segment_<i>`, in the
-    same tree whether the scan is rolled or unrolled. Where a block writes to the
-    depth memory, the first period runs before the scan, which then closes over
-    what it wrote: a value written once is saved once.
+    same tree whether the scan is rolled or unrolled. Where a block is the first to
+    leave something in the depth memory, its first period runs before the scan, which
+    then closes over what it left: a value written once is saved once. What later
+    layers leave anew is carried by the scan.
 
     Attributes:
       blocks: The pattern, tiled over depth. Layers may be scanned together where
@@ -87,29 +134,46 @@ class Layers(nn.Module):
     def segments(self) -> list[tuple[tuple[BlockFactory, ...], int]]:
         """The scans: each a period of blocks and how often it is repeated."""
         layers = [self.blocks[i % len(self.blocks)] for i in range(self.depth)]
-        plan = _repetitions(layers)
-        if any(block(parent=None).writes_shared for block in self.blocks):
-            (blocks, count), *rest = plan
-            plan = [(blocks, 1), (blocks, count - 1), *rest]
-        return [(blocks, count) for blocks, count in plan if count > 0]
+        plan, known = [], set()
+        for blocks, count in _repetitions(layers):
+            left = set().union(*(_written(block) for block in blocks))
+            if left - known and count > 1:
+                plan.append((blocks, 1))
+                count -= 1
+            plan.append((blocks, count))
+            known |= left
+        return plan
 
     def init_state(self, batch: int, length: int, features: int) -> State:
         """The state of every layer before the first token, stacked like parameters."""
+        states, known = [], set()
+        for blocks, count in self.segments():
+            period = []
+            for block in blocks:
+                # Those who read nothing need not know what there is to be read.
+                found = {"shared": frozenset(known)} if known else {}
+                state = block(parent=None).init_state(batch, length, features, **found)
+                known |= _written(block)
+                period.append(
+                    jax.tree.map(
+                        lambda a, n=count: jnp.broadcast_to(a, (n, *a.shape)), state
+                    )
+                )
+            states.append(tuple(period))
+        return tuple(states)
 
-        def stacked(block, count):
-            state = block(parent=None).init_state(batch, length, features)
-            return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), state)
-
-        return tuple(
-            tuple(stacked(block, count) for block in blocks)
-            for blocks, count in self.segments()
+    def _renewed(self) -> set[str]:
+        """What of the depth memory changes after it was first written."""
+        return set().union(
+            *(getattr(block(parent=None), "renews_shared", ()) for block in self.blocks)
         )
 
-    def _is_undone(self, index: int, blocks: Sequence[BlockFactory]) -> bool:
+    def _is_undone(self, blocks: Sequence[BlockFactory], shared: Shared) -> bool:
         """Whether the backward pass undoes a segment instead of keeping its layers."""
         modules = [block(parent=None) for block in blocks]
         is_reversible = all(getattr(m, "is_reversible", False) for m in modules)
-        writes = index == 0 and any(module.writes_shared for module in modules)
+        left = set().union(*map(_written, blocks))
+        writes = left - set(shared) or left & self._renewed()
         # Undoing is no place for what watches a layer, or changes more than the stream.
         is_alone = not is_watched() and set(self.variables) == {"params"}
         is_alone = is_alone and not self.is_initializing()
@@ -134,17 +198,19 @@ class Layers(nn.Module):
                 f"unknown remat policy {self.remat!r}",
                 hint=nearest(self.remat, REMAT_POLICIES),
             )
-        body: Any = Period
-        if self.remat != "none":
-            # Inside a rolled scan nothing can be merged across the boundary.
-            body = nn.remat(
-                Period,
-                policy=REMAT_POLICIES[self.remat],
-                prevent_cse=self.is_unrolled,
-            )
-        shared: Shared = {}
+        renewed = self._renewed()
+        shared: dict[str, Any] = {}
         new_states, applied = [], 0
         for index, (blocks, count) in enumerate(self.segments()):
+            changing = {key: shared[key] for key in sorted(renewed & set(shared))}
+            body: Any = RenewingPeriod if changing else Period
+            if self.remat != "none":
+                # Inside a rolled scan nothing can be merged across the boundary.
+                body = nn.remat(
+                    body,
+                    policy=REMAT_POLICIES[self.remat],
+                    prevent_cse=self.is_unrolled,
+                )
             scan = nn.scan(
                 body,
                 variable_axes={
@@ -159,7 +225,7 @@ class Layers(nn.Module):
             layers = first_layer + applied + len(blocks) * jnp.arange(count)
             frozen = min(max(frozen_layers() - applied, 0) // len(blocks), count)
             applied += len(blocks) * count
-            if state is None and self._is_undone(index, blocks):
+            if state is None and self._is_undone(blocks, shared):
                 with without_randomness(self, "a backward pass that undoes layers"):
                     stream = reversible_scan(
                         blocks,
@@ -173,16 +239,20 @@ class Layers(nn.Module):
                     )
                 continue
             scanned = (layers, None if state is None else state[index])
+            fixed = {key: shared[key] for key in shared if key not in changing}
             if frozen and not self.is_initializing():
                 inputs = stream, layers, shared, positions, segments
                 with without_randomness(self, "a backward pass that ends at a layer"):
                     stream, written = self._cut(index, blocks, frozen, *inputs)
                 new_state = None
             else:
-                stream, (new_state, written) = scan(blocks, name=f"segment_{index}")(
-                    stream, scanned, shared, positions, segments
+                carry, (new_state, written) = scan(blocks, name=f"segment_{index}")(
+                    (stream, changing) if changing else stream,
+                    *(scanned, fixed, positions, segments),
                 )
-            shared = {**shared, **jax.tree.map(lambda a: a[0], written)}
+                stream, changing = carry if changing else (carry, {})
+            written = jax.tree.map(lambda a: a[0], written)
+            shared = {**fixed, **changing, **written}
             new_states.append(new_state)
         return stream, None if state is None else tuple(new_states)
 
@@ -190,6 +260,13 @@ class Layers(nn.Module):
         self, index, blocks, frozen, stream, layers, shared, positions, segments
     ) -> tuple[Stream, Shared]:
         """A scan in two: the backward pass ends where the second part begins."""
+        if self._renewed():
+            raise ReslabError(
+                "a backward pass that ends at a layer",
+                expected="a depth memory that is written once",
+                got=", ".join(sorted(self._renewed())),
+                hint="another value path, or another optimizer",
+            )
         if set(self.variables) != {"params"}:
             raise ReslabError(
                 "a backward pass that ends at a layer",
@@ -223,6 +300,11 @@ class Layers(nn.Module):
             if part.start is None:
                 stream, parts = jax.lax.stop_gradient((stream, parts))
         return stream, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def _written(block: BlockFactory) -> set[str]:
+    """What a block may leave in the depth memory."""
+    return set(block(parent=None).writes_shared or ())
 
 
 def _repetitions(

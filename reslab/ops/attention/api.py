@@ -22,6 +22,7 @@ def attention(
     query_offset: int | jax.Array = 0,
     is_causal: bool = True,
     window: int | None = None,
+    first_key: int | jax.Array = 0,
     softcap: float | None = None,
     scale: float | None = None,
     implementation: str = "auto",
@@ -36,6 +37,7 @@ def attention(
 
         j <= p                        if causal
         j > p - window                if there is a window
+        j >= first_key
         segments[i] == segments[j]    if there are segments
 
     Query head h reads key-value head h // (heads // kv_heads). The softmax is
@@ -56,6 +58,8 @@ def attention(
         While decoding, the number of tokens that are in the cache already.
       is_causal: Whether later keys are hidden.
       window: Number of latest keys visible, the query's own included.
+      first_key: Index of the first key that may be seen; an int, or an int32
+        scalar, which may be traced. What lies before it is an empty part of a cache.
       softcap: Bound of the scores.
       scale: Factor on the scores; head_dim ** -0.5 if None.
       implementation: "reference" is plain jnp and does everything; "xla" is
@@ -76,10 +80,13 @@ def attention(
     _check(query, key, value, segments, window)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     mask: Any = {"is_causal": is_causal, "window": window, "segments": segments}
+    hides_keys = not isinstance(first_key, int) or first_key > 0
     obstacles = {
         "reference": None,
         "xla": _xla_obstacle(query, softcap),
-        "splash": obstacle(query, key, query_offset=query_offset),
+        "splash": "first_key"
+        if hides_keys
+        else obstacle(query, key, query_offset=query_offset),
     }
     if implementation == "auto":
         implementation = _choose(query, key, obstacles)
@@ -96,6 +103,7 @@ def attention(
         )
     if implementation == "splash":
         return splash(query, key, value, softcap=softcap, scale=scale, **mask)
+    mask["first_key"] = first_key
     if implementation == "xla":
         return _xla(query, key, value, query_offset, scale=scale, **mask)
     return reference_attention(
@@ -124,10 +132,13 @@ def _xla_obstacle(query: jax.Array, softcap: float | None) -> str | None:
     return None
 
 
-def _xla(query, key, value, query_offset, *, scale, segments, is_causal, window):
+def _xla(
+    query, key, value, query_offset, *, scale, segments, is_causal, window, first_key
+):
     """Builds a mask only where JAX has no word for it."""
     mask = {}
-    if segments is None and isinstance(query_offset, int) and query_offset == 0:
+    is_whole = all(isinstance(n, int) and n == 0 for n in (query_offset, first_key))
+    if segments is None and is_whole:
         mask["is_causal"] = is_causal
         if window is not None:
             later = 0 if is_causal else key.shape[1]
@@ -140,6 +151,7 @@ def _xla(query, key, value, query_offset, *, scale, segments, is_causal, window)
             query_offset=query_offset,
             is_causal=is_causal,
             window=window,
+            first_key=first_key,
         )
     # Inside, JAX promotes bfloat16 scores, which a strict caller forbids.
     with jax.numpy_dtype_promotion("standard"):

@@ -16,6 +16,7 @@ def visibility(
     query_offset: int | jax.Array = 0,
     is_causal: bool = True,
     window: int | None = None,
+    first_key: int | jax.Array = 0,
 ) -> jax.Array | None:
     """Says which keys each query may see.
 
@@ -26,6 +27,7 @@ def visibility(
       query_offset: Index of the first query among the keys.
       is_causal: Whether later keys are hidden.
       window: Number of latest keys visible, the query's own included.
+      first_key: Index of the first key that anyone may see.
 
     Returns:
       Booleans (1 or batch, 1, length, key_length), or None if all is visible.
@@ -40,6 +42,8 @@ def visibility(
         conditions.append((columns <= rows)[None, None])
     if window is not None:
         conditions.append((columns > rows - window)[None, None])
+    if not isinstance(first_key, int) or first_key > 0:
+        conditions.append((columns >= first_key)[None, None])
     if segments is not None:
         conditions.append(segments[:, None, :, None] == segments[:, None, None, :])
     return functools.reduce(jnp.logical_and, conditions) if conditions else None
@@ -54,6 +58,7 @@ def reference_attention(
     segments: jax.Array | None,
     is_causal: bool,
     window: int | None,
+    first_key: int | jax.Array,
     softcap: float | None,
     scale: float,
 ) -> jax.Array:
@@ -80,6 +85,7 @@ def reference_attention(
         query_offset=query_offset,
         is_causal=is_causal,
         window=window,
+        first_key=first_key,
     )
     if visible is not None:
         # Large and finite: infinity less itself would be a NaN.

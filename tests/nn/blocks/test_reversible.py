@@ -61,7 +61,7 @@ def gradient(model, params, tokens=TOKENS, **keywords):
         # The first period writes, so it is kept; the others read what it wrote.
         {
             "mixer": (
-                "attention(heads=2, value_residual='learned')",
+                "attention(heads=2, value_path='value_residual')",
                 "gated_delta(heads=2)",
             ),
             "depth": 4,

@@ -98,63 +98,6 @@ def test_equation(x64, fields):
     np.testing.assert_allclose(y, wanted, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["learned", "const"])
-def test_golden_value_residual(golden, x64, name):
-    data = {
-        key.removeprefix(f"resformer_{name}_"): value
-        for key, value in golden("value_residual").items()
-    }
-    batch, length, heads, head_dim = data["v"].shape
-    width = heads * head_dim
-    mode = "constant" if name == "const" else name
-    # With a window of one each token reads its own value: what comes out of
-    # projections that change nothing is the mixture itself.
-    module = Attention(heads=heads, window=1, value_residual=mode, **DOUBLE)
-    into = np.eye(width).reshape(width, heads, head_dim)
-    kernels = {"query": into, "key": into, "value": into}
-    kernels["output"] = np.eye(width).reshape(heads, head_dim, width)
-    params = {key: {"kernel": kernel} for key, kernel in kernels.items()}
-    scales = {}
-    if name == "learned":
-        scales = {
-            "first_scale": data["p_lambda1"].reshape(()),
-            "own_scale": data["p_lambda2"],
-        }
-
-    def mix(scales, own, first):
-        y, _, _ = module.apply(
-            {"params": params | scales},
-            own.reshape(batch, length, width),
-            positions=np.zeros((batch, length), np.int32),
-            shared={"values": first},
-        )
-        return y.reshape(own.shape)
-
-    y, pull = jax.vjp(mix, scales, data["v"], data["v1"])
-    gradient, own_gradient, first_gradient = pull(jnp.asarray(data["cot"]))
-    pairs = [(y, "out"), (own_gradient, "grad_v"), (first_gradient, "grad_v1")]
-    if name == "learned":
-        pairs.append((gradient["first_scale"], "grad_p_lambda1"))
-        pairs.append((gradient["own_scale"], "grad_p_lambda2"))
-    for actual, key in pairs:
-        wanted = data[key].reshape(actual.shape)
-        np.testing.assert_allclose(actual, wanted, rtol=1e-7, atol=1e-7, err_msg=key)
-
-
-def test_first_layer_leaves_its_values_and_later_ones_keep_them():
-    x = jax.random.normal(jax.random.key(0), (1, 3, 8))
-    positions = jnp.arange(3)[None]
-    module = Attention(heads=2, value_residual="constant")
-    (_, shared, _), variables = jax.jit(module.init_with_output)(
-        jax.random.key(0), x, positions=positions
-    )
-    assert shared["values"].shape == (1, 3, 2, 4)
-    _, kept, _ = jax.jit(module.apply)(
-        variables, 2 * x, positions=positions, shared={"values": shared["values"]}
-    )
-    np.testing.assert_array_equal(kept["values"], shared["values"])
-
-
 def test_equal_keys_are_averaged():
     x = jax.random.normal(jax.random.key(0), (1, 5, 8))
     eye = jnp.eye(8).reshape(8, 2, 4)
@@ -171,6 +114,24 @@ def test_equal_keys_are_averaged():
     np.testing.assert_allclose(y, means, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 40])
+def test_a_window_needs_a_short_cache(window):
+    module = Attention(heads=2, window=window, position="rope")
+    x = jax.random.normal(jax.random.key(0), (2, 12, 8))
+    positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
+    variables = jax.jit(module.init)(jax.random.key(1), x, positions=positions)
+    apply = jax.jit(module.apply)
+    wanted, _, _ = apply(variables, x, positions=positions)
+    state = module.init_state(2, 12, 8)
+    assert state["key"].shape == (2, min(12, window - 1), 2, 4)
+    parts = []
+    for start, stop in ((0, 3), (3, 4), (4, 10), (10, 11), (11, 12)):
+        place = {"positions": positions[:, start:stop]}
+        y, _, state = apply(variables, x[:, start:stop], **place, state=state)
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), wanted, atol=5e-6)
+
+
 def test_cache_is_as_long_as_asked_for_and_holds_key_value_heads_only():
     module = Attention(heads=4, kv_heads=2, dtype=jnp.bfloat16)
     state = module.init_state(3, 32, 16)
@@ -184,7 +145,7 @@ def test_cache_is_as_long_as_asked_for_and_holds_key_value_heads_only():
     [
         ({"heads": 4, "kv_heads": 3}, r"kv_heads: expected a divisor of heads \(4\)"),
         ({"heads": 3}, r"heads: expected a divisor of the width \(16\); got 3"),
-        ({"value_residual": "constnat"}, "'constant' or 'learned'; got 'constnat'"),
+        ({"window": -1}, "window: expected at least 1, or 0 for all tokens; got -1"),
     ],
 )
 def test_refuses_what_does_not_fit(fields, message):

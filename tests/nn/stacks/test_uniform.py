@@ -46,7 +46,7 @@ def test_is_its_blocks_one_after_the_other():
 def test_first_period_runs_alone_where_it_leaves_something_to_the_rest():
     block = functools.partial(
         registry.factory("blocks", "standard"),
-        mixer="attention(heads=2, value_residual='learned')",
+        mixer="attention(heads=2, value_path='value_residual')",
     )
     stack = registry.make("stacks", "uniform", blocks=(block,), depth=4)
     x = jax.ShapeDtypeStruct((1, 4, 8), jnp.float32)
@@ -57,7 +57,7 @@ def test_first_period_runs_alone_where_it_leaves_something_to_the_rest():
     assert first["query"]["kernel"].shape[0] == 1
     assert rest["query"]["kernel"].shape[0] == 3
     # The first layer has nothing to mix with.
-    assert set(rest) - set(first) == {"first_scale", "own_scale"}
+    assert set(rest) - set(first) == {"value_path"}
 
 
 def test_stacks_a_state_for_every_layer():

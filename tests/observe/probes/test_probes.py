@@ -25,7 +25,7 @@ DESIGNS = {
     },
     "remat shared": {
         "remat": "full",
-        "mixer": "attention(heads=2, value_residual='learned')",
+        "mixer": "attention(heads=2, value_path='value_residual')",
     },
     "unrolled": {"is_unrolled": True},
     "reversible": {"block": "reversible", "residual": "reversible"},

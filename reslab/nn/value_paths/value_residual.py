@@ -1,0 +1,57 @@
+"""ResFormer: every layer also sees the first layer's values (Zhou et al., 2024)."""
+
+import flax.linen as nn
+import jax
+
+from reslab.core.errors import ReslabError
+from reslab.core.parameters import parameter
+from reslab.nn.value_paths._path import FirstValues
+
+_FORMS = ("learned", "constant")
+
+
+class ValueResidual(FirstValues):
+    """Mixes the values of each layer with those of the first.
+
+        "constant":  0.5 v_1 + 0.5 v_n
+        "learned":   first_scale * v_1 + own_scale * v_n, from 0.5 each
+
+    v_1 are the first layer's own values. The cache holds the mixed ones.
+
+    Reference: Zhou et al., 2024, https://arxiv.org/abs/2410.17897, Eq. 4. Both forms
+    are tested against the authors' code, or a third party's that equals it.
+
+    Attributes:
+      form: "learned" or "constant".
+      param_dtype: Dtype in which the scales are stored.
+
+    Raises:
+      ReslabError: If there is no such form.
+    """
+
+    form: str = "learned"
+
+    def __post_init__(self):
+        if self.form not in _FORMS:
+            raise ReslabError(
+                "value_paths 'value_residual': form",
+                expected=" or ".join(map(repr, _FORMS)),
+                got=repr(self.form),
+            )
+        super().__post_init__()
+
+    def mix_first(self, x: jax.Array, own: jax.Array, first: jax.Array) -> jax.Array:
+        """A weighted sum of both."""
+        del x
+        if self.form == "constant":
+            return 0.5 * first + 0.5 * own
+
+        def scalar(name):
+            half = nn.initializers.constant(0.5)
+            scale = parameter(self, name, half, (), (), self.param_dtype)
+            return scale.astype(own.dtype)
+
+        return scalar("first_scale") * first + scalar("own_scale") * own
+
+
+build = ValueResidual

@@ -28,17 +28,17 @@ def make_norm(
         needs a mask where there is none.
     """
     norm = registry.make("norms", spec, **context)
-    if getattr(norm, "needs_batch", False) and not has_mask:
-        raise ReslabError(
-            f"norm {spec!r} takes statistics of a batch",
-            expected="a norm of one token inside a sublayer",
-            hint="rms, or a placement with norms around sublayers only",
-        )
     if getattr(norm, "is_activation", False):
         raise ReslabError(
             f"norm {spec!r} contains the activation",
             expected="a norm alone around a sublayer of a transformer",
             hint="rms, or another that `reslab list norms` shows",
+        )
+    if getattr(norm, "needs_batch", False) and not has_mask:
+        raise ReslabError(
+            f"norm {spec!r} takes statistics of a batch",
+            expected="a norm of one token inside a sublayer",
+            hint="rms, or a placement with norms around sublayers only",
         )
     return norm
 

@@ -24,8 +24,23 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("placement", registry.names("placements"))
-@pytest.mark.parametrize("norm", ALONE)
+PLACEMENTS = registry.names("placements")
+PAIRS = [(norm, placement) for norm in ALONE for placement in PLACEMENTS]
+# Every norm, and every placement, at least twice.
+SOME = {
+    (norm, PLACEMENTS[(index + step) % len(PLACEMENTS)])
+    for index, norm in enumerate(ALONE)
+    for step in (0, 5)
+}
+
+
+@pytest.mark.parametrize(
+    ("norm", "placement"),
+    [
+        pytest.param(*pair, marks=() if pair in SOME else pytest.mark.exhaustive)
+        for pair in PAIRS
+    ],
+)
 def test_three_steps(norm, placement, small_model, drawn, tokens):
     model = small_model(norm=norm, placement=placement, depth=2, ffn="gelu(hidden=16)")
     if (norm, placement) in REFUSED:

@@ -52,7 +52,7 @@ def placement(name, randomized):
     return apply, variables
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16])
 @pytest.mark.parametrize("residual", registry.names("residuals"))
 def test_keeps_the_stream_of_every_residual(name, residual, stream, dtype):
     sublayer = Sublayer(name, residual)
@@ -96,11 +96,20 @@ def test_the_head_reads_normalized_features(name, small_model, tokens):
     assert is_close == (name != "none")
 
 
+# What depends on the layer or the site; the others are the same in every layer.
+BY_DEPTH = ("mix_ln", "ln_scaling", "hybrid_star", "deepnorm", "layer_norm_removal")
+
+
 def test_scanned_is_unrolled(
-    name, small_model, tokens, randomized, logits_and_gradient, assert_close
+    name, small_model, drawn, tokens, logits_and_gradient, assert_close
 ):
+    if name not in BY_DEPTH:
+        model = small_model(placement=name)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+        assert list(shapes["params"]["layers"]["body"]) == ["segment_0"]
+        return
     model = small_model(placement=name)
-    params = randomized(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
+    params = drawn(model, tokens)["params"]
     unrolled = small_model(placement=name, is_unrolled=True)
     assert_close(
         logits_and_gradient(unrolled, params, tokens),

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import jax
 
 from reslab.core import registry
-from reslab.core.errors import ReslabError
 from reslab.core.types import Branch
 from reslab.nn import sites
 from reslab.nn.placements._sublayer import Placement
@@ -18,7 +17,8 @@ class LayerNormRemoval(Placement):
         feed-forward layer l:  start + ffn_gap * l
         mixer of layer l:      start + ffn_gap * depth + mixer_gap * l
 
-    The final norm goes last: `end` gives the step for its `removed_at`.
+    The final norm goes last: `end` gives the step for its `removed_at`. Any norm but
+    `removable_layer` stays as it is.
 
     Reference: Baroni et al., 2025, https://arxiv.org/abs/2507.02559. The authors
     remove the norm before queries and keys and the one before values apart, with
@@ -33,9 +33,6 @@ class LayerNormRemoval(Placement):
       sites: Where the sublayers of every layer begin.
       depth: Number of layers applied.
       (and those of `Placement`)
-
-    Raises:
-      ReslabError: If the norm is not `removable_layer`.
     """
 
     start: int = 20
@@ -49,17 +46,13 @@ class LayerNormRemoval(Placement):
     normalizes_input: ClassVar[bool] = True
 
     def _input_norm(self, site: int | jax.Array, mask: jax.Array | None) -> Branch:
-        if registry.parse(str(self.norm)).name != "removable_layer":
-            raise ReslabError(
-                "placements 'layer_norm_removal'",
-                expected="norm removable_layer",
-                got=repr(self.norm),
-            )
+        norm: Any = self._norm("input_norm", mask)
+        if not registry.accepts("norms", self.norm, "removed_at"):
+            return norm
         layer = sites.layer_of(site, self.sites, self.sublayers)
         step = self.start + self.ffn_gap * layer
         if self.sublayer != "ffn":
             step = self.start + self.ffn_gap * self.depth + self.mixer_gap * layer
-        norm: Any = self._norm("input_norm", mask)
         return functools.partial(norm, removed_at=step)
 
 

@@ -136,7 +136,7 @@ def parameters():
         yield pytest.param(residual, rows, marks=marks, id=f"{residual}-{index}")
 
 
-@pytest.mark.parametrize(("residual", "rows"), parameters())
+@pytest.mark.parametrize(("residual", "rows"), list(parameters()))
 def test_three_steps(residual, rows, small_model, tokens):
     _, placement, norm, block = zip(*rows, strict=True)
     model = small_model(

@@ -84,7 +84,7 @@ def test_on_eight_devices_is_on_one(
 
 def test_generates_what_the_forward_pass_says(model, params, tokens):
     prompt, steps = tokens[:2, :4], 4
-    found = generate(model, params, prompt, steps, temperature=0)
+    found = generate(model, {"params": params}, prompt, steps, temperature=0)
     whole = np.concatenate([prompt, np.asarray(found)], axis=1)
     logits = jax.jit(model.apply)({"params": params}, whole[:, :-1])
     wanted = jnp.argmax(logits, axis=-1)[:, prompt.shape[1] - 1 :]

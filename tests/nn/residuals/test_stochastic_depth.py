@@ -48,7 +48,7 @@ TOKENS = np.random.default_rng(0).integers(0, 13, (8, 4), dtype=np.int32)
 
 def model(**fields):
     return LanguageModel(
-        13,
+        vocabulary_size=13,
         features=8,
         depth=3,
         mixer="attention(heads=2)",

@@ -45,7 +45,9 @@ def attention_model():
     def make(*options, **fields):
         mixer = tuple(f"attention(heads=2, {option})" for option in options)
         defaults = {"features": 16, "depth": 4, "ffn": "gelu(hidden=16)"}
-        return LanguageModel(13, mixer=mixer, max_length=16, **defaults | fields)
+        return LanguageModel(
+            vocabulary_size=13, mixer=mixer, max_length=16, **defaults | fields
+        )
 
     return make
 

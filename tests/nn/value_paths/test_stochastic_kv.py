@@ -32,7 +32,12 @@ def model(cross, **form):
     path = functools.partial(Watched, cross=cross)
     mixer = functools.partial(Attention, heads=2, value_path=path)
     return LanguageModel(
-        13, features=8, depth=DEPTH, mixer=mixer, ffn="gelu(hidden=8)", **form
+        vocabulary_size=13,
+        features=8,
+        depth=DEPTH,
+        mixer=mixer,
+        ffn="gelu(hidden=8)",
+        **form,
     )
 
 

@@ -309,7 +309,23 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
         + ", ".join(f"{what} {size / 2**20:,.1f} MiB" for what, size in memory),
         "activations are not in it: they depend on the compiler",
     ]
+    if hasattr(setup.model, "init_state"):
+        lines.append(_generation_memory(setup.model, length))
     return "\n".join(lines)
+
+
+def _generation_memory(model: Any, length: int) -> str:
+    """What is kept of a sequence while it is generated, and what sharing saves."""
+    from reslab.models.cost import generation_bytes
+
+    kept, alone = generation_bytes(model, length)
+    line = (
+        f"caches and states of a sequence of {length} while it is generated: "
+        f"{kept / 2**20:,.2f} MiB"
+    )
+    if kept == alone:
+        return line
+    return f"{line}, {1 - kept / alone:.0%} less than without keys and values shared"
 
 
 def _method_of(plan: Any, kind: str) -> tuple[str, float]:

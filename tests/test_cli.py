@@ -361,7 +361,10 @@ def test_list_and_show(capsys):
     assert "gain  (64,)" in shown and "epsilon = 1e-06" in shown
     assert main(["show", "tiny"]) == 0
     shown = capsys.readouterr().out
-    for words in ("model.depth = 4", "FLOPs per token", "optimizer state", "decay"):
+    for words in (
+        *("model.depth = 4", "FLOPs per token", "optimizer state", "decay"),
+        "while it is generated: ",
+    ):
         assert words in shown
     assert main(["doctor"]) == 0
     assert "jaxlib" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Where the layers are in a parameter tree."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reslab.core.errors import ReslabError
-from reslab.core.trees import named_leaves
+from reslab.core.trees import named_leaves, nested_leaves
 
 # Stacks of layers are stored as scans of periods of blocks: the leaf
 # `<stack>/segment_i/block_j/...` holds, along axis 0, the layers number
@@ -72,3 +72,93 @@ def sum_by_layer(function: Callable[..., jax.Array], *trees: Any) -> jax.Array:
         values = jax.vmap(function)(*(tree[name] for tree in leaves))
         sums = sums.at[layers].add(values.astype(sums.dtype))
     return sums
+
+
+def block_layers(params: Any) -> dict[str, np.ndarray]:
+    """Which layers lie in each block of each scan.
+
+    Args:
+      params: Parameters, or their shapes.
+
+    Returns:
+      For every `<stack>/segment_i/block_j`, the layer of each slice.
+    """
+    return {
+        match[0].rstrip("/"): numbers
+        for name, numbers in layer_numbers(params).items()
+        if (match := _LAYERED.match(name))
+    }
+
+
+def separate_layers(
+    tree: Any,
+    blocks: Mapping[str, np.ndarray],
+    is_kept: Callable[[int, str], bool] = lambda layer, name: True,
+) -> dict[str, Any]:
+    """Takes the layers of a stack apart, so that each is a segment of its own.
+
+    Args:
+      tree: Parameters, or another collection.
+      blocks: What `block_layers` says of the parameters.
+      is_kept: Whether to keep a leaf of a layer, by the layer and the leaf's new name.
+
+    Returns:
+      A tree of leaves `<stack>/segment_<layer>/block_0/...` with one slice each, and
+      those outside of the stack as they were.
+    """
+    leaves = {}
+    for name, leaf in named_leaves(tree).items():
+        match = _LAYERED.match(name)
+        if match is None:
+            leaves[name] = leaf
+            continue
+        for index, layer in enumerate(blocks[match[0].rstrip("/")]):
+            new = f"{match[1]}segment_{layer}/block_0/{name[match.end() :]}"
+            if is_kept(int(layer), new):
+                leaves[new] = leaf[index : index + 1]
+    return nested_leaves(leaves)
+
+
+def arrange_layers(
+    tree: Any,
+    blocks: Mapping[str, np.ndarray],
+    like: Any,
+    like_blocks: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Lays the layers of a stack out as another tree has them.
+
+    Args:
+      tree: Parameters, or another collection.
+      blocks: What `block_layers` says of the parameters.
+      like: The same collection, or its shapes, of a model of the same layers whose
+        scans have other periods.
+      like_blocks: What `block_layers` says of that model's parameters.
+
+    Returns:
+      A tree like `like`, without the leaves for which `tree` does not have every
+      layer, and with those of `tree` that have no place there, under their old names.
+    """
+    given = named_leaves(tree)
+    # The last two parts of a block's name say where its layers are.
+    places = {
+        (block.rsplit("segment_", 1)[0], int(layer)): (block, index)
+        for block, layers in blocks.items()
+        for index, layer in enumerate(layers)
+    }
+    leaves, used = {}, set()
+    for name in named_leaves(like):
+        match = _LAYERED.match(name)
+        if match is None:
+            continue
+        wanted = []
+        for layer in like_blocks[match[0].rstrip("/")]:
+            block, index = places[match[1], int(layer)]
+            wanted.append((f"{block}/{name[match.end() :]}", index))
+        if all(old in given for old, _ in wanted):
+            rows = [np.asarray(given[old])[index] for old, index in wanted]
+            leaves[name] = np.stack(rows)
+            used |= {old for old, _ in wanted}
+    rest = {
+        name: leaf for name, leaf in given.items() if name not in used | set(leaves)
+    }
+    return nested_leaves({**rest, **leaves})

@@ -1,7 +1,7 @@
 """Paths into parameter trees, and groups of parameters by first match."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -29,6 +29,22 @@ def named_leaves(tree: Any) -> dict[str, Any]:
         path_name(path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
+
+
+def nested_leaves(leaves: Mapping[str, T]) -> dict[str, Any]:
+    """The inverse of `named_leaves`, of dictionaries within dictionaries.
+
+    >>> nested_leaves({"head/kernel": 1.0})
+    {'head': {'kernel': 1.0}}
+    """
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return tree
 
 
 def map_named(function: Any, tree: Any) -> Any:

@@ -266,8 +266,13 @@ class Stack(Protocol):
         """Maps features (batch, length, embed) to the same shape."""
         ...
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
-        """The state of every layer before the first token."""
+    def init_state(
+        self, batch: int, length: int, features: int, *, is_shared: bool = True
+    ) -> State:
+        """The state of every layer before the first token.
+
+        Unless `is_shared`, as if no layer found anything in the depth memory.
+        """
         ...
 
     def mixing_flops(self, length: int, features: int) -> int:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from reslab.core.trees import named_leaves
+import jax
+
+from reslab.core.trees import count_bytes, named_leaves
 from reslab.models.lm import LanguageModel
 
 
@@ -45,3 +47,25 @@ def training_flops_per_token(model: LanguageModel, params: Any, length: int) -> 
     al., 2022, https://arxiv.org/abs/2204.02311, Appendix B).
     """
     return 3 * forward_flops_per_token(model, params, length)
+
+
+def generation_bytes(model: LanguageModel, length: int) -> tuple[int, int]:
+    """What layers keep while a sequence is generated: caches and recurrent states.
+
+    Args:
+      model: The model.
+      length: Tokens in the sequence.
+
+    Returns:
+      Bytes of one sequence, and what they would be if every layer kept all that it
+      reads by itself, none another's keys or values.
+    """
+    stack = model.make_stack(parent=None)
+
+    def size(is_shared):
+        state = jax.eval_shape(
+            lambda: stack.init_state(1, length, model.features, is_shared=is_shared)
+        )
+        return count_bytes(state)
+
+    return size(True), size(False)

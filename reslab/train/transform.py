@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core import registry
+from reslab.core.depth import arrange_layers, block_layers
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import ModelState, check_updated, model_state_of
-from reslab.core.trees import named_leaves
+from reslab.core.trees import named_leaves, nested_leaves
 from reslab.parallel.mesh import make_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.loop import describe
@@ -96,14 +97,27 @@ def transform_run(
     configs.update(new_config, changes.items())
     configs.check(new_config)
     new_setup = _setup(new_config)
+    new_variables = _arranged(new_variables, new_setup)
+    about = registry.module("transforms", registry.parse(name).name)
+    if getattr(about, "STARTS_PARAMETERS", False):
+        new_variables = _started(new_variables, new_setup)
     state = _fresh_state(new_setup, new_variables)
     before = _logits(setup, variables)
     after = _logits(new_setup, state.variables)
+    difference = float(np.max(np.abs(before - after)))
+    largest = float(np.max(np.abs(before)))
+    if getattr(about, "KEEPS_LOGITS", False) and not difference <= 1e-3 * largest:
+        raise ReslabError(
+            f"{name}: the new model's logits are others",
+            expected="no difference but rounding",
+            got=f"{difference:.2g}, where the largest logit is {largest:.2g}",
+            hint="see what the transform asks of norms and placements",
+        )
     result = Transformed(
         step=step,
         changes=changes,
-        logit_difference=float(np.max(np.abs(before - after))),
-        largest_logit=float(np.max(np.abs(before))),
+        logit_difference=difference,
+        largest_logit=largest,
         tokens=before.shape[0] * before.shape[1],
     )
     with _whole_or_not_at_all(out) as directory:
@@ -126,6 +140,25 @@ def _setup(config: ConfigDict) -> Setup:
     """On one device, wherever the run was trained: checkpoints fit any mesh."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     return make_setup(config, mesh)
+
+
+def _arranged(variables: ModelState, setup: Setup) -> ModelState:
+    """The variables with their layers in the scans that the new model has."""
+    shapes = setup.shapes.variables
+    old, new = block_layers(variables["params"]), block_layers(shapes["params"])
+    if {k: tuple(v) for k, v in old.items()} == {k: tuple(v) for k, v in new.items()}:
+        return variables
+    return {
+        name: arrange_layers(tree, old, shapes.get(name, {}), new)
+        for name, tree in variables.items()
+    }
+
+
+def _started(variables: ModelState, setup: Setup) -> ModelState:
+    """The variables, and for those that are not there the ones of a new model."""
+    start = setup.init().variables
+    leaves = {**named_leaves(start), **named_leaves(dict(variables))}
+    return nested_leaves(leaves)
 
 
 def _fresh_state(setup: Setup, variables: ModelState) -> TrainState:

@@ -6,7 +6,11 @@ import pytest
 
 from reslab.core import registry
 from reslab.core.trees import unbox
-from reslab.models.cost import forward_flops_per_token, training_flops_per_token
+from reslab.models.cost import (
+    forward_flops_per_token,
+    generation_bytes,
+    training_flops_per_token,
+)
 from reslab.models.lm import LanguageModel
 from reslab.observe.flops import count_flops
 
@@ -104,3 +108,21 @@ def recomputed(model):
             mixer = registry.make("mixers", kind)
             total += mixer.mixing_flops(LENGTH, model.features) // 2
     return total
+
+
+@pytest.mark.parametrize(
+    ("mixer", "caches"),
+    [
+        ("attention(heads=2)", 8),
+        ("attention(heads=2, value_path='shared_values')", 5),
+        ("attention(heads=2, value_path='shared_kv')", 2),
+        ("attention(heads=2, value_path='stochastic_kv')", 8),
+    ],
+    ids=str,
+)
+def test_what_generation_keeps_and_sharing_saves(mixer, caches):
+    model, _ = make({"mixer": mixer}, is_unrolled=False)
+    kept, alone = generation_bytes(model, 32)
+    # Keys or values of 32 tokens, 16 features, float32; a length for each layer.
+    assert kept == caches * 32 * 16 * 4 + 4 * 4
+    assert alone == 8 * 32 * 16 * 4 + 4 * 4

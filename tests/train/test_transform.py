@@ -114,6 +114,19 @@ def trained_on(converted):
     return copies
 
 
+@pytest.mark.parametrize("to", ["hyper(streams=2)", "ddl(blend=0.0)"])
+def test_another_residual_takes_over_and_trains_on(source, tmp_path, to):
+    out = tmp_path / "out"
+    result = transform_run(f"change_residual(to={to!r})", source, out)
+    assert result.logit_difference < 1e-3 * result.largest_logit
+    assert result.changes == {"model.residual": to}
+    train(Run(out).config(), out)
+    curve = losses(out)
+    # It begins with the batch with which the source did, and then learns.
+    assert curve[1] < losses(source)[1] - 0.3
+    assert curve[4] < curve[1]
+
+
 @pytest.mark.slow
 def test_trains_on_from_the_converted_parameters(source, trained_on):
     curves = [losses(directory) for directory in trained_on]

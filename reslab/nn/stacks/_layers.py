@@ -144,8 +144,14 @@ class Layers(nn.Module):
             known |= left
         return plan
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
-        """The state of every layer before the first token, stacked like parameters."""
+    def init_state(
+        self, batch: int, length: int, features: int, *, is_shared: bool = True
+    ) -> State:
+        """The state of every layer before the first token, stacked like parameters.
+
+        Unless `is_shared`, that which it would be if no layer found anything in the
+        depth memory.
+        """
         states, known = [], set()
         for blocks, count in self.segments():
             period = []
@@ -153,7 +159,7 @@ class Layers(nn.Module):
                 # Those who read nothing need not know what there is to be read.
                 found = {"shared": frozenset(known)} if known else {}
                 state = block(parent=None).init_state(batch, length, features, **found)
-                known |= _written(block)
+                known |= _written(block) if is_shared else set()
                 period.append(
                     jax.tree.map(
                         lambda a, n=count: jnp.broadcast_to(a, (n, *a.shape)), state

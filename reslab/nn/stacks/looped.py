@@ -1,5 +1,7 @@
 """A stack whose layers are applied several times with the same weights."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,9 +49,11 @@ class LoopedStack(UniformStack):
         """How often each layer is applied."""
         return self.loops
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
+    def init_state(
+        self, batch: int, length: int, features: int, **keywords: Any
+    ) -> State:
         """The state of every layer in every pass, stacked over passes."""
-        state = super().init_state(batch, length, features)
+        state = super().init_state(batch, length, features, **keywords)
         return jax.tree.map(
             lambda a: jnp.broadcast_to(a, (self.loops, *a.shape)), state
         )

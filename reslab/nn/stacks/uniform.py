@@ -1,5 +1,7 @@
 """The ordinary stack: every layer once, one after the other."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -35,9 +37,12 @@ class UniformStack(nn.Module):
     def _layers(self, **keywords) -> Layers:
         return Layers(self.blocks, self.depth, self.is_unrolled, self.remat, **keywords)
 
-    def init_state(self, batch: int, length: int, features: int) -> State:
+    def init_state(
+        self, batch: int, length: int, features: int, **keywords: Any
+    ) -> State:
         """The state of every layer before the first token."""
-        return self._layers(parent=None).init_state(batch, length, features)
+        layers = self._layers(parent=None)
+        return layers.init_state(batch, length, features, **keywords)
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Matrix-product FLOPs per token beyond the kernels', over all layers."""

@@ -1,0 +1,54 @@
+"""From a plain residual to another that starts as one: trained models go on from it."""
+
+from typing import Any
+
+from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.model_state import ModelState
+from reslab.transforms import _stream
+
+# Parameters that the new model has beside the old ones' start as in a new model, and
+# the logits must not change.
+STARTS_PARAMETERS = True
+KEEPS_LOGITS = True
+
+
+def build(
+    variables: ModelState, fields: _stream.Fields, *, to: str = "hyper"
+) -> tuple[ModelState, dict[str, Any]]:
+    """Gives a trained model with a plain residual another one that starts plain.
+
+    What the old model has learned stays as it is. The parameters of the new residual
+    start as they do in a new model, where this residual computes what a plain one
+    would: `hyper`, of streams that are all alike; `ddl(blend=0.0)`, whose delta rule
+    has no share yet; any other that says so. Training goes on from there.
+
+    Reference: the initial values of the residual's own paper.
+
+    Args:
+      variables: Parameters of a `LanguageModel`, and its state.
+      fields: Its config, by dotted name.
+      to: Spec of the new residual.
+
+    Returns:
+      The same parameters, and the field of the config that changes.
+
+    Raises:
+      ReslabError: If the model's residual is not plain, or the new one does not start
+        as one. (A final norm that minds the length of what it normalizes is refused
+        later, by its logits.)
+    """
+    given = fields["model.residual"]
+    if registry.parse(given).name != "plain":
+        raise ReslabError(
+            "change_residual: model.residual", expected="plain", got=repr(given)
+        )
+    residual = registry.make("residuals", to, depth=fields["model.depth"], parent=None)
+    if not residual.reduces_to_plain_at_init:
+        raise ReslabError(
+            f"change_residual: {to!r} does not start as a plain residual",
+            expected="one that does",
+            got=to,
+            hint="hyper, or ddl(blend=0.0)",
+        )
+    return variables, {"model.residual": to}

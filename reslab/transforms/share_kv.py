@@ -66,7 +66,7 @@ def build(
         leader = leaders[layer]
         if leader not in groups:
             return "none"
-        arguments = {"is_leader": True} if leader == layer else {}
+        arguments: dict[str, Any] = {"is_leader": True} if leader == layer else {}
         if groups[leader]:
             arguments["group"] = groups[leader]
         return _stream.spec_text("shared_kv", arguments)

@@ -52,7 +52,7 @@ def quickly_compiled():
 def test_every_sublayer_has_a_site_of_its_own(quickly_compiled):
     """Hyper-connections start by reading the stream of their site."""
     model = LanguageModel(
-        11,
+        vocabulary_size=11,
         features=8,
         depth=4,
         mixer="attention(heads=2)",

@@ -71,7 +71,11 @@ def test_gradients_above_a_cut_are_those_of_the_whole(options):
 
 def test_a_higher_cut_costs_fewer_flops():
     model = LanguageModel(
-        24, features=16, depth=DEPTH, mixer="attention(heads=2)", ffn="gelu(hidden=32)"
+        vocabulary_size=24,
+        features=16,
+        depth=DEPTH,
+        mixer="attention(heads=2)",
+        ffn="gelu(hidden=32)",
     )
     tokens = jnp.zeros((2, 8), jnp.int32)
     params = jax.eval_shape(lambda: unbox(model.init(jax.random.key(0), tokens)))

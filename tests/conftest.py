@@ -7,6 +7,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+# Most programs here are too small to be worth optimizing; see `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import pathlib
 
@@ -32,6 +34,18 @@ def golden():
             }
 
     return load
+
+
+@pytest.fixture(autouse=True)
+def optimized(request):
+    """Compiles as outside of tests where a test looks at the compiled program."""
+    names = ("optimized", "tpu_compile")
+    if not any(request.node.get_closest_marker(name) for name in names):
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

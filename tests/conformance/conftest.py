@@ -15,17 +15,6 @@ from reslab.core.trees import map_named, named_leaves, unbox
 from reslab.models.lm import LanguageModel
 from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiles without the optimizations that these programs are too small for."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 # What costs most to compile, and says least that the others do not: a usual run tries
 # a third of the variants, always the same; `pytest -m ''` tries all.
 COSTLY = {

@@ -39,17 +39,7 @@ def test_a_model_counts_the_sublayers_of_every_block_in_every_pass():
     assert context(block="hourglass(lift=256)").sites == (0, 2, 4, 6, 8)
 
 
-@pytest.fixture
-def quickly_compiled():
-    """Compiles without the optimizations that this program is too small for."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
-def test_every_sublayer_has_a_site_of_its_own(quickly_compiled):
+def test_every_sublayer_has_a_site_of_its_own():
     """Hyper-connections start by reading the stream of their site."""
     model = LanguageModel(
         vocabulary_size=11,

@@ -174,6 +174,7 @@ def largest_array(chunks, tokens=64, embed=8, columns=512):
     )
 
 
+@pytest.mark.optimized
 def test_no_array_of_all_logits_exists():
     logits = 64 * 512
     whole, whole_bytes = largest_array(chunks=1)
@@ -184,6 +185,7 @@ def test_no_array_of_all_logits_exists():
     assert whole_bytes >= 4 * logits > 2 * chunk_bytes
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_a_spread_vocabulary_changes_nothing(chunks):
     features, kernel, targets = inputs(tokens=(4, 5))

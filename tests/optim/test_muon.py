@@ -52,6 +52,7 @@ def test_is_pytorchs(replay, turned, tag, scale):
     replay("muon_torch213", name, muon, leaves=KERNELS, steps=5, atol=5e-3)
 
 
+@pytest.mark.optimized
 def test_newton_schulz_is_the_authors(golden):
     arrays = golden("muon_keller")
     for steps in (3, 5, 7):

@@ -17,16 +17,6 @@ from reslab.train.step import make_step
 DEPTH = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiles without the optimizations that these programs are too small for."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 @pytest.mark.parametrize(
     "options",
     [

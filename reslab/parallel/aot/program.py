@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from reslab.core.errors import ReslabError
 
@@ -83,7 +84,7 @@ def compile_program(lowered: Any) -> Program:
     """
     begin = time.perf_counter()
     try:
-        with _without_cache():
+        with without_cache():
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if (exceeded := _exceeded(str(error))) is not None:
@@ -111,15 +112,18 @@ def _text(compiled: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def _without_cache() -> Iterator[None]:
+def without_cache() -> Iterator[None]:
     """Compiles even what was compiled before, so that the time is true."""
     name = "jax_enable_compilation_cache"
     before = getattr(jax.config, name)
     jax.config.update(name, False)
+    # Whether there is a cache is asked once, until it is reset.
+    compilation_cache.reset_cache()
     try:
         yield
     finally:
         jax.config.update(name, before)
+        compilation_cache.reset_cache()
 
 
 def _exceeded(message: str) -> OutOfMemory | None:

@@ -11,16 +11,6 @@ from reslab.nn.coupling import Coupled
 TOKENS = np.random.default_rng(0).integers(0, 21, (2, 8), dtype=np.int32)
 
 
-@pytest.fixture
-def quickly_compiled():
-    """Compiles without the optimizations that these programs are too small for."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 def make(block, **fields):
     defaults = {
         "vocabulary_size": 21,
@@ -69,7 +59,7 @@ def gradient(model, params, tokens=TOKENS, **keywords):
     ],
     ids=str,
 )
-def test_gradients_are_those_of_keeping_everything(fields, x64, quickly_compiled):
+def test_gradients_are_those_of_keeping_everything(fields, x64):
     wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
     undone, kept = (
         make("reversible", **fields, **wide),
@@ -90,7 +80,7 @@ def test_gradients_are_those_of_keeping_everything(fields, x64, quickly_compiled
         )
 
 
-def test_24_layers_are_undone_to_a_rounding_in_float32(quickly_compiled):
+def test_24_layers_are_undone_to_a_rounding_in_float32():
     model = make("reversible", depth=24)
     stack = model.make_stack(parent=None)
     x = np.random.default_rng(3).normal(size=(2, 8, 16)).astype(np.float32)
@@ -138,13 +128,13 @@ def temporary_bytes(depth, **fields):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_memory_does_not_grow_with_depth(quickly_compiled):
+def test_memory_does_not_grow_with_depth():
     deep = temporary_bytes(24, block="reversible")
     assert deep <= 1.01 * temporary_bytes(6, block="reversible")
     assert temporary_bytes(24, block="standard") > 5 * deep
 
 
-def test_memory_hardly_grows_with_depth_where_layers_are_unrolled(quickly_compiled):
+def test_memory_hardly_grows_with_depth_where_layers_are_unrolled():
     deep = temporary_bytes(9, block="reversible", is_unrolled=True)
     assert deep <= 1.1 * temporary_bytes(3, block="reversible", is_unrolled=True)
 

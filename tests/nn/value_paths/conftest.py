@@ -10,16 +10,6 @@ from reslab.models.lm import LanguageModel
 TOKENS = np.random.default_rng(0).integers(0, 13, (4, 8), dtype=np.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiles without the optimizations that these programs are too small for."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 @pytest.fixture(scope="session")
 def call():
     """Values of a layer from its own, `shared` and what it reads, as a function."""

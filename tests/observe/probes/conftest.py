@@ -12,16 +12,6 @@ from reslab.observe.probes._view import View
 from reslab.observe.probes._watch import watching_stream_gradient
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiles without the optimizations that these programs are too small for."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 def mean_loss(model, params, tokens):
     """The mean loss of each next token."""
     losses, _ = model.apply(

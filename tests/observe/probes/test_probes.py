@@ -83,12 +83,10 @@ def test_watching_changes_nothing(view_of, small_model):
         )
 
 
+@pytest.mark.optimized  # What is not used is taken out.
 def test_taps_cost_nothing_when_nobody_looks(small_model, monkeypatch):
     """The program with a tap in it is the program without it."""
     model, params, tokens = small_model(residual="hyper(streams=2)")
-
-    # As users compile: what is not used is taken out.
-    jax.config.update("jax_disable_most_optimizations", False)
 
     def compiled():
         function = jax.jit(lambda p: model.apply({"params": p}, tokens))
@@ -98,7 +96,6 @@ def test_taps_cost_nothing_when_nobody_looks(small_model, monkeypatch):
     monkeypatch.setattr("reslab.nn.residuals.hyper.tap", lambda *_: None)
     jax.clear_caches()
     assert without_places(compiled()) == without_places(tapped)
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def without_places(text):

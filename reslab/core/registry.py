@@ -74,6 +74,7 @@ RESERVED = frozenset(
         "sites",
         "steps",
         "sublayer",
+        "sublayer_index",
         "sublayers",
         "weight_decay",
     }

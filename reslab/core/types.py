@@ -6,7 +6,7 @@ Nothing inherits from these; a module that has the methods fits. Arrays are
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,22 @@ import jax.numpy as jnp
 from reslab.core.registry import Spec
 
 Array = jax.Array
-Branch = Callable[[jax.Array], jax.Array]
+
+
+class Inputs(NamedTuple):
+    """What a mixer is given by a residual that reads for each of them apart.
+
+    A mixer that can take it says so by `takes_inputs = True`; everyone else is given
+    one array. Such a residual says so by `reads_apart = True`.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+
+
+# Of one array, or of `Inputs`, to one array.
+Branch = Callable[..., jax.Array]
 # What flows along depth: any pytree of fixed structure and shapes whose leaves
 # end in (batch, length, embed).
 Stream = Any
@@ -101,7 +116,11 @@ class Residual(Protocol):
     """The depth stream: how sublayers read from it and write to it.
 
     `reduces_to_plain_at_init` says whether a network with this residual
-    computes, at initialization, what it would compute with `plain`.
+    computes, at initialization, what it would compute with `plain`. One whose
+    sublayers read what many earlier ones wrote says `is_history = True`, and its
+    stream is a `reslab.nn.history.History`. `build` is told which `sublayer` it is
+    for, its `sublayer_index` among the `sublayers` of a layer, and the `depth` and
+    `sites` applied.
     """
 
     reduces_to_plain_at_init: bool

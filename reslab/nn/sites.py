@@ -45,7 +45,19 @@ def first_of(
     """
     if not sites:
         return sublayers * layer
-    return jnp.asarray(sites, jnp.int32)[layer]
+    return at(sites, layer)
+
+
+def at(table: Sequence[int], site: int | jax.Array) -> int | jax.Array:
+    """Looks a site, or a layer, up in a table; a number for a number.
+
+    >>> at((0, 2, 5, 6), 2)
+    5
+    """
+    if isinstance(site, int):
+        return table[site]
+    dtype = bool if isinstance(table[0], bool) else jnp.int32
+    return jnp.asarray(table, dtype)[site]
 
 
 def layer_of(site: int | jax.Array, sites: Sequence[int], sublayers: int) -> jax.Array:

@@ -12,6 +12,9 @@ from reslab.parallel.mesh import make_mesh
 OPTIONS = ("hyper(streams=2, is_dynamic=True)", "ddl(values=2, form='sigmoid')")
 
 
+SUBLAYERS = 64
+
+
 @pytest.fixture(scope="module", params=(*registry.names("residuals"), *OPTIONS))
 def name(request):
     return request.param
@@ -19,7 +22,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def residual(name):
-    return registry.make("residuals", name)
+    return registry.make("residuals", name, depth=SUBLAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +90,13 @@ def test_calls_the_branch_once_on_features(residual, x):
 
 
 def test_identity_path_stays_bounded_through_64_sublayers(residual, x):
+    # An average of sublayers that add nothing is nothing; of identities, itself.
+    adds = getattr(residual, "keeps_identity", True)
+    branch = jnp.zeros_like if adds else jnp.copy
+
     def sublayer(stream, site):
         key = jax.random.fold_in(jax.random.key(0), site)
-        new, _ = residual.init_with_output(key, stream, jnp.zeros_like, site=site)
+        new, _ = residual.init_with_output(key, stream, branch, site=site)
         return new, None
 
     def through(x, sublayers):
@@ -100,8 +107,14 @@ def test_identity_path_stays_bounded_through_64_sublayers(residual, x):
     def size(a):
         return float(jnp.sqrt(jnp.mean(jnp.square(a))))
 
-    for derived in (through, jax.grad(lambda x, n: jnp.sum(through(x, n)))):
-        ratio = size(derived(x, 64)) / size(derived(x, 0))
+    def start(x):
+        return through(x, 0) if adds else x
+
+    def end(x):
+        return through(x, SUBLAYERS)
+
+    for derived in (lambda f: f, lambda f: jax.grad(lambda x: jnp.sum(f(x)))):
+        ratio = size(derived(end)(x)) / size(derived(start)(x))
         assert 1 / 8 < ratio < 8
 
 
@@ -124,8 +137,16 @@ def test_uses_every_parameter(
     model, params, tokens, scanned, assert_uses_every_parameter
 ):
     _, gradient = scanned
+    ends = registry.make("residuals", model.residual, depth=model.depth, sublayers=2)
+    idle = getattr(ends, "idle_sites", ())
+
+    def is_idle(name, layer):
+        return ("/mixer_residual/" in name and 2 * layer in idle) or (
+            "/ffn_residual/" in name and 2 * layer + 1 in idle
+        )
+
     assert_uses_every_parameter(
-        lambda p: model.apply({"params": p}, tokens), params, gradient
+        lambda p: model.apply({"params": p}, tokens), params, gradient, is_idle
     )
 
 

@@ -175,9 +175,50 @@ class SublayerBlock(nn.Module):
         first = sites.first_of(layer, self.context.sites, self.sublayers)
         for index, (name, kind, branch) in enumerate(self.branches(mixer)):
             residual = registry.make(
-                "residuals", self.residual, **around, name=f"{name}_residual"
+                "residuals",
+                self.residual,
+                **around,
+                sublayer=kind,
+                sublayers=self.sublayers,
+                sublayer_index=index,
+                name=f"{name}_residual",
             )
             placement = self.make_placement(kind, name=f"{name}_placement")
+            self._check_history(residual, placement)
+            self._check_inputs(residual, kind, index, module)
             site = first + index
             stream = placement(stream, residual, branch, site=site, **mask)
         return stream, shared, state
+
+    def _check_inputs(
+        self, residual: nn.Module, kind: str, index: int, mixer: nn.Module
+    ) -> None:
+        """Refuses a mixer that cannot take queries, keys and values apart.
+
+        Raises:
+          ReslabError: If it cannot, and the residual reads for each of them.
+        """
+        is_asked = getattr(residual, "reads_apart", False) and index == 0
+        takes = kind == "mixer" and getattr(mixer, "takes_inputs", False)
+        if is_asked and not takes:
+            raise ReslabError(
+                f"residual {self.residual!r} reads for queries, keys and values apart",
+                expected="a layer that begins with a mixer that has these",
+                got=f"{self.mixer!r} in a block whose first sublayer is {kind!r}",
+                hint="mixer attention in block standard",
+            )
+
+    def _check_history(self, residual: nn.Module, placement: nn.Module) -> None:
+        """Refuses a placement that would write sources of a history anew.
+
+        Raises:
+          ReslabError: If it is one.
+        """
+        is_history = getattr(residual, "is_history", False)
+        if is_history and getattr(placement, "normalizes_stream", False):
+            raise ReslabError(
+                f"residual {self.residual!r}: its sources are written once",
+                expected="a placement that normalizes branches, not the stream",
+                got=type(placement).__name__,
+                hint="pre, peri or sandwich",
+            )

@@ -1,7 +1,7 @@
 """Causal multi-head attention, with its usual options."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.types import Shared, State
+from reslab.core.types import Inputs, Shared, State
 from reslab.nn.norm import make_norm
 from reslab.nn.projection import ProjectingModule
 from reslab.ops.attention.api import attention
@@ -78,6 +78,8 @@ class Attention(ProjectingModule):
     is_causal: bool = True
     depth: int = 1
     implementation: str = "auto"
+
+    takes_inputs: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.window < 0:
@@ -162,7 +164,7 @@ class Attention(ProjectingModule):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: jax.Array | Inputs,
         *,
         positions: jax.Array,
         segments: jax.Array | None = None,
@@ -172,7 +174,7 @@ class Attention(ProjectingModule):
         """Attends within `x` (batch, length, embed), or to a cache and `x`.
 
         Args:
-          x: The input.
+          x: The input, or one each for queries, keys and values.
           positions: Position of each token in its document (batch, length).
           segments: Document of each token; tokens see only their own document.
           shared: Depth memory.
@@ -181,14 +183,16 @@ class Attention(ProjectingModule):
         Returns:
           The output like `x`, the depth memory, and the new cache.
         """
+        inputs = x if isinstance(x, Inputs) else Inputs(x, x, x)
+        x = inputs.query
         heads, kv_heads, head_dim = self.sizes(x.shape[-1])
         new_state = {}
 
         def heads_of(name, count, scale=1.0):
             axes = ("embed", "heads", "head_dim")
-            size = (count, head_dim)
+            read, size = getattr(inputs, name), (count, head_dim)
             return self.project(
-                name, x, size, axes, use_bias=self.use_bias, scale=scale
+                name, read, size, axes, use_bias=self.use_bias, scale=scale
             )
 
         def normalize(spec, name, h):

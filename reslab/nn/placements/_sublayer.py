@@ -66,7 +66,7 @@ class Placement(nn.Module):
         """
         wrapped = branch
         if self.normalizes_input:
-            wrapped = _compose(self._input_norm(site, mask), wrapped)
+            wrapped = _compose(_each(self._input_norm(site, mask)), wrapped)
         if self.normalizes_output:
             wrapped = _compose(wrapped, self._norm("output_norm", mask))
         stream = residual(stream, wrapped, site=site)
@@ -95,6 +95,11 @@ class Placement(nn.Module):
             self.norm, has_mask=True, param_dtype=self.param_dtype, name=name
         )
         return norm if mask is None else functools.partial(norm, mask=mask)
+
+
+def _each(norm: Branch) -> Branch:
+    """The norm of every array, where a mixer is given several."""
+    return lambda h: jax.tree.map(norm, h)
 
 
 def _compose(first: Branch, second: Branch) -> Branch:

@@ -16,6 +16,8 @@ from reslab.core.taps import TAPS, is_watched
 from reslab.core.trees import unbox
 from reslab.core.types import Shared, State, Stream
 from reslab.nn.depth_memory import DEPTH_READ
+from reslab.nn.history import History
+from reslab.nn.stacks import _history
 from reslab.nn.stacks._reversible import reversible_scan
 
 BlockFactory = Callable[..., nn.Module]
@@ -205,6 +207,9 @@ class Layers(nn.Module):
                 hint=nearest(self.remat, REMAT_POLICIES),
             )
         renewed = self._renewed()
+        is_history = isinstance(stream, History) and state is None
+        if is_history and self._is_alone() and not renewed:
+            return self._over_history(stream, first_layer, positions, segments), None
         shared: dict[str, Any] = {}
         new_states, applied = [], 0
         for index, (blocks, count) in enumerate(self.segments()):
@@ -306,6 +311,72 @@ class Layers(nn.Module):
             if part.start is None:
                 stream, parts = jax.lax.stop_gradient((stream, parts))
         return stream, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+    def _is_alone(self) -> bool:
+        """Whether the layers neither make parameters nor are looked into."""
+        return not self.is_initializing() and not self.is_mutable_collection(TAPS)
+
+    def _over_history(
+        self,
+        history: History,
+        first_layer: int | jax.Array,
+        positions: jax.Array,
+        segments: jax.Array | None,
+    ) -> History:
+        """Applies every layer, in the loops that keep sources once.
+
+        A rolled loop computes every period again in its backward pass, whatever
+        `remat` says. An unrolled one knows its sites, so its sources are a list.
+        """
+        if frozen_layers():
+            raise ReslabError(
+                "a backward pass that ends at a layer",
+                expected="a residual that is carried",
+                got="a history of all layers",
+                hint="residual plain, or another optimizer",
+            )
+        # The passes of a looped stack are not known apart, unrolled or not.
+        is_listed = self.is_unrolled and isinstance(first_layer, int)
+        plan, names, applied = [], [], 0
+        for index, (blocks, count) in enumerate(self.segments()):
+            names.append(f"segment_{index}")
+            own = {
+                collection: unbox(tree[names[-1]])
+                for collection, tree in self.variables.items()
+                if names[-1] in tree
+            }
+            mutable = [name for name in own if self.is_mutable_collection(name)]
+            scope: Any = self.scope
+            streams = [name for name in scope.rngs if name != "params"]
+            keys = {s: jax.random.split(self.make_rng(s), count) for s in streams}
+            period = Period(blocks, parent=None)
+
+            def step(variables, history, shared, layer, period=period, mutable=mutable):
+                own, keys = variables
+                (history, (_, written)), updates = period.apply(
+                    *(own, history, (layer, None), shared, positions, segments),
+                    mutable=mutable,
+                    rngs=keys,
+                )
+                return history, written, updates
+
+            if self.remat != "none" and is_listed:
+                policy = REMAT_POLICIES[self.remat]
+                step = jax.checkpoint(step, policy=policy, static_argnums=3)
+            first, size = first_layer + applied, len(blocks)
+            layers = first + size * jnp.arange(count)
+            if is_listed:
+                layers = tuple(range(first, first + size * count, size))
+            plan.append(_history.Segment(step, (own, keys), layers, count))
+            applied += size * count
+        if is_listed:
+            history, changed = _history.listed(plan, history.listed(), {})
+        else:
+            history, changed = _history.append_only_scan(plan, history, {})
+        for name, updates in zip(names, changed, strict=True):
+            for collection, tree in updates.items():
+                self.put_variable(collection, name, tree)
+        return history
 
 
 def _written(block: BlockFactory) -> set[str]:

@@ -76,7 +76,8 @@ class _Watched:
     def __call__(self, stream, branch, **keywords):
         def watched(reading):
             output = branch(reading)
-            self._see(reading, output)
+            # Of several, the first: what the queries are made of.
+            self._see(jax.tree.leaves(reading)[0], output)
             return output
 
         return self._residual(stream, watched, **keywords)
@@ -120,7 +121,10 @@ def watching_sublayers() -> Iterator[set[int]]:
         features = call(named)
         ones = jnp.ones((1, 1, features.shape[-1]), features.dtype)
         (stream,) = named
-        gain = call({stream: context.module.widen(ones)})
+        gain = ones
+        # A history that has just begun is no history to read.
+        if not getattr(context.module, "is_history", False):
+            gain = call({stream: context.module.widen(ones)})
         with at_site(0):
             tap(context.module, "end", features)
             tap(context.module, "gain", jnp.mean(gain.astype(jnp.float32)))

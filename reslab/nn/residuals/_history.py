@@ -1,0 +1,284 @@
+"""What residuals over a history share: where its rows are, and reading by attention."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.parameters import parameter
+from reslab.core.platform import computed_once
+from reslab.core.precision import statistics_dtype
+from reslab.core.types import Branch
+from reslab.nn import sites
+from reslab.nn.history import History, Sources
+
+
+class HistoryResidual(nn.Module):
+    """Base of residuals whose sublayers read from many earlier ones.
+
+    Attributes:
+      depth: Number of layers applied.
+      sites: Where their sublayers begin.
+      sublayer: Which sublayer this is: "mixer", "ffn" or "joint".
+      sublayers: Number of sublayers in a layer, where all are alike.
+      sublayer_index: Which of them this is, from 0.
+      param_dtype: Dtype in which parameters are stored.
+    """
+
+    depth: int = 1
+    sites: tuple[int, ...] = ()
+    sublayer: str = "ffn"
+    sublayers: int = 1
+    sublayer_index: int = 0
+    param_dtype: Any = jnp.float32
+
+    is_history: ClassVar[bool] = True
+    # Whether a stream that no sublayer adds to stays as it is; false for averages.
+    keeps_identity: ClassVar[bool] = True
+
+    @property
+    def idle_sites(self) -> tuple[int, ...]:
+        """Sites with one thing to read, hence with parameters that change nothing."""
+        return ()
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First site of every layer, and one past the last."""
+        return self.sites or sites.table([self.sublayers] * self.depth)
+
+    @property
+    def layer_of_site(self) -> tuple[int, ...]:
+        """The layer of every site."""
+        starts = self.starts
+        return tuple(
+            layer
+            for layer in range(len(starts) - 1)
+            for _ in range(starts[layer], starts[layer + 1])
+        )
+
+    @property
+    def begins_layer(self) -> bool:
+        """Whether this is the first sublayer of its layer."""
+        return self.sublayer_index == 0
+
+    @property
+    def ends_layer(self) -> bool:
+        """Whether this is the last sublayer of its layer."""
+        return self.sublayer_index == self.sublayers - 1
+
+    def layer(self, site: int | jax.Array) -> int | jax.Array:
+        """The layer of a site; a number for a number."""
+        return sites.at(self.layer_of_site, site)
+
+    def idle_layers(self, is_idle: Callable[[int], bool]) -> tuple[int, ...]:
+        """First sites of the layers for which something is true."""
+        starts = self.starts[:-1]
+        return tuple(site for layer, site in enumerate(starts) if is_idle(layer))
+
+    def refuse(self, field: str, expected: str, hint: str | None = None) -> ReslabError:
+        """The error of a field that is out of range."""
+        name = type(self).__module__.rpartition(".")[2]
+        got = repr(getattr(self, field))
+        where = f"residuals {name!r}: {field}"
+        return ReslabError(where, expected=expected, got=got, hint=hint)
+
+
+class LayerHistory(HistoryResidual):
+    """Base of residuals whose sources are the outputs of layers.
+
+        X_0 = embedding,    (h, r) = begin(X_0 .. X_l),    X_(l+1) = r + f(h) + ...
+
+    A layer is the usual sum of its sublayers; what its first sublayer reads, and what
+    the sum begins with, comes from all layers before it. A subclass sets up `read`.
+    """
+
+    def widen(self, x: jax.Array) -> History:
+        """The embedding is the first source."""
+        return History.start(x, len(self.starts), stream=x)
+
+    def begin(self, stream: History, layer: int | jax.Array) -> tuple[Any, jax.Array]:
+        """What the first sublayer of a layer reads, and what its sum begins with."""
+        x = self.read(stream, layer)
+        return x, x
+
+    def __call__(
+        self, stream: History, branch: Branch, *, site: int | jax.Array
+    ) -> History:
+        """Reads at the beginning of a layer, writes at its end."""
+        layer = self.layer(site)
+        h = x = stream.carried["stream"]
+        if self.begins_layer:
+            h, x = self.begin(stream, layer)
+        x = computed_once(x + branch(h))
+        written = stream.write(x, layer + 1) if self.ends_layer else stream
+        return written.carry(stream=x)
+
+    def narrow(self, stream: History) -> jax.Array:
+        """One more reading, after the last layer."""
+        return self.read(stream, len(self.starts) - 1)
+
+
+class DepthAttention(nn.Module):
+    """Reads a history by softmax attention over its sources, token by token.
+
+        a = softmax_i(w . (g * v_i / rms(v_i))),    h = sum_i a_i v_i
+
+    The query w is a parameter, zero at first: the reading starts as the mean. Values
+    are not normalized. Everything is float32 but what is returned, which has the
+    dtype of the sources.
+
+    Attributes:
+      epsilon: Added to mean squares before the root.
+      use_null: Whether a learned vector is one more source, zero at first.
+      null_bias: Initial value of what is added to that source's logit; large, and
+        nothing else is read.
+      param_dtype: Dtype in which parameters are stored.
+    """
+
+    epsilon: float = 1e-6
+    use_null: bool = False
+    null_bias: float = 0.0
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        sources: Sources,
+        is_valid: jax.Array,
+        extra: jax.Array | None = None,
+        has_extra: bool | jax.Array = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Reads the sources, and one more that is in no row yet.
+
+        Args:
+          sources: The sources.
+          is_valid: Which of them count (rows,).
+          extra: The one more (batch, length, embed), or None.
+          has_extra: Whether it counts.
+
+        Returns:
+          The reading (batch, length, embed), and the weights (rows + 1 with an extra
+          source + 1 with a null source, batch, length).
+        """
+        shape, dtype = jax.tree.leaves(sources.values)[0].shape, sources.dtype
+        features = shape[-1]
+
+        def vector(name):
+            zeros = nn.initializers.zeros
+            args = (name, zeros, (features,), ("embed",), self.param_dtype)
+            return parameter(self, *args).astype(dtype)
+
+        direction = vector("query") * (1 + vector("gain"))
+        rows = sources.dots(direction)
+        rows = rows * jax.lax.rsqrt(sources.mean_squares() + self.epsilon)
+        # Finite, so that reading nothing at all is nothing and not a NaN.
+        lowest = jnp.asarray(-1e30, dtype)
+        logits = [jnp.where(is_valid[:, None, None], rows, lowest)]
+        values = []
+        if extra is not None:
+            values.append(extra.astype(dtype))
+            logit = _logit(values[-1], direction, self.epsilon)
+            logits.append(jnp.where(has_extra, logit, lowest)[None])
+        if self.use_null:
+            null = vector("null")
+            constant = nn.initializers.constant(self.null_bias)
+            bias = parameter(self, "null_bias", constant, (), (), self.param_dtype)
+            values.append(null[None, None])
+            logit = _logit(null, direction, self.epsilon) + bias.astype(dtype)
+            logits.append(jnp.broadcast_to(logit, (1, *rows.shape[1:])))
+        weights = jax.nn.softmax(jnp.concatenate(logits), axis=0)
+        count = rows.shape[0]
+        weights = jnp.concatenate(
+            [jnp.where(is_valid[:, None, None], weights[:count], 0), weights[count:]]
+        )
+        reading = sources.mix(weights[:count])
+        for weight, value in zip(weights[count:], values, strict=True):
+            reading = reading + weight[..., None] * value
+        return reading, weights
+
+
+class Kernel(nn.Module):
+    """A matrix, normal at first.
+
+    Attributes:
+      shape: Features of the model, and columns.
+      deviation: Its initial standard deviation.
+      param_dtype: Dtype in which it is stored.
+      axes: Logical names of its axes.
+    """
+
+    shape: tuple[int, int]
+    deviation: float
+    param_dtype: Any = jnp.float32
+    axes: tuple[str | None, ...] = ("embed", None)
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The matrix."""
+        init = nn.initializers.normal(self.deviation)
+        args = ("kernel", init, self.shape, self.axes, self.param_dtype)
+        return parameter(self, *args)
+
+
+def _logit(value: jax.Array, direction: jax.Array, epsilon: float) -> jax.Array:
+    """The logit of one source (..., embed)."""
+    mean_square = jnp.mean(jnp.square(value), axis=-1)
+    product = jnp.sum(value * direction.reshape((1,) * (value.ndim - 1) + (-1,)), -1)
+    return product * jax.lax.rsqrt(mean_square + epsilon)
+
+
+def attend(
+    values: jax.Array, queries: jax.Array, epsilon: float = 1e-6
+) -> tuple[jax.Array, jax.Array]:
+    """The first phase: many readers at once over sources that all of them see.
+
+        o_l = sum_i softmax_i(q_l . k_i) v_i,    lse_l = log sum_i exp(q_l . k_i)
+
+    Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031 (two-phase form).
+
+    Args:
+      values: The sources (rows, batch, length, embed).
+      queries: Query times gain of every reader (readers, embed).
+      epsilon: Added to mean squares before the root.
+
+    Returns:
+      The readings (readers, batch, length, embed) and the logarithms (readers,
+      batch, length), at least float32.
+    """
+    dtype = statistics_dtype(values.dtype)
+    wide = values.astype(dtype)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1) + epsilon)
+    logits = jnp.einsum("nbld,sd->snbl", wide, queries.astype(dtype)) * scale[None]
+    weights = jax.nn.softmax(logits, axis=1)
+    readings = jnp.einsum("snbl,nbld->sbld", weights, wide)
+    return readings, jax.nn.logsumexp(logits, axis=1)
+
+
+def merge(
+    reading: jax.Array,
+    logsumexp: jax.Array,
+    value: jax.Array,
+    query: jax.Array,
+    epsilon: float = 1e-6,
+) -> jax.Array:
+    """The second phase: adds one source to a reading of the first.
+
+        p = sigmoid(q . k - lse),    h = o + p (v - o)
+
+    Args:
+      reading: A reading (batch, length, embed).
+      logsumexp: Its logarithm (batch, length).
+      value: The source (batch, length, embed).
+      query: Query times gain (embed,).
+      epsilon: Added to mean squares before the root.
+
+    Returns:
+      What reading all the sources at once would give.
+    """
+    wide = value.astype(reading.dtype)
+    logit = _logit(wide, query.astype(reading.dtype), epsilon)
+    weight = jax.nn.sigmoid(logit - logsumexp)[..., None]
+    return reading + weight * (wide - reading)

@@ -1,0 +1,269 @@
+"""Attention residuals: every sublayer attends to what earlier ones wrote."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.parameters import parameter
+from reslab.core.platform import computed_once
+from reslab.core.taps import tap
+from reslab.core.types import Branch
+from reslab.nn import sites
+from reslab.nn.history import History
+from reslab.nn.residuals._history import DepthAttention, HistoryResidual
+
+GATES = ("", "scalar", "vector", "alpha")
+
+
+class AttentionResiduals(HistoryResidual):
+    """Replaces the residual sum by attention over sources, or adds it to the sum.
+
+        routing="replace":   h_l = read_l(sources)
+        routing="add":       h_l = s_l + gate * read_l(sources),   s_(l+1) = s_l + y_l
+        y_l = f_l(h_l)
+
+    `read` is softmax attention with a learned query for each sublayer, zero at first
+    (`DepthAttention`). With `source="delta"` the sources are the embedding and every
+    output y; with "cumulative" the embedding and every sum s. In blocks
+    (`block=`, `block_layers=`) they are the embedding and, for every finished block,
+    the sum of its outputs, or s after it; a block holds that many sublayers or
+    layers, the last one what is left.
+
+    "replace" with "delta" is Attention Residuals, Full or Block: inside a block its
+    unfinished sum is read too, and the features at the end are one more reading. "add"
+    with "delta" is Delta Attention Residuals: the unfinished block is in s, a block
+    counts as finished for the second sublayer of the next, the first
+    sublayer reads nothing, and the features at the end are s.
+
+    Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031, Eq. 2-4 and the
+    two-phase form; Delta: 2026, https://arxiv.org/abs/2605.18855. Checked against the
+    code of the second, which has both: Full, Block, Delta and Delta in blocks, with
+    and without `use_null`. That code starts its queries at random (the paper says
+    zero), and appends `s` less the last source where the paper says the sum of a block
+    (`is_as_released`). Not checked: cumulative sources, gates, windows.
+
+    Attributes:
+      block: Sublayers in a block; 0 is no blocks.
+      block_layers: Layers in a block; 0 is no blocks.
+      source: "delta" or "cumulative".
+      routing: "replace" or "add".
+      window: Read the last so many sources and the embedding; 0 is all.
+      gate: With "add": "" is 1, "scalar" sigmoid(g) from sigmoid(-2), "vector"
+        sigmoid(W s + b) of the same start, "alpha" a factor that is 0 at first.
+      use_null: Whether a learned vector is one more source.
+      null_bias: Initial value of what is added to its logit.
+      is_as_released: Whether the sources of Delta in blocks are those of the released
+        code.
+      epsilon: Added to mean squares of sources before the root.
+      (and those of `HistoryResidual`)
+
+    Raises:
+      ReslabError: If an option is none of these, or a block is larger than the model.
+    """
+
+    block: int = 0
+    block_layers: int = 0
+    source: str = "delta"
+    routing: str = "replace"
+    window: int = 0
+    gate: str = ""
+    use_null: bool = False
+    null_bias: float = 0.0
+    is_as_released: bool = False
+    epsilon: float = 1e-6
+
+    reduces_to_plain_at_init: ClassVar[bool] = False
+    keeps_identity: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.source not in ("delta", "cumulative"):
+            raise self.refuse("source", "'delta' or 'cumulative'")
+        if self.routing not in ("replace", "add"):
+            raise self.refuse("routing", "'replace' or 'add'")
+        if self.gate not in GATES:
+            raise self.refuse("gate", ", ".join(map(repr, GATES)))
+        if self.gate and self.routing == "replace":
+            raise self.refuse("gate", "none", "routing='add' has what it gates")
+        if self.window < 0:
+            raise self.refuse("window", "at least 1, or 0 for all")
+        if self.block and self.block_layers:
+            raise self.refuse("block", "0 where block_layers is given")
+        for field, limit in (
+            ("block", self.starts[-1]),
+            ("block_layers", len(self.starts) - 1),
+        ):
+            if not 0 <= getattr(self, field) <= limit:
+                raise self.refuse(
+                    field, f"at most the model's {limit}, or 0 for no blocks"
+                )
+        if self.is_as_released and not (
+            self._in_blocks and self.routing == "add" and self.source == "delta"
+        ):
+            raise ReslabError(
+                "residuals 'attnres': is_as_released",
+                expected="routing='add', source='delta' and blocks",
+            )
+        super().__post_init__()
+
+    @property
+    def _in_blocks(self) -> bool:
+        return bool(self.block or self.block_layers)
+
+    @property
+    def _block_of_site(self) -> tuple[int, ...]:
+        if self.block_layers:
+            return tuple(layer // self.block_layers for layer in self.layer_of_site)
+        return tuple(site // (self.block or 1) for site in range(self.starts[-1]))
+
+    @property
+    def _is_first(self) -> tuple[bool, ...]:
+        """Whether a site is the first of its block."""
+        blocks = self._block_of_site
+        return tuple(i == 0 or blocks[i - 1] < b for i, b in enumerate(blocks))
+
+    @property
+    def _visible(self) -> tuple[int, ...]:
+        """Number of sources that each site reads."""
+        blocks = self._block_of_site
+        if self.routing == "replace" or not self._in_blocks:
+            counts = [block + 1 for block in blocks]
+            if self.routing == "add":
+                counts[0] = 0
+            return tuple(counts)
+        # What a boundary appends is seen after the sublayer that stands there.
+        pairs = zip(blocks, self._is_first, strict=True)
+        return tuple(block if is_first else block + 1 for block, is_first in pairs)
+
+    @property
+    def idle_sites(self) -> tuple[int, ...]:
+        """Sites that read one source, or none: no query changes that."""
+        if self.use_null:
+            return ()
+        most = self.window + 1 if self.window else self._rows
+        idle = []
+        for site, visible in enumerate(self._visible):
+            has_extra = self.routing == "replace" and not self._is_first[site]
+            if min(visible, most) + has_extra < 2:
+                idle.append(site)
+        return tuple(idle)
+
+    @property
+    def _rows(self) -> int:
+        return self._block_of_site[-1] + 2
+
+    @property
+    def _keeps(self) -> tuple[str, ...]:
+        """What is carried beside the sources: the sum s, the sum of a block."""
+        keeps_sum = self.routing == "add" or self.source == "cumulative"
+        keeps_part = self._in_blocks and self.source == "delta"
+        return ("sum",) * keeps_sum + ("part",) * keeps_part
+
+    def setup(self):
+        """Makes the reader, whose parameters come when it is first called."""
+        self.read = DepthAttention(
+            self.epsilon, self.use_null, self.null_bias, self.param_dtype
+        )
+        if self.gate:
+            self.gated = Gate(self.gate, self.param_dtype)
+
+    def widen(self, x: jax.Array) -> History:
+        """The embedding is the first source, and the sum so far."""
+        start = {"sum": x, "part": jnp.zeros_like(x)}
+        return History.start(x, self._rows, **{key: start[key] for key in self._keeps})
+
+    def __call__(
+        self, stream: History, branch: Branch, *, site: int | jax.Array
+    ) -> History:
+        """Reads the sources, applies `branch`, and writes what it returns."""
+        block = sites.at(self._block_of_site, site)
+        is_first = sites.at(self._is_first, site)
+        carried = stream.carried
+        reading, weights = self._read(
+            stream, sites.at(self._visible, site), block, ~jnp.asarray(is_first)
+        )
+        self._tap(weights, stream.rows, block)
+        if self.routing == "add":
+            if self.gate:
+                reading = self.gated(reading, carried["sum"])
+            reading = carried["sum"].astype(reading.dtype) + reading
+        y = branch(computed_once(reading.astype(stream.dtype)))
+        new = {}
+        if "sum" in carried:
+            new["sum"] = computed_once(carried["sum"] + y)
+        if "part" in carried:
+            part = computed_once(carried["part"] + y)
+            new["part"] = jnp.where(is_first, y, part)
+        source = y
+        if self.source == "cumulative":
+            source = new["sum"]
+        elif self.is_as_released:
+            source = new["sum"] - stream.row(block)
+        elif "part" in new:
+            source = new["part"]
+        return stream.write(source, block + 1).carry(**new)
+
+    def narrow(self, stream: History) -> jax.Array:
+        """The sum so far, or one more reading."""
+        if self.routing == "add":
+            return stream.carried["sum"]
+        reading, _ = self._read(stream, self._rows, None, False)
+        return reading.astype(stream.dtype)
+
+    def _read(self, stream, visible, block, has_extra):
+        sources = stream.before(visible)
+        is_valid = sources.is_valid
+        if self.window:
+            is_recent = sources.index >= visible - self.window
+            is_valid &= is_recent | (sources.index == 0)
+        if self.routing == "add" or not self._in_blocks or block is None:
+            return self.read(sources, is_valid)
+        extra = stream.carried["part" if self.source == "delta" else "sum"]
+        return self.read(sources, is_valid, extra, has_extra)
+
+    def _tap(self, weights, rows, block):
+        """Shows the mean weight of every row (rows,), unfinished ones among them."""
+        means = jnp.mean(weights, axis=(1, 2))
+        padded = jnp.zeros(rows, means.dtype)
+        if not self._in_blocks or self.routing == "add":
+            shown = padded.at[: min(rows, means.shape[0])].set(means[:rows])
+        else:
+            shown = padded.at[:rows].set(means[:rows])
+            shown = shown.at[block + 1].add(means[rows])
+        tap(self, "depth_weights", shown)
+
+
+class Gate(nn.Module):
+    """How much of a reading is added to the stream.
+
+    Attributes:
+      kind: "scalar", "vector" or "alpha".
+      param_dtype: Dtype in which parameters are stored.
+    """
+
+    kind: str
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, reading: jax.Array, stream: jax.Array) -> jax.Array:
+        """Scales `reading`, both (batch, length, embed)."""
+        dtype, features = reading.dtype, reading.shape[-1]
+
+        def make(name, value, shape, axes):
+            init = nn.initializers.constant(value)
+            args = (name, init, shape, axes, self.param_dtype)
+            return parameter(self, *args).astype(dtype)
+
+        if self.kind == "alpha":
+            return make("alpha", 0.0, (), ()) * reading
+        if self.kind == "scalar":
+            return jax.nn.sigmoid(make("logit", -2.0, (), ())) * reading
+        kernel = make("kernel", 0.0, (features, features), ("embed", None))
+        bias = make("bias", -2.0, (features,), ("embed",))
+        logits = stream.astype(dtype) @ kernel + bias[None, None]
+        return jax.nn.sigmoid(logits) * reading
+
+
+build = AttentionResiduals

@@ -1,0 +1,289 @@
+"""The loops over layers for histories: what was written is kept once."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from reslab.core.platform import platform
+from reslab.core.types import Shared
+from reslab.nn.history import History
+
+# (variables, history, shared, x) -> (history, written, updates)
+Step = Callable[..., tuple[History, Shared, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Steps that differ in their variables alone.
+
+    Attributes:
+      step: Applies one of them: `step(variables, history, shared, x)` gives the
+        history, what it wrote to the depth memory, and collections that it changed.
+        It may use any array around it.
+      variables: The variables of each, stacked on axis 0.
+      xs: What else differs, stacked on axis 0.
+      count: How many there are.
+    """
+
+    step: Step
+    variables: Any
+    xs: Any
+    count: int
+
+
+def listed(
+    segments: Sequence[Segment], history: History, shared: Shared
+) -> tuple[History, list[Any]]:
+    """Lays all steps out one after the other, over a list of sources.
+
+    Args:
+      segments: The segments.
+      history: A history over a tuple of sources; `xs` are then tuples, not stacked.
+      shared: The depth memory.
+
+    Returns:
+      The history, and the changed collections of each segment, stacked.
+    """
+    changed = []
+    for segment in segments:
+        updates = []
+        for index in range(segment.count):
+            variables = jax.tree.map(lambda a, i=index: a[i], segment.variables)
+            history, written, update = segment.step(
+                variables, history, shared, segment.xs[index]
+            )
+            shared = {**shared, **written}
+            updates.append(update)
+        changed.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates))
+    return history, changed
+
+
+def append_only_scan(
+    segments: Sequence[Segment], history: History, shared: Shared
+) -> tuple[History, list[Any]]:
+    """Scans over all steps; the backward pass needs the last sources alone.
+
+    Sources never change once written, so the last array of them holds what every
+    step has read. The forward pass keeps that, the variables, and what is carried
+    beside the sources (where a step uses it); the backward pass goes through the
+    steps in the other order, computes each again and takes its gradient. Memory grows
+    with the number of steps, not with its square as it does where a scan carries the
+    sources. Changed collections have no gradient.
+
+    Args:
+      segments: The segments.
+      history: The history before the first step.
+      shared: The depth memory.
+
+    Returns:
+      The history, and the changed collections of each segment, stacked.
+    """
+    plans, spec = [], _shapes(shared)
+    for segment in segments:
+        plans.append(_Plan.of(segment, history, spec))
+        spec = {**spec, **plans[-1].written}
+
+    def run(variables, history, shared, xs, consts):
+        changed, carried = [], []
+        for plan, own, x, (used, _) in zip(plans, variables, xs, consts, strict=True):
+
+            def body(history, scanned, plan=plan, used=used, shared=shared):
+                before = history.carried if plan.uses_carried else None
+                history, written, updates = plan.forward(
+                    used, scanned[0], history, shared, scanned[1]
+                )
+                return _laid_out(history), (written, updates, before)
+
+            history, (written, updates, before) = jax.lax.scan(body, history, (own, x))
+            shared = {**shared, **jax.tree.map(lambda a: a[0], written)}
+            changed.append(updates)
+            carried.append(before)
+        return (history, changed), (shared, carried)
+
+    def forward(variables, history, shared, xs, consts):
+        result, kept = run(variables, history, shared, xs, consts)
+        return result, (variables, result[0].sources, *kept, xs, consts)
+
+    def backward(saved, cotangents):
+        variables, sources, shared, carried, xs, consts = saved
+        by_history, _ = cotangents
+        by_shared = jax.tree.map(jnp.zeros_like, shared)
+        by_variables, by_consts = [], []
+        for plan, own, x, (_, used), before in reversed(
+            list(zip(plans, variables, xs, consts, carried, strict=True))
+        ):
+            # Gradients of what this segment wrote meet it at its first step.
+            by_written = {
+                key: jnp.zeros((plan.count, *d.shape), d.dtype).at[0].set(d)
+                for key, d in by_shared.items()
+                if key in plan.written
+            }
+            seen = {k: v for k, v in shared.items() if k not in by_written}
+            own_floats, own_others, join_own = _floats(own)
+            used_floats, used_others, join_used = _floats(used)
+
+            def body(
+                carry,
+                scanned,
+                plan=plan,
+                seen=seen,
+                used_floats=used_floats,
+                used_others=used_others,
+                join_own=join_own,
+                join_used=join_used,
+            ):
+                by_history, by_seen, by_used = carry
+                (floats, others), x, before, by_written = scanned
+                if not plan.uses_carried:
+                    before = jax.tree.map(jnp.zeros_like, by_history.carried)
+
+                def step(floats, sources, carried, seen, used_floats):
+                    history, written, _ = plan.again(
+                        join_used(used_floats, used_others),
+                        join_own(floats, others),
+                        History(sources, carried, is_complete=True),
+                        seen,
+                        x,
+                    )
+                    return history.sources, history.carried, written
+
+                _, pull = jax.vjp(step, floats, sources, before, seen, used_floats)
+                by_own, by_sources, by_carried, more_seen, more_used = pull(
+                    (by_history.sources, by_history.carried, by_written)
+                )
+                carry = (
+                    History(by_sources, by_carried),
+                    jax.tree.map(jnp.add, by_seen, more_seen),
+                    jax.tree.map(jnp.add, by_used, more_used),
+                )
+                return carry, by_own
+
+            start = (
+                by_history,
+                {key: by_shared[key] for key in seen},
+                jax.tree.map(jnp.zeros_like, used_floats),
+            )
+            (by_history, by_shared, by_used), by_own = jax.lax.scan(
+                body,
+                start,
+                ((own_floats, own_others), x, before, by_written),
+                reverse=True,
+            )
+            nothing = [None] * len(own_others)
+            by_variables.insert(0, join_own(by_own, nothing))
+            by_consts.insert(0, (None, join_used(by_used, [None] * len(used_others))))
+        return by_variables, by_history, by_shared, None, by_consts
+
+    def result_of(*arguments):
+        return run(*arguments)[0]
+
+    scan = jax.custom_vjp(result_of)
+    scan.defvjp(forward, backward)
+    return scan(
+        [segment.variables for segment in segments],
+        history,
+        dict(shared),
+        [segment.xs for segment in segments],
+        [plan.consts for plan in plans],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The step of a segment, made a function of arguments alone.
+
+    Attributes:
+      forward: The step; its first argument is what it uses of its surroundings.
+      again: The same over a complete history.
+      consts: What each of them uses.
+      written: Shapes of what it writes to the depth memory.
+      uses_carried: Whether it reads what the step before carried beside the sources.
+      count: How often it is applied.
+    """
+
+    forward: Step
+    again: Step
+    consts: tuple[Any, Any]
+    written: Mapping[str, Any]
+    uses_carried: bool
+    count: int
+
+    @classmethod
+    def of(cls, segment: Segment, history: History, shared: Any) -> "_Plan":
+        first = [
+            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
+            for tree in (segment.variables, segment.xs)
+        ]
+        complete = dataclasses.replace(history, is_complete=True)
+        forward, used, _, _ = _closed(
+            segment.step, first[0], _shapes(history), shared, first[1]
+        )
+        again, used_again, (_, written, _), inputs = _closed(
+            segment.step, first[0], _shapes(complete), shared, first[1]
+        )
+        carried = jax.tree.leaves(inputs[1].carried)
+        return cls(
+            forward,
+            again,
+            (used, used_again),
+            written,
+            uses_carried=any(carried),
+            count=segment.count,
+        )
+
+
+def _laid_out(history: History) -> History:
+    """Keeps the order of axes in memory that the backward pass wants.
+
+    Left alone, the TPU compiler writes the sources in another order and then copies
+    all of them, in float32.
+    """
+    if platform() != "tpu":
+        return history
+    sources: Any = history.sources
+    layout = Layout(major_to_minor=tuple(range(sources.ndim)))
+    return dataclasses.replace(history, sources=with_layout_constraint(sources, layout))
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def _closed(step: Step, *arguments: Any) -> tuple[Any, Any, Any, Any]:
+    """Makes a function of its arguments out of one that uses arrays around it.
+
+    Returns:
+      The function, whose first argument are those arrays; the arrays; the shapes of
+      its result; and which arguments it uses at all, in a tree like theirs.
+    """
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(*arguments)
+    structure = jax.tree.structure(shapes)
+    used = {id(v) for equation in closed.jaxpr.eqns for v in equation.invars}
+    used |= {id(v) for v in closed.jaxpr.outvars}
+    is_used = jax.tree.unflatten(
+        jax.tree.structure(arguments), [id(v) in used for v in closed.jaxpr.invars]
+    )
+
+    def pure(consts, *arguments):
+        leaves = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(arguments))
+        return jax.tree.unflatten(structure, leaves)
+
+    return pure, closed.consts, shapes, is_used
+
+
+def _floats(tree: Any) -> tuple[list[Any], list[Any], Callable[..., Any]]:
+    """Takes a tree apart: leaves with a gradient, others, and how to join them."""
+    leaves, structure = jax.tree.flatten(tree)
+    has_gradient = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+
+    def join(floats, others):
+        pools = {True: iter(floats), False: iter(others)}
+        return jax.tree.unflatten(structure, [next(pools[has]) for has in has_gradient])
+
+    floats = [leaf for leaf, has in zip(leaves, has_gradient, strict=True) if has]
+    others = [leaf for leaf, has in zip(leaves, has_gradient, strict=True) if not has]
+    return floats, others, join

@@ -178,3 +178,35 @@ def test_on_eight_devices_is_on_one(
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     together = logits_and_gradient(model, params, tokens, mesh=mesh)
     assert_close(together, scanned, 1e-10)
+
+
+def test_whole_is_prefill_and_one_token_at_a_time(model, params, tokens):
+    batch, length = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+
+    @jax.jit
+    def advance(tokens, positions, state):
+        return model.apply(
+            {"params": params},
+            tokens,
+            positions=positions,
+            state=state,
+            method="hidden",
+        )
+
+    wanted, _ = advance(tokens, positions, None)
+    state, parts = model.init_state(batch, length), []
+    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 8)):
+        part = slice(start, stop)
+        y, state = advance(tokens[:, part], positions[:, part], state)
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), wanted, atol=2e-5)
+
+
+def test_no_token_changes_an_earlier_one(model, params, tokens):
+    run = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
+    other = tokens.copy()
+    other[:, 5] = (tokens[:, 5] + 1) % model.vocabulary_size
+    change = np.abs(run(other) - run(tokens))
+    assert np.max(change[:, :5]) <= 1e-5
+    assert np.all(np.max(change[:, 5], axis=-1) > 1e-4)

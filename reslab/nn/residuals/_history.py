@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
-from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
 from reslab.nn import sites
 from reslab.nn.history import History, Sources
+from reslab.ops.depth_attention.reference import logit
 
 
 class HistoryResidual(nn.Module):
@@ -180,15 +180,15 @@ class DepthAttention(nn.Module):
         values = []
         if extra is not None:
             values.append(extra.astype(dtype))
-            logit = _logit(values[-1], direction, self.epsilon)
-            logits.append(jnp.where(has_extra, logit, lowest)[None])
+            own = logit(values[-1], direction, self.epsilon)
+            logits.append(jnp.where(has_extra, own, lowest)[None])
         if self.use_null:
             null = vector("null")
             constant = nn.initializers.constant(self.null_bias)
             bias = parameter(self, "null_bias", constant, (), (), self.param_dtype)
             values.append(null[None, None])
-            logit = _logit(null, direction, self.epsilon) + bias.astype(dtype)
-            logits.append(jnp.broadcast_to(logit, (1, *rows.shape[1:])))
+            own = logit(null, direction, self.epsilon) + bias.astype(dtype)
+            logits.append(jnp.broadcast_to(own, (1, *rows.shape[1:])))
         weights = jax.nn.softmax(jnp.concatenate(logits), axis=0)
         count = rows.shape[0]
         weights = jnp.concatenate(
@@ -223,62 +223,3 @@ class Kernel(nn.Module):
         return parameter(self, *args)
 
 
-def _logit(value: jax.Array, direction: jax.Array, epsilon: float) -> jax.Array:
-    """The logit of one source (..., embed)."""
-    mean_square = jnp.mean(jnp.square(value), axis=-1)
-    product = jnp.sum(value * direction.reshape((1,) * (value.ndim - 1) + (-1,)), -1)
-    return product * jax.lax.rsqrt(mean_square + epsilon)
-
-
-def attend(
-    values: jax.Array, queries: jax.Array, epsilon: float = 1e-6
-) -> tuple[jax.Array, jax.Array]:
-    """The first phase: many readers at once over sources that all of them see.
-
-        o_l = sum_i softmax_i(q_l . k_i) v_i,    lse_l = log sum_i exp(q_l . k_i)
-
-    Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031 (two-phase form).
-
-    Args:
-      values: The sources (rows, batch, length, embed).
-      queries: Query times gain of every reader (readers, embed).
-      epsilon: Added to mean squares before the root.
-
-    Returns:
-      The readings (readers, batch, length, embed) and the logarithms (readers,
-      batch, length), at least float32.
-    """
-    dtype = statistics_dtype(values.dtype)
-    wide = values.astype(dtype)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1) + epsilon)
-    logits = jnp.einsum("nbld,sd->snbl", wide, queries.astype(dtype)) * scale[None]
-    weights = jax.nn.softmax(logits, axis=1)
-    readings = jnp.einsum("snbl,nbld->sbld", weights, wide)
-    return readings, jax.nn.logsumexp(logits, axis=1)
-
-
-def merge(
-    reading: jax.Array,
-    logsumexp: jax.Array,
-    value: jax.Array,
-    query: jax.Array,
-    epsilon: float = 1e-6,
-) -> jax.Array:
-    """The second phase: adds one source to a reading of the first.
-
-        p = sigmoid(q . k - lse),    h = o + p (v - o)
-
-    Args:
-      reading: A reading (batch, length, embed).
-      logsumexp: Its logarithm (batch, length).
-      value: The source (batch, length, embed).
-      query: Query times gain (embed,).
-      epsilon: Added to mean squares before the root.
-
-    Returns:
-      What reading all the sources at once would give.
-    """
-    wide = value.astype(reading.dtype)
-    logit = _logit(wide, query.astype(reading.dtype), epsilon)
-    weight = jax.nn.sigmoid(logit - logsumexp)[..., None]
-    return reading + weight * (wide - reading)

@@ -93,9 +93,8 @@ def append_only_scan(
 
             def body(history, scanned, plan=plan, used=used, shared=shared):
                 before = history.carried if plan.uses_carried else None
-                history, written, updates = plan.forward(
-                    used, scanned[0], history, shared, scanned[1]
-                )
+                own, x = _apart(scanned)
+                history, written, updates = plan.forward(used, own, history, shared, x)
                 return _laid_out(history), (written, updates, before)
 
             history, (written, updates, before) = jax.lax.scan(body, history, (own, x))
@@ -137,7 +136,7 @@ def append_only_scan(
                 join_used=join_used,
             ):
                 by_history, by_seen, by_used = carry
-                (floats, others), x, before, by_written = scanned
+                (floats, others), x, before, by_written = _apart(scanned)
                 if not plan.uses_carried:
                     before = jax.tree.map(jnp.zeros_like, by_history.carried)
 
@@ -234,6 +233,16 @@ class _Plan:
             uses_carried=any(carried),
             count=segment.count,
         )
+
+
+def _apart(scanned: Any) -> Any:
+    """Keeps what is done to one layer's parameters inside the loop.
+
+    Else the TPU compiler converts those of all layers to the compute dtype at once,
+    before the loop, and keeps them: 24 MiB a layer of width 1,024. What is read and
+    written is the same.
+    """
+    return jax.lax.optimization_barrier(scanned) if platform() == "tpu" else scanned
 
 
 def _laid_out(history: History) -> History:

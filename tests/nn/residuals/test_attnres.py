@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reslab.core.errors import ReslabError
 from reslab.nn.history import History
-from reslab.nn.residuals._history import DepthAttention, attend, merge
+from reslab.nn.residuals._history import DepthAttention
 from reslab.nn.residuals.attnres import AttentionResiduals
+from reslab.ops.depth_attention.reference import attend, merge
 
 
 def normalized(h, gain):
@@ -22,8 +24,13 @@ def reader(params, prefix, key):
     return {"params": {"read": {"query": query, "gain": gain - 1}}}
 
 
+def make(depth=3, **options):
+    fields = {"depth": depth, "sublayers": 2, "param_dtype": jnp.float64}
+    return AttentionResiduals(**fields | options)
+
+
 def network(residual, x, params):
-    """The network of the golden files, over a list of sources or an array."""
+    """The network of the golden files, over a list of sources."""
     stream = residual.widen(x).listed()
     layers = max(int(key[1:].split("_")[0]) for key in params if key[0] == "L") + 1
     for layer in range(layers):
@@ -40,38 +47,39 @@ def network(residual, x, params):
     return residual.apply(last, stream, method="narrow")
 
 
+# Golden file, case, and what the residual is asked for.
 NETWORKS = {
-    "full": ("attnres_full_net", ("dev",), {}),
-    "block": ("attnres_block_net", ("dev",), {"replace": True}),
-    "delta": ("attnres_delta_net", ("dev",), {"routing": "add"}),
-    "delta_block": ("attnres_deltablock_net", ("dev",), {"routing": "add"}),
-    "delta_block_fixed": ("attnres_deltablock_net", ("fix4",), {"routing": "add"}),
+    "full": ("attnres_full_net", "dev", {}),
+    "block": ("attnres_block_net", "dev", {}),
+    "delta": ("attnres_delta_net", "dev", {"routing": "add"}),
+    "delta_block": ("attnres_deltablock_net", "dev", {"routing": "add"}),
+    "delta_block_fixed": ("attnres_deltablock_net", "fix4", {"routing": "add"}),
     "delta_block_released": (
         "attnres_deltablock_net",
-        ("lit4",),
+        "lit4",
         {"routing": "add", "is_as_released": True},
     ),
 }
-CASES = [(kind, case) for kind, (_, cases, _) in NETWORKS.items() for case in cases]
 
 
-@pytest.mark.parametrize("kind, case", CASES)
-def test_golden_network(golden, x64, kind, case):
-    name, _, options = NETWORKS[kind]
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_golden_network(golden, x64, kind):
+    name, case, options = NETWORKS[kind]
     data = golden(name)
     config = json.loads(str(data[f"{case}_cfg"]))
-    depth = config["num_layers"]
-    options = {k: v for k, v in options.items() if k != "replace"}
     if "block" in kind:
-        options["block_layers"] = config["layers_per_block"]
-    residual = AttentionResiduals(depth=depth, param_dtype=jnp.float64, **options)
+        options = options | {"block_layers": config["layers_per_block"]}
+    residual = make(depth=config["num_layers"], **options)
     head = f"{case}_p_"
     params = {k.removeprefix(head): v for k, v in data.items() if k.startswith(head)}
-    y, pull = jax.vjp(
-        lambda x, params: network(residual, x, params), data[f"{case}_x"], params
-    )
+
+    @jax.jit
+    def run(x, params, cotangent):
+        y, pull = jax.vjp(lambda x, p: network(residual, x, p), x, params)
+        return y, *pull(cotangent)
+
+    y, x_gradient, gradient = run(data[f"{case}_x"], params, data[f"{case}_cot"])
     np.testing.assert_allclose(y, data[f"{case}_out"], rtol=1e-7, atol=1e-9)
-    x_gradient, gradient = pull(jnp.asarray(data[f"{case}_cot"]))
     np.testing.assert_allclose(x_gradient, data[f"{case}_grad_x"], rtol=1e-7, atol=1e-9)
     assert gradient
     for key, value in gradient.items():
@@ -98,8 +106,13 @@ def test_golden_reading(golden, x64, variant):
         return y + part, weights
 
     values = data[f"{head}V"]
-    y, pull, weights = jax.vjp(reading, values, part, params, has_aux=True)
-    by_values, by_part, by_params = pull(jnp.asarray(data[f"{head}cot"]))
+
+    @jax.jit
+    def run(cotangent):
+        y, pull, weights = jax.vjp(reading, values, part, params, has_aux=True)
+        return y, weights, *pull(cotangent)
+
+    y, weights, by_values, by_part, by_params = run(data[f"{head}cot"])
     pairs = [(y, "out"), (by_values, "grad_V"), (by_params["query"], "grad_p_w")]
     pairs += [(by_params["gain"], "grad_p_g")]
     if variant == "":
@@ -137,3 +150,116 @@ def test_golden_phases(golden, x64):
         (by_merged[2], "merged_grad_p_q"),
     ):
         np.testing.assert_allclose(actual, data[key], rtol=1e-7, atol=1e-9, err_msg=key)
+
+
+def readings(residual, sublayers, seed=0):
+    """What each sublayer reads, and the end, with sources drawn at random."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1, 2, 4))
+    outputs = rng.normal(size=(sublayers, 1, 2, 4))
+    seen = []
+
+    def branch(site):
+        return lambda h: (seen.append(np.asarray(h)), outputs[site])[1]
+
+    stream = residual.widen(jnp.asarray(x))
+    for site in range(sublayers):
+        stream, _ = residual.init_with_output(
+            jax.random.key(0), stream, branch(site), site=site
+        )
+    end, _ = residual.init_with_output(jax.random.key(0), stream, method="narrow")
+    return [*seen, np.asarray(end)], [x, *outputs]
+
+
+@pytest.mark.parametrize("source", ["delta", "cumulative"])
+@pytest.mark.parametrize("block", [0, 2, 3, 6])
+def test_starts_as_the_mean_of_its_sources(x64, source, block):
+    seen, values = readings(make(source=source, block=block), 6)
+    size = block or 1
+    for site, reading in enumerate(seen):
+        # Finished blocks, and what there is of an unfinished one.
+        ends = [*range(size, site, size), site] if site else []
+        sums = [np.sum(values[1 : end + 1], axis=0) for end in ends]
+        if source == "cumulative":
+            sources = [values[0], *(values[0] + total for total in sums)]
+        else:
+            sources = [values[0], *np.diff([0 * values[0], *sums], axis=0)]
+        np.testing.assert_allclose(reading, np.mean(sources, axis=0), rtol=1e-9)
+
+
+def test_delta_starts_as_the_stream_and_the_mean_of_its_sources(x64):
+    seen, values = readings(make(routing="add"), 6)
+    np.testing.assert_allclose(seen[0], values[0])
+    for site in range(1, 6):
+        stream = np.sum(values[: site + 1], axis=0)
+        wanted = stream + np.mean(values[: site + 1], axis=0)
+        np.testing.assert_allclose(seen[site], wanted, rtol=1e-9)
+    np.testing.assert_allclose(seen[6], np.sum(values, axis=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("routing", ["replace", "add"])
+def test_a_window_leaves_the_embedding_and_the_latest(x64, routing):
+    seen, values = readings(make(routing=routing, window=2), 6)
+    for site in range(1, 6):
+        kept = [values[0], *values[max(1, site - 1) : site + 1]]
+        wanted = np.mean(kept, axis=0)
+        if routing == "add":
+            wanted = wanted + np.sum(values[: site + 1], axis=0)
+        np.testing.assert_allclose(seen[site], wanted, rtol=1e-9)
+
+
+def test_a_gate_that_starts_at_zero_is_the_plain_stream(x64):
+    seen, values = readings(make(routing="add", gate="alpha"), 6)
+    for site, reading in enumerate(seen):
+        wanted = np.sum(values[: site + 1], axis=0)
+        np.testing.assert_allclose(reading, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("gate", ["scalar", "vector"])
+def test_other_gates_start_at_an_eighth(x64, gate):
+    seen, values = readings(make(routing="add", gate=gate), 6)
+    half = 1 / (1 + np.exp(2))
+    wanted = np.sum(values[:4], axis=0) + half * np.mean(values[:4], axis=0)
+    np.testing.assert_allclose(seen[3], wanted, rtol=1e-9)
+
+
+def test_a_large_null_logit_reads_nothing_else(x64):
+    seen, values = readings(make(routing="add", use_null=True, null_bias=40.0), 6)
+    wanted = np.sum(values[:4], axis=0)
+    np.testing.assert_allclose(seen[3], wanted, rtol=1e-9)
+
+
+def test_logits_do_not_see_the_size_of_a_source(x64):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 1, 2, 8))
+    params = {"query": rng.normal(size=8), "gain": rng.normal(size=8)}
+    read = DepthAttention(epsilon=0.0, param_dtype=jnp.float64)
+
+    def weights(values):
+        sources = History(jnp.asarray(values)).before(3)
+        return read.apply({"params": params}, sources, sources.is_valid)[1]
+
+    scale = np.asarray([1.0, 7.0, 0.1])[:, None, None, None]
+    np.testing.assert_allclose(weights(scale * values), weights(values), rtol=1e-9)
+    order = np.asarray([2, 0, 1])
+    np.testing.assert_allclose(weights(values[order]), weights(values)[order])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"block": 7}, "block: expected at most the model's 6"),
+        ({"block": -1}, "block: expected at most the model's 6"),
+        ({"block_layers": 4}, "block_layers: expected at most the model's 3"),
+        ({"block": 2, "block_layers": 1}, "block: expected 0 where block_layers"),
+        ({"window": -1}, "window: expected at least 1, or 0"),
+        ({"source": "sum"}, "source: expected 'delta' or 'cumulative'; got 'sum'"),
+        ({"routing": "sum"}, "routing: expected 'replace' or 'add'; got 'sum'"),
+        ({"gate": "alpha"}, "gate: expected none"),
+        ({"gate": "soft", "routing": "add"}, "gate: expected '', 'scalar'"),
+        ({"is_as_released": True}, "is_as_released: expected routing='add'"),
+    ],
+)
+def test_refuses(options, message):
+    with pytest.raises(ReslabError, match=message):
+        make(**options)

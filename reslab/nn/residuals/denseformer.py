@@ -1,0 +1,109 @@
+"""DenseFormer: every layer reads a weighted sum of all layers before it."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.parameters import parameter
+from reslab.core.taps import tap
+from reslab.nn import sites
+from reslab.nn.history import History
+from reslab.nn.residuals._history import LayerHistory
+
+
+class DenseFormer(LayerHistory):
+    """Adds up the outputs of all earlier layers, with a weight for each pair.
+
+        X_0 = Y_0 = embedding,   X_i = B_i(Y_(i-1)),   Y_i = sum_(j <= i) a_ij X_j
+
+    Inside a layer B the stream is the usual sum. The weights are unconstrained; they
+    start as 1 for a layer's own output and 0 for all others, which is the usual
+    stack. With `dilation=k` a reading takes every k-th layer, counted back from the
+    latest; with `period=p` every p-th layer is followed by one, the others hand on
+    their own output.
+
+    Weights are stored for all layers as sources, those to come among them, which never
+    receive a gradient: layers that are scanned have parameters of one shape. A period
+    saves no time where layers are scanned.
+
+    Reference: Pagliardini et al., 2024, https://arxiv.org/abs/2402.02622, Eq. 1-2.
+    Checked against the authors' code, which decays these weights like any other.
+
+    Attributes:
+      dilation: Distance between the layers read.
+      period: Layers from one reading to the next.
+      (and those of `LayerHistory`)
+
+    Raises:
+      ReslabError: If one of them is below 1.
+    """
+
+    dilation: int = 1
+    period: int = 1
+
+    reduces_to_plain_at_init: ClassVar[bool] = True
+
+    def __post_init__(self):
+        for field in ("dilation", "period"):
+            if getattr(self, field) < 1:
+                raise self.refuse(field, "at least 1")
+        super().__post_init__()
+
+    @property
+    def _reads(self) -> tuple[bool, ...]:
+        """Whether something is read after so many layers."""
+        return tuple(i > 0 and i % self.period == 0 for i in range(len(self.starts)))
+
+    @property
+    def idle_sites(self) -> tuple[int, ...]:
+        """Layers that are given the output of the last one as it is."""
+        return self.idle_layers(lambda layer: not self._reads[layer])
+
+    def setup(self):
+        """Makes the reader, whose weights come when it is first called."""
+        self.read = WeightedSum(self._reads, self.dilation, self.param_dtype)
+
+
+class WeightedSum(nn.Module):
+    """Reads a history by weights that are parameters.
+
+    Attributes:
+      is_read: Whether there is a reading after so many layers; where there is none,
+        the last source is it.
+      dilation: Distance between the sources read.
+      param_dtype: Dtype in which weights are stored.
+    """
+
+    is_read: tuple[bool, ...]
+    dilation: int
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, history: History, layer: int | jax.Array) -> jax.Array:
+        """Reads what is there after `layer` layers."""
+        rows = len(self.is_read)
+
+        def one_hot(key, shape, dtype):
+            del key
+            return jax.nn.one_hot(layer, *shape, dtype=dtype)
+
+        weights = parameter(
+            self, "weights", one_hot, (rows,), (None,), self.param_dtype
+        )
+        index = jnp.arange(rows, dtype=jnp.int32)
+        is_apart = (index <= layer) & ((layer - index) % self.dilation == 0)
+        is_last = index == layer
+        is_read = sites.at(self.is_read, layer)
+        sources = history.before(layer + 1)
+        weights = jnp.where(
+            is_read,
+            jnp.where(is_apart, weights, 0),
+            is_last.astype(weights.dtype),
+        ).astype(sources.dtype)
+        tap(self, "depth_weights", weights)
+        return sources.mix(weights[: len(sources.index)]).astype(history.dtype)
+
+
+build = DenseFormer

@@ -1,0 +1,67 @@
+"""Shallow residuals: a stack cut off after its first order in the branches."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.platform import computed_once
+from reslab.core.types import Branch
+
+Streams = tuple[jax.Array, jax.Array]
+
+
+class ShallowResidual(nn.Module):
+    """Lets all sublayers of a group read what the group began with.
+
+        x = x + sum_(i in group) f_i(x)
+
+    which is what is left of (1 + f_n) ... (1 + f_1) x without the terms of a branch
+    on a branch. A group of one sublayer is the usual stack, the whole model one
+    single wide layer. The sublayers of a group do not wait for each other; here they
+    are still computed in turn, not as one wide product.
+
+    Reference: Bermeitinger et al., 2023, https://arxiv.org/abs/2309.08414 (known from
+    its abstract; tried there on small convolutional networks).
+
+    Attributes:
+      group: Sublayers in a group; 0 is all.
+
+    Raises:
+      ReslabError: If `group` is negative.
+    """
+
+    group: int = 0
+
+    reduces_to_plain_at_init: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.group < 0:
+            raise ReslabError(
+                "residuals 'shallow': group",
+                expected="at least 1, or 0 for all sublayers",
+                got=str(self.group),
+            )
+        super().__post_init__()
+
+    def widen(self, x: jax.Array) -> Streams:
+        """What the group reads, and the sum so far."""
+        return x, x
+
+    def __call__(
+        self, stream: Streams, branch: Branch, *, site: int | jax.Array
+    ) -> Streams:
+        """Applies `branch` to what the group reads, adds to the sum."""
+        start, total = stream
+        if self.group:
+            start = jnp.where(jnp.asarray(site) % self.group == 0, total, start)
+        return start, computed_once(total + branch(start))
+
+    def narrow(self, stream: Streams) -> jax.Array:
+        """The sum."""
+        return stream[1]
+
+
+build = ShallowResidual

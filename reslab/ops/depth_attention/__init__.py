@@ -1,0 +1,1 @@
+"""Attention along depth: one token reads what earlier sublayers wrote for it."""

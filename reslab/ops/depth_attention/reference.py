@@ -1,0 +1,80 @@
+"""Attention along depth in two phases, in plain jnp."""
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.precision import statistics_dtype
+
+
+def logit(value: jax.Array, query: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """The product of a query with a source that is normalized.
+
+        q . v / sqrt(mean(v**2) + epsilon)
+
+    Args:
+      value: The source (..., embed).
+      query: The query, times the gain of the norm (embed,).
+      epsilon: Added to the mean square before the root.
+
+    Returns:
+      The logit (...).
+    """
+    product = jnp.sum(value * query.reshape((1,) * (value.ndim - 1) + (-1,)), axis=-1)
+    mean_square = jnp.mean(jnp.square(value), axis=-1)
+    return product * jax.lax.rsqrt(mean_square + epsilon)
+
+
+def attend(
+    values: jax.Array, queries: jax.Array, epsilon: float = 1e-6
+) -> tuple[jax.Array, jax.Array]:
+    """The first phase: many readers at once over sources that all of them see.
+
+        o_l = sum_i softmax_i(q_l . k_i) v_i,    lse_l = log sum_i exp(q_l . k_i)
+
+    with keys k that are the normalized sources.
+
+    Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031 (two-phase form).
+
+    Args:
+      values: The sources (rows, batch, length, embed).
+      queries: The query of every reader, times the gain of its norm (readers, embed).
+      epsilon: Added to mean squares before the root.
+
+    Returns:
+      The readings (readers, batch, length, embed) and the logarithms (readers,
+      batch, length), at least float32.
+    """
+    dtype = statistics_dtype(values.dtype)
+    wide = values.astype(dtype)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1) + epsilon)
+    logits = jnp.einsum("nbld,sd->snbl", wide, queries.astype(dtype)) * scale[None]
+    weights = jax.nn.softmax(logits, axis=1)
+    readings = jnp.einsum("snbl,nbld->sbld", weights, wide)
+    return readings, jax.nn.logsumexp(logits, axis=1)
+
+
+def merge(
+    reading: jax.Array,
+    logsumexp: jax.Array,
+    value: jax.Array,
+    query: jax.Array,
+    epsilon: float = 1e-6,
+) -> jax.Array:
+    """The second phase: adds one source to a reading of the first.
+
+        p = sigmoid(q . k - lse),    h = o + p (v - o)
+
+    Args:
+      reading: A reading (batch, length, embed).
+      logsumexp: Its logarithm (batch, length).
+      value: The source (batch, length, embed).
+      query: The reader's query, times the gain of its norm (embed,).
+      epsilon: Added to the mean square before the root.
+
+    Returns:
+      What reading all the sources at once would give.
+    """
+    wide = value.astype(reading.dtype)
+    own = logit(wide, query.astype(reading.dtype), epsilon)
+    weight = jax.nn.sigmoid(own - logsumexp)[..., None]
+    return reading + weight * (wide - reading)

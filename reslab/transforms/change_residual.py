@@ -21,7 +21,9 @@ def build(
     What the old model has learned stays as it is. The parameters of the new residual
     start as they do in a new model, where this residual computes what a plain one
     would: `hyper`, of streams that are all alike; `ddl(blend=0.0)`, whose delta rule
-    has no share yet; any other that says so. Training goes on from there.
+    has no share yet; `denseformer`, which starts with the latest layer alone; Delta
+    Attention Residuals, `attnres(routing="add", gate="alpha")`, whose gate is shut; any
+    other that says so. Training goes on from there.
 
     Reference: the initial values of the residual's own paper.
 
@@ -49,6 +51,7 @@ def build(
             f"change_residual: {to!r} does not start as a plain residual",
             expected="one that does",
             got=to,
-            hint="hyper, or ddl(blend=0.0)",
+            hint="hyper, denseformer, ddl(blend=0.0) or "
+            "attnres(routing='add', gate='alpha')",
         )
     return variables, {"model.residual": to}

@@ -114,7 +114,9 @@ def trained_on(converted):
     return copies
 
 
-@pytest.mark.parametrize("to", ["hyper(streams=2)", "ddl(blend=0.0)"])
+@pytest.mark.parametrize(
+    "to", ["hyper(streams=2)", "ddl(blend=0.0)", "attnres(routing='add', gate='alpha')"]
+)
 def test_another_residual_takes_over_and_trains_on(source, tmp_path, to):
     out = tmp_path / "out"
     result = transform_run(f"change_residual(to={to!r})", source, out)

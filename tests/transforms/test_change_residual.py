@@ -9,7 +9,17 @@ from reslab.transforms import change_residual
 FIELDS = {"model.residual": "plain", "model.depth": 4}
 
 
-@pytest.mark.parametrize("to", ["hyper(streams=2)", "ddl(blend=0.0)", "plain"])
+@pytest.mark.parametrize(
+    "to",
+    [
+        "hyper(streams=2)",
+        "ddl(blend=0.0)",
+        "denseformer",
+        "attnres(routing='add', gate='alpha')",
+        "attnres(routing='add', block_layers=2, use_null=True, null_bias=20.0)",
+        "plain",
+    ],
+)
 def test_keeps_every_parameter(to):
     variables = {"params": {"embedding": np.ones(3)}}
     new, changes = change_residual.build(variables, FIELDS, to=to)
@@ -21,6 +31,7 @@ def test_keeps_every_parameter(to):
     ("given", "to", "message"),
     [
         ("plain", "ddl", "'ddl' does not start as a plain residual"),
+        ("plain", "attnres", "'attnres' does not start as a plain residual"),
         ("plain", "rezero", "'rezero' does not start as a plain residual"),
         ("hyper", "plain", "model.residual: expected plain; got 'hyper'"),
     ],

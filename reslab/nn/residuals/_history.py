@@ -221,5 +221,3 @@ class Kernel(nn.Module):
         init = nn.initializers.normal(self.deviation)
         args = ("kernel", init, self.shape, self.axes, self.param_dtype)
         return parameter(self, *args)
-
-

@@ -75,7 +75,6 @@ class AttentionResiduals(HistoryResidual):
     is_as_released: bool = False
     epsilon: float = 1e-6
 
-    reduces_to_plain_at_init: ClassVar[bool] = False
     keeps_identity: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -107,6 +106,12 @@ class AttentionResiduals(HistoryResidual):
                 expected="routing='add', source='delta' and blocks",
             )
         super().__post_init__()
+
+    @property
+    def reduces_to_plain_at_init(self) -> bool:
+        """Whether nothing is added to the sum at first, to a rounding in float32."""
+        is_nothing = self.use_null and self.null_bias >= 20
+        return self.routing == "add" and (self.gate == "alpha" or is_nothing)
 
     @property
     def _in_blocks(self) -> bool:

@@ -70,9 +70,7 @@ def test_starts_with_the_latest_alone():
     residual = DenseFormer(depth=3)
     stream = residual.widen(jnp.ones((1, 2, 4)))
     for site in range(3):
-        variables = unbox(
-            residual.init(jax.random.key(0), stream, jnp.tanh, site=site)
-        )
+        variables = unbox(residual.init(jax.random.key(0), stream, jnp.tanh, site=site))
         weights = variables["params"]["read"]["weights"]
         np.testing.assert_array_equal(weights, np.eye(4)[site])
 

@@ -78,5 +78,5 @@ def test_starts_as_the_authors_do(golden, form):
 
 
 def test_refuses_an_unknown_form():
-    with pytest.raises(ReslabError, match="form: expected 'base', 'zero'.*got 'one'"):
+    with pytest.raises(ReslabError, match=r"form: expected 'base', 'zero'.*got 'one'"):
         EveryLayerCounts(form="one")

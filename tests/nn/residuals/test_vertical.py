@@ -40,7 +40,10 @@ def test_equation(x64):
 def test_the_first_layer_reads_the_embedding():
     residual = VerticalAttention(depth=2)
     x = jax.random.normal(jax.random.key(0), (1, 2, 8))
-    params = {"query": {"kernel": jnp.ones((8, 1))}, "key": {"kernel": jnp.ones((8, 1))}}
+    params = {
+        "query": {"kernel": jnp.ones((8, 1))},
+        "key": {"kernel": jnp.ones((8, 1))},
+    }
     seen = []
     residual.apply(
         {"params": {"read": params | {"gate": jnp.ones(())}}},

@@ -11,17 +11,6 @@ from reslab.core.trees import named_leaves, unbox
 from reslab.models.lm import LanguageModel
 from reslab.observe.probes._watch import watching_stream_gradient
 
-
-@pytest.fixture
-def quickly_compiled():
-    """Compiles without the optimizations that these programs are too small for."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 TOKENS = np.random.default_rng(3).integers(0, 24, (2, 6), dtype=np.int32)
 # Two kinds of layers that do not fit the depth, and values of the first one.
 MIXED = {
@@ -64,7 +53,7 @@ def assert_close(actual, wanted, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size, err_msg=name)
 
 
-def test_float32_gradients_are_those_of_the_list(quickly_compiled):
+def test_float32_gradients_are_those_of_the_list():
     model = make()
     params = drawn(model)
     rolled = gradient(model, params, jnp.float32)
@@ -72,7 +61,7 @@ def test_float32_gradients_are_those_of_the_list(quickly_compiled):
     assert_close(rolled, listed, 2e-6)
 
 
-def test_mixed_layers_are_those_of_a_carried_history(x64, quickly_compiled):
+def test_mixed_layers_are_those_of_a_carried_history(x64):
     model = make(**MIXED)
     params = drawn(model)
     # Where someone looks inside, the sources ride in the carry of an ordinary scan.
@@ -82,7 +71,7 @@ def test_mixed_layers_are_those_of_a_carried_history(x64, quickly_compiled):
 
 
 @pytest.mark.parametrize("is_unrolled", [False, True])
-def test_passes_of_a_loop_go_on_with_the_history(x64, quickly_compiled, is_unrolled):
+def test_passes_of_a_loop_go_on_with_the_history(x64, is_unrolled):
     looped = make(depth=2, stack="looped(loops=2)", is_unrolled=is_unrolled)
     params = drawn(looped)
     repeated = params | {
@@ -118,7 +107,7 @@ def test_memory_grows_with_depth_and_not_its_square():
     assert temporaries(24, mutable=[TAPS]) > 4 * temporaries(24)
 
 
-def test_a_watcher_sees_the_gradient_of_the_stream(x64, quickly_compiled):
+def test_a_watcher_sees_the_gradient_of_the_stream(x64):
     model = make(dtype=jnp.float64, param_dtype=jnp.float64)
     params = drawn(model)
     sites = jnp.arange(6, dtype=jnp.int32)

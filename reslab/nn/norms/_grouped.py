@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.lax import Precision
 
 from reslab.core.errors import ReslabError
 from reslab.nn.norms._features import AffineNorm
@@ -57,11 +58,14 @@ class GroupedNorm(AffineNorm):
                 got=f"{self.groups} groups of {channels} channels",
                 hint="fewer groups, or is_spatial=True for images",
             )
-        grouped = h.reshape(*h.shape[:-1], self.groups, size)
-        axes = (*positions, h.ndim)
-        mean = jnp.mean(grouped, axes, keepdims=True)
-        variance = jnp.mean(jnp.square(grouped - mean), axes, keepdims=True)
-        return (
-            jnp.repeat(mean[..., 0], size, axis=-1),
-            jnp.repeat(variance[..., 0], size, axis=-1),
-        )
+        group = jnp.arange(channels, dtype=jnp.int32) // size
+        member = jax.nn.one_hot(group, self.groups, dtype=h.dtype)
+
+        def average(v):
+            # A product, because a TPU would lay out anew what is reshaped.
+            v = jnp.mean(v, positions, keepdims=True)
+            means = jnp.einsum("...c,cg->...g", v, member / size, precision=Precision.HIGHEST)
+            return jnp.einsum("...g,cg->...c", means, member, precision=Precision.HIGHEST)
+
+        mean = average(h)
+        return mean, average(jnp.square(h - mean))

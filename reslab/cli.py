@@ -228,6 +228,7 @@ def _summarize(
     """Prints what the run came to, beside count models of the same text."""
     from reslab.data.corpus import load_corpus
     from reslab.data.ngrams import ngram_bits_per_byte
+    from reslab.train.run import Run
 
     if "eval_bpb" not in result:
         for name, value in result.items():
@@ -237,6 +238,10 @@ def _summarize(
         return
     print("\nheld-out bits per byte")
     rows = [("this model", result["eval_bpb"])]
+    if config.train.continue_from:
+        before = Run(pathlib.Path(config.train.continue_from)).result() or {}
+        if "eval_bpb" in before:
+            rows.append(("continued from", before["eval_bpb"]))
     corpus = load_corpus(config.data.source, config.data.tokenizer)
     if config.data.tokenizer == "bytes" and corpus.bytes <= LARGEST_COUNTED:
         for order, name in ((3, "trigram"), (2, "bigram"), (1, "unigram")):

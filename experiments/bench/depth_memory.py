@@ -60,7 +60,7 @@ def measured(spec: str, depth: int, chip_name: str) -> dict[str, object]:
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, target.devices[:1])
     block = "reversible" if spec == "reversible" else "standard"
     model = LanguageModel(
-        256,
+        vocabulary_size=256,
         features=WIDTH,
         depth=depth,
         mixer="attention(heads=8)",

@@ -10,8 +10,11 @@ from reslab.core.trees import named_leaves
 from reslab.data.batches import TrainBatches
 from reslab.data.corpus import load_corpus
 from reslab.data.windows import WindowSource
+from reslab.nn.placements.layer_norm_removal import end
 from reslab.train import loop
 from reslab.train.checkpoint import Checkpoints
+from reslab.train.run import Run
+from reslab.train.transform import transform_run
 
 SMALLEST = {"train__steps": 3, "train__checkpoint_every": 3, "model__depth": 1}
 
@@ -44,6 +47,25 @@ def test_goes_on_from_its_parameters_with_its_text(tmp_path, small_config, finis
         np.testing.assert_array_equal(leaf, old[name])
     result = json.loads((tmp_path / "next" / "result.json").read_text())
     assert loop.train(config, tmp_path / "next") == result
+
+
+def test_layer_norms_are_trained_away(tmp_path, small_config):
+    """The recipe from a trained model to one that has no norm."""
+    had, without, folded = (tmp_path / name for name in ("had", "without", "folded"))
+    loop.train(small_config(**SMALLEST, model__norm="layer"), had)
+    config = small_config(
+        **SMALLEST,
+        train__continue_from=str(had),
+        model__norm="removable_layer(removed_at=2, penalty=0.1)",
+        model__placement="layer_norm_removal(start=0, ffn_gap=1, mixer_gap=1)",
+    )
+    assert end(1, start=0, ffn_gap=1, mixer_gap=1) == 2
+    loop.train(config, without)
+    result = transform_run("remove_layer_norm", without, folded)
+    assert result.changes["model.norm"] == "none"
+    assert result.logit_difference < 1e-4 * result.largest_logit
+    names = params_of(folded, Run(folded).config())
+    assert not any("norm" in name for name in names)
 
 
 def test_a_share_of_the_windows_is_replayed():

@@ -1,5 +1,6 @@
 """What norms over groups of channels share: their statistics."""
 
+import functools
 import math
 
 import jax
@@ -59,13 +60,18 @@ class GroupedNorm(AffineNorm):
                 hint="fewer groups, or is_spatial=True for images",
             )
         group = jnp.arange(channels, dtype=jnp.int32) // size
+        exact = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
         member = jax.nn.one_hot(group, self.groups, dtype=h.dtype)
 
         def average(v):
             # A product, because a TPU would lay out anew what is reshaped.
             v = jnp.mean(v, positions, keepdims=True)
-            means = jnp.einsum("...c,cg->...g", v, member / size, precision=Precision.HIGHEST)
-            return jnp.einsum("...g,cg->...c", means, member, precision=Precision.HIGHEST)
+            means = jnp.einsum(
+                "...c,cg->...g", v, member / size, precision=Precision.HIGHEST
+            )
+            return jnp.einsum(
+                "...g,cg->...c", means, member, precision=Precision.HIGHEST
+            )
 
         mean = average(h)
         return mean, average(jnp.square(h - mean))

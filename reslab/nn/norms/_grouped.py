@@ -62,16 +62,12 @@ class GroupedNorm(AffineNorm):
         group = jnp.arange(channels, dtype=jnp.int32) // size
         exact = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
         member = jax.nn.one_hot(group, self.groups, dtype=h.dtype)
+        share = member / size
 
         def average(v):
             # A product, because a TPU would lay out anew what is reshaped.
             v = jnp.mean(v, positions, keepdims=True)
-            means = jnp.einsum(
-                "...c,cg->...g", v, member / size, precision=Precision.HIGHEST
-            )
-            return jnp.einsum(
-                "...g,cg->...c", means, member, precision=Precision.HIGHEST
-            )
+            return exact("...g,cg->...c", exact("...c,cg->...g", v, share), member)
 
         mean = average(h)
         return mean, average(jnp.square(h - mean))

@@ -82,6 +82,69 @@ def at_equal_time(results: Results) -> list[Row]:
     return _table(results, place, figure)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """How soon the runs of a case are where the baseline ends.
+
+    Attributes:
+      case: Its name.
+      baseline: The case that it is held against; None if it is one itself.
+      bits: Mean end of the baseline's held-out curves, in bits per byte.
+      steps: Steps that the runs took to get there, of those that did.
+      seconds: The same in time of training.
+      runs: Number of finished runs.
+      baseline_steps: Steps of the baseline's runs, on average.
+      baseline_seconds: The same in time of training.
+    """
+
+    case: str
+    baseline: str | None
+    bits: float | None
+    steps: Sequence[float]
+    seconds: Sequence[float]
+    runs: int
+    baseline_steps: float | None
+    baseline_seconds: float | None
+
+
+def reaching_the_baseline(results: Results) -> list[Reach]:
+    """Steps and time of every case to the end of its baseline's curve."""
+    rows = []
+    for case in results.cases:
+        baseline = results.baselines.get(case)
+        others = [run for run in results.finished(baseline or case) if run.curve]
+        bits = _mean([run.curve[-1][1] for run in others])
+        steps, seconds = [], []
+        runs = results.finished(case)
+        for run in runs:
+            step = None if bits is None else run.step_reaching(bits)
+            if step is None:
+                continue
+            steps.append(step)
+            time = run.seconds_at(step)
+            if time is not None:
+                seconds.append(time)
+        ends = [float(run.curve[-1][0]) for run in others]
+        times = [run.seconds for run in others if run.seconds is not None]
+        rows.append(
+            Reach(
+                case,
+                baseline,
+                bits,
+                steps,
+                seconds,
+                len(runs),
+                _mean(ends),
+                _mean(times),
+            )
+        )
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
 def _table(
     results: Results,
     place: Callable[[str, str | None], float | None],

@@ -13,7 +13,13 @@ import numpy as np
 from reslab.core.errors import ReslabError
 from reslab.core.files import write_whole
 from reslab.study import figures
-from reslab.study.comparison import LEVEL, Row, at_equal_time, at_equal_tokens
+from reslab.study.comparison import (
+    LEVEL,
+    Row,
+    at_equal_time,
+    at_equal_tokens,
+    reaching_the_baseline,
+)
 from reslab.study.document import Document, Section, Table, Text, to_markdown
 from reslab.study.html import to_html
 from reslab.study.results import (
@@ -23,6 +29,7 @@ from reslab.study.results import (
     read_results,
     short_names,
 )
+from reslab.study.statistics import summarize
 
 _DASH = "—"
 
@@ -132,6 +139,7 @@ def _document(results: Results, tokens: Sequence[Row], time: Sequence[Row]) -> D
                 *(Text(mark, "mark") for mark in results.marks),
                 _tokens_table(results, tokens),
                 _time_table(results, time),
+                _reach_table(results),
                 *(chart for chart in charts if chart),
             ],
         ),
@@ -245,6 +253,44 @@ def _time_table(results: Results, rows: Sequence[Row]) -> Table:
         f"shared one slowed each other. {_method(rows)}"
     )
     return Table(caption, header, cells)
+
+
+def _reach_table(results: Results) -> Table:
+    rows = reaching_the_baseline(results)
+    unit, factor = figures.time_unit(
+        max((row.baseline_seconds or 0.0 for row in rows), default=0.0)
+    )
+    header = ["case", "reached it", "steps", "of the baseline's"]
+    header += [f"time ({unit})", "of the baseline's"]
+    cells = []
+    for row in rows:
+        steps, seconds = summarize(row.steps), summarize(row.seconds)
+        cells.append(
+            [
+                row.case,
+                f"{len(row.steps)} of {row.runs}",
+                _plain(steps.mean),
+                _share(steps.mean, row.baseline_steps),
+                _plain(seconds.mean, factor),
+                _share(seconds.mean, row.baseline_seconds),
+            ]
+        )
+    caption = (
+        "To where the baseline ends: mean steps and training time until the held-out "
+        "curve on the first evaluation batches, linear between evaluations, is down to "
+        "the mean end of the baseline's curves; over the runs that get there at all. "
+        "The schedule of the learning rate is that of the whole run, so a run that "
+        "was shorter by design might get there sooner."
+    )
+    return Table(caption, header, cells)
+
+
+def _plain(value: float | None, unit: float = 1.0) -> str:
+    return _DASH if value is None else f"{value / unit:.4g}"
+
+
+def _share(value: float | None, whole: float | None) -> str:
+    return f"{value / whole:.2f}" if value is not None and whole else _DASH
 
 
 def _method(rows: Sequence[Row]) -> str:
@@ -492,13 +538,17 @@ def _commands(results: Results) -> list[Table | Text]:
 
 def _run_rows(results: Results, time: Sequence[Row]) -> list[list[Any]]:
     places = {row.case: row.at for row in time}
+    ends = {row.case: row.bits for row in reaching_the_baseline(results)}
     header = ["case", "seed", "directory", "state", "step", "tokens", "eval_bpb"]
     header += ["training_seconds", "equal_time_seconds", "equal_time_bpb"]
+    header += ["steps_to_baseline", "seconds_to_baseline"]
     header += ["tokens_per_second", "parameters", "training_flops_per_token", "commit"]
     rows: list[list[Any]] = [header]
     for run in results.runs:
         at = places[run.case]
         step = run.rows[-1]["step"] if run.rows else None
+        end = ends[run.case] if run.is_finished else None
+        reached = None if end is None else run.step_reaching(end)
         rows.append(
             [
                 run.case,
@@ -511,6 +561,8 @@ def _run_rows(results: Results, time: Sequence[Row]) -> list[list[Any]]:
                 run.seconds,
                 at if run.is_finished else None,
                 run.bits_at_time(at) if at is not None and run.is_finished else None,
+                reached,
+                None if reached is None else run.seconds_at(reached),
                 _median_speed([run]),
                 run.record.get("parameters"),
                 run.record.get("training_flops_per_token"),

@@ -119,6 +119,21 @@ class Outcome:
         known = [step * self.tokens_per_step for step, _ in self.curve]
         return _inside(tokens, known, [bits for _, bits in self.curve])
 
+    def step_reaching(self, bits: float) -> float | None:
+        """The step at which the held-out curve first comes down to a figure.
+
+        Linear between evaluations; None where it never does.
+        """
+        before: tuple[int, float] | None = None
+        for step, here in self.curve:
+            if here <= bits:
+                if before is None:
+                    return float(step)
+                share = (before[1] - bits) / (before[1] - here)
+                return before[0] + share * (step - before[0])
+            before = step, here
+        return None
+
     def values(self, name: str) -> list[float]:
         """What the metrics hold under a name, in order."""
         return [row[name] for row in self.rows if row.get(name) is not None]

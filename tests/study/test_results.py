@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from reslab.core.errors import ReslabError
-from reslab.study.comparison import at_equal_time, at_equal_tokens
+from reslab.study.comparison import (
+    at_equal_time,
+    at_equal_tokens,
+    reaching_the_baseline,
+)
 from reslab.study.results import read_results
 
 
@@ -119,6 +123,27 @@ def test_equal_time_cuts_the_slower_at_the_time_of_the_faster(tmp_path, study_wr
     # Equal tokens are no trouble to the slow one: it is as good in the end.
     final = at_equal_tokens(results)[1].comparison
     assert abs(final.difference) < 0.1 * slow.comparison.difference
+
+
+def test_the_step_where_the_baseline_ends_is_read_off(tmp_path, study_writer):
+    cases = {
+        "base": {"step_seconds": 0.1},
+        "sooner": {"level": 1.9, "step_seconds": 0.2, "model__placement": "post"},
+        "never": {"level": 2.5, "model__depth": 3},
+    }
+    results = read_results([study_writer(tmp_path / "s", cases)])
+    base, sooner, never = reaching_the_baseline(results)
+    ends = [run.curve[-1][1] for run in results.finished("base")]
+    np.testing.assert_allclose(sooner.bits, np.mean(ends))
+    for run, step in zip(results.finished("sooner"), sooner.steps, strict=True):
+        np.testing.assert_allclose(
+            np.interp(step, *zip(*run.curve, strict=True)), np.mean(ends)
+        )
+        assert 35 < step < 65  # 1.9 + 3 exp(-step / 12) = 2, but for noise.
+    np.testing.assert_allclose(sooner.seconds, 0.2 * np.array(sooner.steps))
+    assert (base.baseline_steps, base.baseline_seconds) == (100, 10.0)
+    assert 0 < len(base.steps) < base.runs  # Those below their mean.
+    assert not never.steps
 
 
 def test_equal_tokens_compares_the_final_figures(places):

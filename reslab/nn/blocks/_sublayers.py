@@ -42,6 +42,9 @@ class SublayerBlock(nn.Module):
       placement: Spec of the placement.
       residual: Spec of the residual.
       context: What the parts may ask of their surroundings.
+
+    Raises:
+      ReslabError: If the residual does not go with the placement or the mixer.
     """
 
     mixer: registry.Spec = "attention"
@@ -53,6 +56,43 @@ class SublayerBlock(nn.Module):
 
     # Which sublayers the parts are in, for their placements.
     kinds: ClassVar[dict[str, str]] = {"mixer": "mixer", "ffn": "ffn"}
+
+    # The kind of its first sublayer.
+    begins_with: ClassVar[str] = "mixer"
+
+    def __post_init__(self):
+        super().__post_init__()
+        residual = registry.make(
+            "residuals", self.residual, **vars(self.context), parent=None
+        )
+        if getattr(residual, "is_history", False):
+            self._check_placement()
+        if getattr(residual, "reads_apart", False):
+            self._check_mixer()
+
+    def _check_placement(self) -> None:
+        """Refuses a placement that would write sources of a history anew."""
+        placement = self.make_placement(self.begins_with, parent=None)
+        if getattr(placement, "normalizes_stream", False):
+            raise ReslabError(
+                f"residual {self.residual!r}: its sources are written once",
+                expected="a placement that normalizes branches, not the stream",
+                got=type(placement).__name__,
+                hint="pre, peri or sandwich",
+            )
+
+    def _check_mixer(self) -> None:
+        """Refuses a mixer that cannot take queries, keys and values apart."""
+        takes = self.begins_with == "mixer" and getattr(
+            self.make_mixer(parent=None), "takes_inputs", False
+        )
+        if not takes:
+            raise ReslabError(
+                f"residual {self.residual!r} reads for queries, keys and values apart",
+                expected="a layer that begins with a mixer that has these",
+                got=f"{self.mixer!r} in {type(self).__name__}",
+                hint="mixer attention in block standard",
+            )
 
     @property
     def sublayers(self) -> int:
@@ -184,41 +224,6 @@ class SublayerBlock(nn.Module):
                 name=f"{name}_residual",
             )
             placement = self.make_placement(kind, name=f"{name}_placement")
-            self._check_history(residual, placement)
-            self._check_inputs(residual, kind, index, module)
             site = first + index
             stream = placement(stream, residual, branch, site=site, **mask)
         return stream, shared, state
-
-    def _check_inputs(
-        self, residual: nn.Module, kind: str, index: int, mixer: nn.Module
-    ) -> None:
-        """Refuses a mixer that cannot take queries, keys and values apart.
-
-        Raises:
-          ReslabError: If it cannot, and the residual reads for each of them.
-        """
-        is_asked = getattr(residual, "reads_apart", False) and index == 0
-        takes = kind == "mixer" and getattr(mixer, "takes_inputs", False)
-        if is_asked and not takes:
-            raise ReslabError(
-                f"residual {self.residual!r} reads for queries, keys and values apart",
-                expected="a layer that begins with a mixer that has these",
-                got=f"{self.mixer!r} in a block whose first sublayer is {kind!r}",
-                hint="mixer attention in block standard",
-            )
-
-    def _check_history(self, residual: nn.Module, placement: nn.Module) -> None:
-        """Refuses a placement that would write sources of a history anew.
-
-        Raises:
-          ReslabError: If it is one.
-        """
-        is_history = getattr(residual, "is_history", False)
-        if is_history and getattr(placement, "normalizes_stream", False):
-            raise ReslabError(
-                f"residual {self.residual!r}: its sources are written once",
-                expected="a placement that normalizes branches, not the stream",
-                got=type(placement).__name__,
-                hint="pre, peri or sandwich",
-            )

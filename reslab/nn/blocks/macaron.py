@@ -1,6 +1,7 @@
 """The Macaron layer: attention between two half steps (Lu et al., 2019)."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from reslab.core.types import Branch
 from reslab.nn.blocks._sublayers import Sublayer, SublayerBlock
@@ -27,6 +28,8 @@ class MacaronBlock(SublayerBlock):
     """
 
     step: float = 0.5
+
+    begins_with: ClassVar[str] = "ffn"
 
     @property
     def sublayers(self) -> int:

@@ -26,6 +26,7 @@ class ParallelBlock(SublayerBlock):
     """
 
     kinds: ClassVar[dict[str, str]] = {"mixer": "joint", "ffn": "joint"}
+    begins_with: ClassVar[str] = "joint"
 
     @property
     def sublayers(self) -> int:

@@ -14,7 +14,11 @@ def test_equation(x64):
     residual = VerticalAttention(
         head_dim=5, depth=4, sublayers=1, param_dtype=jnp.float64
     )
-    params = {"query": {"kernel": query}, "key": {"kernel": key}, "gate": 0.7}
+    params = {
+        "query": {"kernel": query},
+        "key": {"kernel": key},
+        "gate": jnp.asarray(0.7),
+    }
 
     def unit(x):
         return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6)

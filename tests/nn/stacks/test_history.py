@@ -14,7 +14,7 @@ from reslab.observe.probes._watch import watching_stream_gradient
 TOKENS = np.random.default_rng(3).integers(0, 24, (2, 6), dtype=np.int32)
 # Two kinds of layers that do not fit the depth, and values of the first one.
 MIXED = {
-    "mixer": ("attention(heads=2, value_residual='learned')", "attention(heads=1)"),
+    "mixer": ("attention(heads=2, value_path='value_residual')", "attention(heads=1)"),
     "residual": "attnres(block=3)",
     "depth": 5,
 }
@@ -23,7 +23,7 @@ MIXED = {
 def make(**fields):
     defaults = {"features": 8, "depth": 3, "ffn": "swiglu(hidden=16)"}
     defaults |= {"mixer": "attention(heads=2)", "residual": "attnres"}
-    return LanguageModel(24, **defaults | fields)
+    return LanguageModel(vocabulary_size=24, **defaults | fields)
 
 
 def drawn(model):
@@ -140,7 +140,7 @@ def test_refuses_a_placement_that_rewrites_the_stream(placement):
             {"mixer": "gated_delta(heads=2)"},
             "expected a layer that begins with a mixer",
         ),
-        ({"block": "parallel"}, "whose first sublayer is 'joint'"),
+        ({"block": "parallel"}, "in ParallelBlock"),
     ],
 )
 def test_refuses_a_mixer_without_queries_and_keys(fields, message):

@@ -48,6 +48,13 @@ def optimized(request):
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """Drops what a module has compiled; else a run ends with gigabytes of it."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Double precision inside the test."""

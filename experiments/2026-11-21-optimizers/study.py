@@ -1,8 +1,8 @@
 """What an optimizer gains over a tuned adamw, in steps and in time.
 
-Commands:  reslab sweep experiments/2026-11-21-optimizers/study.py:search --jobs 2
+Commands:  reslab sweep experiments/2026-11-21-optimizers/study.py --jobs 2
            reslab report DIRECTORY --out experiments/2026-11-21-optimizers/search.html
-           reslab sweep experiments/2026-11-21-optimizers/study.py --jobs 2
+           reslab sweep experiments/2026-11-21-optimizers/study.py:best --jobs 2
 Hardware:  2 CPU cores; with `study.py:tpu` one TPU v5e-8 host, not run yet
 
 The first tries the same number of learning rates of every optimizer with one seed; the
@@ -46,7 +46,7 @@ LARGE = {
     "mesh.data": 1,
     "mesh.fsdp": -1,
 }
-SCALES = {"cpu": SMALL, "search": SMALL, "tpu": LARGE}
+SCALES = {"cpu": SMALL, "best": SMALL, "tpu": LARGE}
 # Learning rates, around what their authors have; periods are short as the run is.
 OPTIMIZERS = {
     "adamw": ("adamw", (1e-3, 3e-3, 6e-3, 1.2e-2)),
@@ -71,7 +71,7 @@ def _best() -> dict[str, float]:
     """The learning rate of each optimizer with the least held-out loss."""
     if not SEARCH.exists():
         raise ReslabError(
-            f"{SEARCH.name} is missing", hint="sweep and report study.py:search first"
+            f"{SEARCH.name} is missing", hint="sweep and report study.py first"
         )
     found: dict[str, tuple[float, float]] = {}
     with SEARCH.open(newline="") as file:
@@ -88,7 +88,7 @@ def get_study(scale: str = "cpu") -> Study:
     """The search over learning rates, or what it found with other seeds."""
     if scale not in SCALES:
         raise ReslabError(f"scale {scale!r}", expected=" or ".join(SCALES))
-    is_searched = scale != "cpu"
+    is_searched = scale != "best"
     rates = (
         {name: rates for name, (_, rates) in OPTIMIZERS.items()}
         if is_searched

@@ -22,6 +22,8 @@ COSTLY = {
     "test_is_finite_in_bfloat16",
     "test_on_eight_devices_is_on_one",
     "test_recomputing_changes_nothing",
+    "test_scanned_is_unrolled",
+    "test_starts_as_plain_where_it_says_so",
     "test_identity_path_stays_bounded_through_64_sublayers",
     "test_whole_is_prefill_and_one_token_at_a_time",
 }

@@ -26,12 +26,8 @@ REFUSED = {
 
 PLACEMENTS = registry.names("placements")
 PAIRS = [(norm, placement) for norm in ALONE for placement in PLACEMENTS]
-# Every norm, and every placement, at least twice.
-SOME = {
-    (norm, PLACEMENTS[(index + step) % len(PLACEMENTS)])
-    for index, norm in enumerate(ALONE)
-    for step in (0, 5)
-}
+# Every norm once, and every placement at least once.
+SOME = {(norm, PLACEMENTS[index % len(PLACEMENTS)]) for index, norm in enumerate(ALONE)}
 
 
 @pytest.mark.parametrize(

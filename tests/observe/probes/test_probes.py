@@ -30,6 +30,7 @@ DESIGNS = {
     "unrolled": {"is_unrolled": True},
     "reversible": {"block": "reversible", "residual": "reversible"},
 }
+USUAL = ("post hyper", "looped, tiled")
 # These need a part that not every model has.
 SPECIAL = {"depth_weights", "expert_load"}
 
@@ -46,7 +47,13 @@ def look(view, *names):
         return jax.device_get(jax.jit(answers)())
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize(
+    "design",
+    [
+        name if name in USUAL else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in DESIGNS
+    ],
+)
 def test_every_probe_answers(design, view_of, small_model):
     model, params, tokens = small_model(**DESIGNS[design])
     names = [n for n in registry.names("probes") if n not in SPECIAL]
@@ -86,7 +93,7 @@ def test_watching_changes_nothing(view_of, small_model):
 @pytest.mark.optimized  # What is not used is taken out.
 def test_taps_cost_nothing_when_nobody_looks(small_model, monkeypatch):
     """The program with a tap in it is the program without it."""
-    model, params, tokens = small_model(residual="hyper(streams=2)")
+    model, params, tokens = small_model(depth=1, residual="hyper(streams=2)")
 
     def compiled():
         function = jax.jit(lambda p: model.apply({"params": p}, tokens))

@@ -1,0 +1,1 @@
+"""A residual addition and the norm that reads its sum, in one pass."""

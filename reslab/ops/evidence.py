@@ -1,6 +1,11 @@
 """What `implementation="auto"` knows: compiled costs of kernels and of plain XLA."""
 
-PREFERRED = {"add_norm": "reference"}
+PREFERRED = {
+    "add_norm": "reference",
+    "depth_read": "pallas",
+    "block_merge": "reference",
+    "stream_mix": "reference",
+}
 
 
 def preferred(operation: str) -> str:

@@ -25,7 +25,10 @@ def logit(value: jax.Array, query: jax.Array, epsilon: float = 1e-6) -> jax.Arra
 
 
 def attend(
-    values: jax.Array, queries: jax.Array, epsilon: float = 1e-6
+    values: jax.Array,
+    queries: jax.Array,
+    epsilon: float = 1e-6,
+    limit: int | jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The first phase: many readers at once over sources that all of them see.
 
@@ -39,6 +42,8 @@ def attend(
       values: The sources (rows, batch, length, embed).
       queries: The query of every reader, times the gain of its norm (readers, embed).
       epsilon: Added to mean squares before the root.
+      limit: Number of sources that are read, at least 1, which may be traced; all of
+        them if None. The others may hold any finite numbers.
 
     Returns:
       The readings (readers, batch, length, embed) and the logarithms (readers,
@@ -48,6 +53,9 @@ def attend(
     wide = values.astype(dtype)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1) + epsilon)
     logits = jnp.einsum("nbld,sd->snbl", wide, queries.astype(dtype)) * scale[None]
+    if limit is not None:
+        is_read = jnp.arange(values.shape[0], dtype=jnp.int32) < limit
+        logits = jnp.where(is_read[None, :, None, None], logits, -1e30)
     weights = jax.nn.softmax(logits, axis=1)
     readings = jnp.einsum("snbl,nbld->sbld", weights, wide)
     return readings, jax.nn.logsumexp(logits, axis=1)
@@ -78,3 +86,18 @@ def merge(
     own = logit(wide, query.astype(reading.dtype), epsilon)
     weight = jax.nn.sigmoid(own - logsumexp)[..., None]
     return reading + weight * (wide - reading)
+
+
+def add_and_merge(
+    value: jax.Array,
+    update: jax.Array,
+    reading: jax.Array,
+    logsumexp: jax.Array,
+    query: jax.Array,
+    epsilon: float = 1e-6,
+) -> tuple[jax.Array, jax.Array]:
+    """Adds to an unfinished block, and merges it; see `api.block_merge`."""
+    wide = statistics_dtype(value.dtype)
+    total = (value.astype(wide) + update.astype(wide)).astype(value.dtype)
+    merged = merge(reading.astype(wide), logsumexp, total, query, epsilon)
+    return total, merged.astype(value.dtype)

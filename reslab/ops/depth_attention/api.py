@@ -1,0 +1,163 @@
+"""Attention along depth: reading a history, in one phase or in two."""
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.precision import statistics_dtype
+from reslab.ops import evidence, tiles
+from reslab.ops.depth_attention import merge_tpu, pallas_tpu
+from reslab.ops.depth_attention.reference import add_and_merge, attend
+
+
+def depth_read(
+    values: jax.Array,
+    queries: jax.Array,
+    *,
+    limit: int | jax.Array | None = None,
+    epsilon: float = 1e-6,
+    implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """Reads earlier sources by attention, for one reader or for all of a block.
+
+        l_sn  = q_s . v_n / sqrt(mean(v_n**2) + epsilon)
+        o_s   = sum_n softmax_n(l_s) v_n,    lse_s = log sum_n exp(l_sn),    n < limit
+
+    token by token. The history may have room for more than is read: the kernel does
+    not copy sources from `limit` on, so the traffic of all readings of a network is
+    triangular. Softmax and sums are float32 (float64 for float64).
+
+    With several readers it is the first phase of Block Attention Residuals, to whose
+    readings `block_merge` adds what the block has written so far.
+
+    Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031, Eq. 2-4 and the
+    two-phase form. The reference is tested against code of Delta Attention Residuals'
+    authors, which has both forms; the kernel against the reference.
+
+    Args:
+      values: The sources (rows, batch, ..., embed).
+      queries: The query of every reader, times the gain of its norm (readers, embed).
+      limit: Number of sources that are read, at least 1; may be traced. All if None.
+      epsilon: Added to mean squares before the root.
+      implementation: "reference" is plain jnp, "pallas" the TPU kernel; "auto"
+        chooses by what was compiled (`reslab.ops.evidence`).
+
+    Returns:
+      The readings (readers, batch, ..., embed), like the sources, and the logarithms
+      (readers, batch, ...), at least float32.
+
+    Raises:
+      ReslabError: If shapes do not fit, or the kernel cannot do what is asked.
+
+    >>> values = jnp.array([[[2.0, 0.0]], [[0.0, 4.0]]])[:, :, None]
+    >>> reading, _ = depth_read(values, jnp.zeros((1, 2)))
+    >>> reading[0, 0, 0].tolist()
+    [1.0, 2.0]
+    """
+    if values.ndim < 3:
+        raise ReslabError(
+            "depth_read: values",
+            expected="(rows, batch, ..., embed)",
+            got=str(values.shape),
+        )
+    if queries.ndim != 2 or queries.shape[1] != values.shape[-1]:
+        raise ReslabError(
+            "depth_read: queries",
+            expected=f"(readers, {values.shape[-1]})",
+            got=str(queries.shape),
+        )
+    rows = values.shape[0]
+    if isinstance(limit, int) and not 1 <= limit <= rows:
+        raise ReslabError("depth_read: limit", expected=f"1 to {rows}", got=str(limit))
+    queries = queries.astype(statistics_dtype(values.dtype))
+    chosen = tiles.choose(
+        "depth_read",
+        implementation,
+        pallas_tpu.obstacle(values, queries.shape[0]),
+        evidence.preferred("depth_read"),
+    )
+    if chosen == "pallas":
+        limit = jnp.asarray(rows if limit is None else limit, jnp.int32)
+        return pallas_tpu.read(values, queries, limit, epsilon)
+    flat = values.reshape(*values.shape[:2], -1, values.shape[-1])
+    reading, lse = attend(flat, queries, epsilon, limit)
+    shape = (queries.shape[0], *values.shape[1:])
+    return reading.astype(values.dtype).reshape(shape), lse.reshape(shape[:-1])
+
+
+def block_merge(
+    value: jax.Array,
+    update: jax.Array,
+    reading: jax.Array,
+    logsumexp: jax.Array,
+    query: jax.Array,
+    *,
+    epsilon: float = 1e-6,
+    implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """The second phase: adds a branch to the unfinished block, then reads that too.
+
+        b' = b + update
+        h  = o + sigmoid(q . b' / sqrt(mean(b'**2) + epsilon) - lse) (b' - o)
+
+    which is what reading the finished blocks and b' at once would give. b' is rounded
+    to its dtype before it is read; the rest is float32 (float64 for float64).
+
+    Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031 (two-phase form).
+
+    Args:
+      value: What the block has written so far, b (batch, ..., embed).
+      update: What its latest sublayer adds, like `value`.
+      reading: What the next reader read of the finished blocks, o, like `value`.
+      logsumexp: The logarithm of that reading (batch, ...).
+      query: The next reader's query, times the gain of its norm (embed,).
+      epsilon: Added to the mean square before the root.
+      implementation: As in `depth_read`.
+
+    Returns:
+      The new b and what the next reader reads, h, both like `value`.
+
+    Raises:
+      ReslabError: If shapes do not fit, or the kernel cannot do what is asked.
+
+    >>> b, o = jnp.full((1, 2), 1.0), jnp.zeros((1, 2))
+    >>> _, h = block_merge(b, b, o, jnp.zeros(1), jnp.zeros(2))
+    >>> h.tolist()
+    [[1.0, 1.0]]
+    """
+    for name, array in (("update", update), ("reading", reading)):
+        if array.shape != value.shape or array.dtype != value.dtype or array.ndim < 2:
+            raise ReslabError(
+                f"block_merge: {name}",
+                expected=f"(batch, ..., embed) as value, {value.dtype}{[*value.shape]}",
+                got=f"{array.dtype}{[*array.shape]}",
+            )
+    for name, array, shape in (
+        ("logsumexp", logsumexp, value.shape[:-1]),
+        ("query", query, value.shape[-1:]),
+    ):
+        if array.shape != shape:
+            raise ReslabError(
+                f"block_merge: {name}", expected=str(shape), got=str(array.shape)
+            )
+    wide = statistics_dtype(value.dtype)
+    logsumexp, query = logsumexp.astype(wide), query.astype(wide)
+    chosen = tiles.choose(
+        "block_merge",
+        implementation,
+        merge_tpu.obstacle(value),
+        evidence.preferred("block_merge"),
+    )
+    if chosen == "pallas":
+        return merge_tpu.add_and_merge(
+            value, update, reading, logsumexp, query, epsilon
+        )
+    flat = [a.reshape(value.shape[0], -1, value.shape[-1]) for a in (value, update)]
+    total, merged = add_and_merge(
+        *flat,
+        reading.reshape(flat[0].shape),
+        logsumexp.reshape(flat[0].shape[:-1]),
+        query,
+        epsilon,
+    )
+    return total.reshape(value.shape), merged.reshape(value.shape)

@@ -1,0 +1,200 @@
+"""Attention along depth: kernels against their definitions, refusals."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+
+from reslab.core.errors import ReslabError
+from reslab.ops.depth_attention import merge_tpu, pallas_tpu
+from reslab.ops.depth_attention.api import block_merge, depth_read
+from reslab.ops.depth_attention.reference import add_and_merge, attend
+
+
+def both_ways(run, arguments, cotangents):
+    """What a function returns, and its gradients."""
+
+    def gradients(*arguments):
+        outputs, pull = jax.vjp(run, *arguments)
+        return outputs, pull(cotangents)
+
+    return jax.jit(gradients)(*arguments)
+
+
+# Rows, rows read, readers, batch, length, features, dtype.
+READS = [
+    (1, 1, 1, 1, 1, 128, "float32"),
+    (3, 2, 2, 2, 9, 200, "float32"),
+    (5, 5, 4, 1, 33, 256, "float32"),  # Several readers: the matrix unit.
+    (17, 9, 1, 1, 40, 128, "float32"),  # Three blocks of sources, one not read.
+    (14, 14, 3, 2, 7, 128, "float32"),
+    (4, 4, 4, 1, 20, 384, "bfloat16"),
+    (14, 11, 1, 1, 24, 128, "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("shape", READS, ids=str)
+def test_the_read_equals_the_reference(emulated, shape):
+    rows, limit, readers, *tokens, features, dtype = shape
+    values, by_reading = emulated.arrays(
+        [(rows, *tokens, features), (readers, *tokens, features)], dtype
+    )
+    queries, by_lse = emulated.arrays([(readers, features), (readers, *tokens)], seed=1)
+    queries = queries / features**0.5 * 3
+
+    def kernel(values, queries):
+        return pallas_tpu.read(values, queries, jnp.int32(limit), 1e-6, True)
+
+    def reference(values, queries):
+        reading, lse = attend(values.astype(jnp.float32), queries, 1e-6, limit)
+        return reading.astype(dtype), lse
+
+    arguments = (values, queries), (by_reading, by_lse)
+    got = both_ways(kernel, *arguments)
+    emulated.assert_close(got, both_ways(reference, *arguments), dtype)
+    assert not jnp.any(got[1][0][limit:])
+
+
+def test_sources_that_are_not_read_may_hold_anything(emulated):
+    values, by_reading = emulated.arrays([(11, 1, 8, 128), (1, 1, 8, 128)])
+    (queries,) = emulated.arrays([(1, 128)], seed=1)
+    poisoned = values.at[3:].set(jnp.nan)
+
+    def run(values, queries):
+        return pallas_tpu.read(values, queries, jnp.int32(3), 1e-6, emulated.interpret)
+
+    cotangents = (by_reading, jnp.zeros((1, 1, 8)))
+    got = both_ways(run, (poisoned, queries), cotangents)
+    emulated.assert_close(got[0], attend(values[:3], queries, 1e-6), "float32")
+    assert all(jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(got))
+
+
+MERGES = [
+    ((1, 1, 128), "float32"),
+    ((2, 23, 200), "float32"),
+    ((1, 300, 256), "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("shape, dtype", MERGES, ids=str)
+def test_the_merge_equals_the_reference(emulated, shape, dtype):
+    *given, by_total, by_output = emulated.arrays([shape] * 5, dtype)
+    lse, query = emulated.arrays([shape[:-1], shape[-1:]], seed=1)
+    query = query / shape[-1] ** 0.5
+    interpret = emulated.interpret if shape[1] == 23 else True
+
+    def kernel(*arguments):
+        return merge_tpu.add_and_merge(*arguments, 1e-6, interpret)
+
+    def reference(value, update, reading, lse, query):
+        return add_and_merge(value, update, reading, lse, query, 1e-6)
+
+    arguments = (*given, lse, query), (by_total, by_output)
+    got, expected = (both_ways(run, *arguments) for run in (kernel, reference))
+    emulated.assert_close(got, expected, dtype)
+
+
+def test_two_phases_are_one_reading(emulated):
+    values, update = emulated.arrays([(4, 1, 6, 128), (1, 6, 128)])
+    (query,) = emulated.arrays([(128,)], seed=1)
+    readings, lse = depth_read(values[:3], query[None])
+    total, merged = block_merge(values[3], update, readings[0], lse[0], query)
+    whole, _ = depth_read(jnp.concatenate([values[:3], total[None]]), query[None])
+    emulated.assert_close(merged, whole[0])
+
+
+def test_devices_share_the_batch(emulated):
+    values, by_reading = emulated.arrays([(3, 8, 4, 128), (2, 8, 4, 128)])
+    queries, by_lse = emulated.arrays([(2, 128), (2, 8, 4)], seed=1)
+    value, update, by_total, by_output = emulated.arrays([(8, 4, 128)] * 4, seed=2)
+
+    def run(values, queries, value, update):
+        readings, lse = pallas_tpu.read(values, queries, jnp.int32(2), 1e-6, True)
+        merged = merge_tpu.add_and_merge(
+            value, update, readings[0], lse[0], queries[0], 1e-6, True
+        )
+        return (readings, lse), merged
+
+    arguments = values, queries, value, update
+    cotangents = (by_reading, by_lse), (by_total, by_output)
+    expected = both_ways(run, arguments, cotangents)
+    kinds = (AxisType.Auto,) * 3
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=kinds)
+    with jax.set_mesh(mesh):
+        got = both_ways(run, arguments, cotangents)
+    emulated.assert_close(got, expected)
+
+
+def test_under_vmap_and_remat(emulated):
+    values, queries = emulated.arrays([(2, 3, 1, 4, 128), (2, 128)])
+
+    def loss(run):
+        def one(values):
+            reading, lse = jax.checkpoint(run)(values, queries, jnp.int32(2))
+            return jnp.sum(jnp.sin(reading)) + jnp.sum(lse)
+
+        return lambda values: jnp.sum(jax.vmap(one)(values))
+
+    def kernel(values, queries, limit):
+        return pallas_tpu.read(values, queries, limit, 1e-6, True)
+
+    def reference(values, queries, limit):
+        return attend(values, queries, 1e-6, limit)
+
+    got, expected = (
+        jax.jit(jax.grad(loss(run)))(values) for run in (kernel, reference)
+    )
+    emulated.assert_close(got, expected)
+
+
+def test_a_gradient_of_the_gradient_is_refused(emulated):
+    values, queries = emulated.arrays([(2, 1, 8, 128), (1, 128)])
+
+    def loss(values):
+        reading, _ = pallas_tpu.read(values, queries, jnp.int32(2), 1e-6, True)
+        return jnp.sum(reading**2)
+
+    with pytest.raises(ReslabError, match=r"depth_read.*implementation"):
+        jax.grad(lambda v: jnp.sum(jax.grad(loss)(v) ** 2))(values)
+
+
+@pytest.mark.parametrize(
+    "shape, readers, devices, message",
+    [
+        ((3, 3, 4, 128), 1, 2, "batch 3 over 2 devices, the nearest is 4"),
+        ((3, 2, 4, 60_000), 1, 1, r"width 60000, the widest is \d+"),
+        ((3, 2, 4, 4096), 64, 1, r"64 readers of width 4096, the most is \d+"),
+    ],
+)
+def test_the_kernel_names_its_limit(on_tpu, shape, readers, devices, message):
+    values = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    queries = jax.ShapeDtypeStruct((readers, shape[-1]), jnp.float32)
+
+    def read(values, queries):
+        return depth_read(values, queries, implementation="pallas")
+
+    with on_tpu((devices, 1)):
+        with pytest.raises(ReslabError, match=message) as error:
+            jax.eval_shape(read, values, queries)
+        jax.eval_shape(depth_read, values, queries)  # "auto" never fails.
+    assert "\n" not in str(error.value)
+
+
+def test_bad_input_is_one_line():
+    values, queries = jnp.ones((3, 2, 4, 8)), jnp.ones((1, 8))
+    for arguments, keywords, message in [
+        ((values[0, 0], queries), {}, "values"),
+        ((values, queries[0]), {}, "queries"),
+        ((values, queries), {"limit": 4}, "1 to 3"),
+        ((values, queries), {"implementation": "pallas"}, "platform cpu"),
+    ]:
+        with pytest.raises(ReslabError, match=message):
+            depth_read(*arguments, **keywords)
+    x, lse = jnp.ones((2, 8)), jnp.ones(2)
+    for arguments, message in [
+        ((x, x[:1], x, lse, x[0]), "update"),
+        ((x, x, x, lse[:1], x[0]), "logsumexp"),
+        ((x, x, x, lse, x), "query"),
+    ]:
+        with pytest.raises(ReslabError, match=message):
+            block_merge(*arguments)

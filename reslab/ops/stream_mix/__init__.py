@@ -1,0 +1,1 @@
+"""Several residual streams, written, mixed and read in one pass."""

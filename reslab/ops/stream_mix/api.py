@@ -1,0 +1,80 @@
+"""Several residual streams, written, mixed and read: one function, two forms."""
+
+from collections.abc import Sequence
+
+import jax
+
+from reslab.core.errors import ReslabError
+from reslab.core.precision import statistics_dtype
+from reslab.ops import evidence, tiles
+from reslab.ops.stream_mix import pallas_tpu
+from reslab.ops.stream_mix.reference import reference_stream_mix
+
+
+def stream_mix(
+    streams: Sequence[jax.Array],
+    output: jax.Array,
+    weights: jax.Array,
+    *,
+    implementation: str = "auto",
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Writes what a sublayer returned, mixes the streams, and reads for the next.
+
+        H'[t] = sum_s mix[t, s] H[s] + write[t] y,    h = sum_t read[t] H'[t]
+
+    for n streams, as hyper-connections and their manifold-constrained form do between
+    one sublayer and the next. Each stream is rounded to its dtype before it is read;
+    all else is float32 (float64 for float64). The kernel reads n + 1 arrays and
+    writes as many; backward it reads 2 n + 2 and writes n + 1.
+
+    Reference: Zhu et al., 2024, https://arxiv.org/abs/2409.19606, Eq. 1-5; Xie et al.,
+    2025, https://arxiv.org/abs/2512.24880.
+
+    Args:
+      streams: The streams H, n arrays (batch, ..., embed).
+      output: What the sublayer returned, y, like a stream.
+      weights: mix row by row (n * n), then write (n), then the next reader's read
+        (n): one array for all tokens (n * n + 2 n,), or for each (batch, ..., same).
+      implementation: "reference" is plain jnp, "pallas" the TPU kernel; "auto"
+        chooses by what was compiled (`reslab.ops.evidence`).
+
+    Returns:
+      The new streams and what the next sublayer reads.
+
+    Raises:
+      ReslabError: If shapes do not fit, or the kernel cannot do what is asked.
+
+    >>> import jax.numpy as jnp
+    >>> one = jnp.ones((1, 2))
+    >>> weights = jnp.array([1.0, 0.0, 0.0, 1.0, 1.0, 2.0, 0.5, 0.5])
+    >>> (first, second), reading = stream_mix((one, one), one, weights)
+    >>> first[0, 0].item(), second[0, 0].item(), reading[0, 0].item()
+    (2.0, 3.0, 2.5)
+    """
+    streams, count = tuple(streams), len(streams)
+    alike = {(h.shape, h.dtype) for h in (*streams, output)}
+    if not streams or len(alike) > 1 or output.ndim < 2:
+        raise ReslabError(
+            "stream_mix: streams and output",
+            expected="arrays (batch, ..., embed) of one shape and dtype",
+            got="; ".join(f"{h.dtype}{[*h.shape]}" for h in (*streams, output)),
+        )
+    size = count * count + 2 * count
+    if weights.shape not in ((size,), (*output.shape[:-1], size)):
+        raise ReslabError(
+            f"stream_mix: weights of {count} streams",
+            expected=f"({size},) or {(*output.shape[:-1], size)}",
+            got=str(weights.shape),
+        )
+    weights = weights.astype(statistics_dtype(output.dtype))
+    chosen = tiles.choose(
+        "stream_mix",
+        implementation,
+        pallas_tpu.obstacle(streams, weights),
+        evidence.preferred("stream_mix"),
+    )
+    if chosen == "pallas":
+        *new, reading = pallas_tpu.stream_mix(streams, output, weights)
+    else:
+        *new, reading = reference_stream_mix(streams, output, weights)
+    return tuple(new), reading

@@ -1,18 +1,24 @@
 """Real shapes of attention along depth, for tests and benchmarks."""
 
-SHAPES = {
+# Rows of a history, and readers at once.
+READS = {
     "one": {"rows": 1, "readers": 1, "batch": 1, "length": 1, "features": 128},
-    "odd": {"rows": 5, "readers": 2, "batch": 2, "length": 21, "features": 200},
+    "odd": {"rows": 5, "readers": 1, "batch": 2, "length": 21, "features": 200},
     "full_24": {"rows": 49, "readers": 1, "batch": 4, "length": 1024, "features": 1024},
     "full_12": {"rows": 24, "readers": 1, "batch": 4, "length": 2048, "features": 2048},
+    "blocks_8": {"rows": 9, "readers": 1, "batch": 4, "length": 2048, "features": 2048},
     "wide": {"rows": 24, "readers": 1, "batch": 2, "length": 2048, "features": 4096},
-    "delta_blocks": {
-        "rows": 9,
-        "readers": 1,
+}
+
+# Finished blocks, and all readers of the next.
+BLOCKS = {
+    "odd": {"rows": 3, "readers": 4, "batch": 2, "length": 21, "features": 200},
+    # 32 sublayers in blocks of 8: the last block reads the embedding and three.
+    "last_of_4": {
+        "rows": 4,
+        "readers": 8,
         "batch": 4,
         "length": 2048,
         "features": 2048,
     },
-    # 32 layers of one reader in blocks of 8; the last block reads all before it.
-    "block_8": {"rows": 4, "readers": 8, "batch": 4, "length": 2048, "features": 2048},
 }

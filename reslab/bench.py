@@ -1,0 +1,346 @@
+"""`reslab bench ops`: what kernels cost beside plain XLA, as rows of CSV."""
+
+import csv
+import dataclasses
+import datetime
+import functools
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from reslab.core.errors import ReslabError, nearest
+from reslab.observe.environment import environment
+from reslab.ops.catalogue import OPERATIONS, Case, Loop, cases
+from reslab.parallel.aot import bundles
+from reslab.parallel.aot.hlo import program_cost
+from reslab.parallel.aot.program import compile_program
+from reslab.parallel.aot.topology import CHIPS, topology
+
+# A single chip cannot be described; its program is compiled for one of a host's.
+TARGETS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# Cores that share a chip's memory, and a kernel's parallel axes.
+CORES = {"v5e": 1, "v5p": 2, "v6e": 1}
+# Largest difference over the largest number, in float32.
+TOLERANCE = 1e-5
+# A CPU is not what the large shapes are for: it runs those that move no more than this.
+LARGEST_ON_CPU = 2**27
+
+
+@dataclasses.dataclass
+class Row:
+    """One measurement; what was not measured is empty.
+
+    Attributes:
+      operation: Which one.
+      shape: Name of the shape (`reslab/ops/*/shapes.py`).
+      dtype: Of its arrays.
+      direction: "forward", or "both" with the gradient.
+      implementation: "reference" or "pallas".
+      device: What it ran on, or the chip that it was compiled for.
+      is_compiled: Whether it was compiled and did not run.
+      ideal_bytes: The least that must be read and written.
+      hbm_bytes: What the compiled program reads and writes.
+      bytes_ratio: Of the second to the first.
+      estimate_us: The compiler's own estimate, calibrated, of what is no kernel.
+      bundles_per_step: Bundles of a step of the grid, of all kernels.
+      compute_us: Bundles of all steps over the clock.
+      dma_us: Bytes over the bandwidth.
+      bound: "memory" or "compute", whichever takes longer.
+      measured_us: Median time of a run.
+      gigabytes_per_second: Ideal bytes over that.
+      copy_fraction: Of the rate of a copy on the device, in the same process.
+      speedup: Time of the reference over this one's.
+      commit: Of the source.
+      jax: Version.
+      libtpu: Version.
+      date: Of the run.
+    """
+
+    operation: str
+    shape: str
+    dtype: str
+    direction: str
+    implementation: str
+    device: str
+    is_compiled: bool
+    ideal_bytes: int
+    hbm_bytes: int | None = None
+    bytes_ratio: float | None = None
+    estimate_us: float | None = None
+    bundles_per_step: int | None = None
+    compute_us: float | None = None
+    dma_us: float | None = None
+    bound: str | None = None
+    measured_us: float | None = None
+    gigabytes_per_second: float | None = None
+    copy_fraction: float | None = None
+    speedup: float | None = None
+    commit: str | None = None
+    jax: str = ""
+    libtpu: str | None = None
+    date: str = ""
+
+
+FIELDS = [field.name for field in dataclasses.fields(Row)]
+
+
+def bench_ops(
+    operations: Sequence[str],
+    targets: Sequence[str],
+    shapes: Sequence[str],
+    dtype: str,
+    tell: Callable[[str], None],
+) -> list[Row]:
+    """Measures operations here, or compiles them for TPUs that are not here.
+
+    Args:
+      operations: Names; all if empty.
+      targets: "v5e", "v5p", "v6e"; this machine's own devices if empty.
+      shapes: Names of shapes; all if empty.
+      dtype: "bfloat16" or "float32".
+      tell: Is given a line as each begins.
+
+    Returns:
+      The rows.
+
+    Raises:
+      ReslabError: On an unknown name, or if a kernel is not equal to its reference:
+        what is wrong has no speed.
+    """
+    for name in operations:
+        if name not in OPERATIONS:
+            raise ReslabError(f"bench: {name!r}", hint=nearest(name, OPERATIONS))
+    for name in targets:
+        if name not in TARGETS:
+            raise ReslabError(f"bench: target {name!r}", hint=nearest(name, TARGETS))
+    operations = operations or OPERATIONS
+    for name in operations:
+        tell(f"checking {name} against its reference ...")
+        check(name)
+    rows: list[Row] = []
+    for target in targets:
+        for name in operations:
+            tell(f"compiling {name} for {target} ...")
+            rows += _compiled(name, target, shapes, dtype)
+    if not targets:
+        for name in operations:
+            for case in cases(name, dtype):
+                if not shapes or case.shape in shapes:
+                    tell(f"running {name} on {case.shape} ...")
+                    rows += _measured(case)
+    found = environment()
+    for row in rows:
+        row.commit = found["commit"]
+        row.jax = jax.__version__
+        row.libtpu = found["versions"].get("libtpu")
+        row.date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return rows
+
+
+def check(operation: str) -> None:
+    """Compares a kernel, emulated in float32, with its reference on a small shape.
+
+    Raises:
+      ReslabError: If results or gradients differ.
+    """
+    case = next(c for c in cases(operation, "float32") if c.shape == "odd")
+    rng = np.random.default_rng(0)
+
+    def numbers(shape):
+        return jnp.asarray(rng.normal(size=shape.shape), shape.dtype)
+
+    _, shapes = case.both_ways(case.reference)
+    arguments = jax.tree.map(numbers, shapes)
+    got, expected = (
+        jax.jit(case.both_ways(run)[0])(*arguments)
+        for run in (_emulated(case), case.reference)
+    )
+    leaves = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
+    for one, other in leaves:
+        difference = jnp.max(jnp.abs(one - other)) / jnp.max(jnp.abs(other))
+        if not difference <= TOLERANCE:
+            raise ReslabError(
+                f"bench: {operation} differs from its reference by {difference:.2g}",
+                expected=f"at most {TOLERANCE}",
+                hint=f"pytest tests/ops -k {operation}",
+            )
+
+
+def _emulated(case: Case) -> Callable[..., Any]:
+    return lambda *arguments: case.kernel(*arguments, interpret=True)
+
+
+# Compiled for a TPU.
+
+
+def _compiled(
+    operation: str, target: str, shapes: Sequence[str], dtype: str
+) -> list[Row]:
+    """Compiles in a process of its own: libtpu reads what to dump as it wakes up."""
+    variables, directory = bundles.environment()
+    request = json.dumps([operation, target, list(shapes), dtype, directory])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "reslab.bench", request],
+            env={**variables, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        raise ReslabError(f"bench: compiling {operation} for {target}", got=said[-1])
+    return [Row(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _in_process(
+    operation: str, target: str, shapes: Sequence[str], dtype: str, directory: str
+) -> Iterator[Row]:
+    described = topology(TARGETS[target])
+    sharding = SingleDeviceSharding(described.devices[0])
+    for case in cases(operation, dtype):
+        if shapes and case.shape not in shapes:
+            continue
+        for direction in ("forward", "both"):
+            for name, run in (("reference", case.reference), ("pallas", case.kernel)):
+                arguments = case.arguments
+                if direction == "both":
+                    run, arguments = case.both_ways(run)
+                jitted = jax.jit(run, in_shardings=sharding, out_shardings=sharding)
+                bundles.dumped(directory)
+                program = compile_program(jitted.lower(*arguments))
+                schedules = bundles.dumped(directory)
+                yield _cost(case, direction, name, target, program.text, schedules)
+
+
+def _cost(
+    case: Case,
+    direction: str,
+    implementation: str,
+    target: str,
+    text: str | None,
+    schedules: dict[str, bundles.Schedule],
+) -> Row:
+    chip, ideal = CHIPS[target], case.forward_bytes
+    ideal += case.backward_bytes if direction == "both" else 0
+    row = Row(
+        *(case.operation, case.shape, case.dtype, direction, implementation, target),
+        is_compiled=True,
+        ideal_bytes=ideal,
+    )
+    if text is not None:
+        cost = program_cost(text, clock=chip.clock, hbm_bandwidth=chip.hbm_bandwidth)
+        row.hbm_bytes = cost.hbm_bytes
+        row.bytes_ratio = round(cost.hbm_bytes / ideal, 3)
+        row.estimate_us = round(cost.seconds * 1e6, 2)
+        row.dma_us = round(cost.hbm_bytes / chip.hbm_bandwidth * 1e6, 2)
+    if implementation == "pallas":
+        kernels = _kernels(case, schedules)
+        cycles = sum(
+            schedule.cycles(loop.steps / CORES[target], loop.parts)
+            for loop, schedule in kernels
+        )
+        row.bundles_per_step = sum(
+            schedule.step + loop.parts * schedule.part for loop, schedule in kernels
+        )
+        row.compute_us = round(cycles / chip.clock * 1e6, 2)
+        if row.dma_us is not None:
+            row.bound = "compute" if row.compute_us > row.dma_us else "memory"
+    return row
+
+
+def _kernels(
+    case: Case, schedules: dict[str, bundles.Schedule]
+) -> list[tuple[Loop, bundles.Schedule]]:
+    """The schedules of a case's kernels, each with its loops."""
+    stem = "depth_read" if case.operation == "block_read" else case.operation
+    stem = stem.removesuffix("_of_tokens").removeprefix("add_norm_")
+    return [
+        (case.loops["backward" in name], schedule)
+        for name, schedule in schedules.items()
+        if stem in name and "fusion" not in name
+    ]
+
+
+# Run here.
+
+
+def _measured(case: Case) -> Iterator[Row]:
+    """Times both directions of what this device can run."""
+    device = jax.devices()[0]
+    if device.platform == "cpu" and case.forward_bytes > LARGEST_ON_CPU:
+        return
+    runs = {"reference": case.reference}
+    if device.platform == "tpu":
+        runs["pallas"] = case.kernel
+    rng = np.random.default_rng(0)
+
+    def numbers(shape):
+        return jnp.asarray(rng.normal(size=shape.shape), shape.dtype)
+
+    copied = _copied_per_second()
+    for direction in ("forward", "both"):
+        ideal = case.forward_bytes
+        ideal += case.backward_bytes if direction == "both" else 0
+        slowest = None
+        for name, run in runs.items():
+            arguments = case.arguments
+            if direction == "both":
+                run, arguments = case.both_ways(run)
+            given, run = jax.tree.map(numbers, arguments), jax.jit(run)
+            seconds = _median_seconds(lambda run=run, given=given: run(*given))
+            slowest = slowest or seconds
+            yield Row(
+                *(case.operation, case.shape, case.dtype, direction, name),
+                device=device.device_kind,
+                is_compiled=False,
+                ideal_bytes=ideal,
+                measured_us=round(seconds * 1e6, 1),
+                gigabytes_per_second=round(ideal / seconds / 1e9, 2),
+                copy_fraction=round(ideal / seconds / copied, 3),
+                speedup=round(slowest / seconds, 3),
+            )
+
+
+@functools.cache
+def _copied_per_second() -> float:
+    """Bytes read and written in a second by a copy that no cache holds."""
+    size = 2**26 if jax.default_backend() == "cpu" else 2**30
+    x = jnp.zeros(size // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return 2 * size / _median_seconds(lambda: copy(x))
+
+
+def _median_seconds(run: Callable[[], Any], repeats: int = 20) -> float:
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Rows as CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    found = [dataclasses.asdict(row) for row in _in_process(*json.loads(sys.argv[1]))]
+    print(json.dumps(found))

@@ -1,0 +1,231 @@
+"""The operations that have a kernel, on their real shapes: for tests and benchmarks."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reslab.ops.add_norm import pallas_tpu as add_norm_tpu
+from reslab.ops.add_norm import shapes as add_norm_shapes
+from reslab.ops.add_norm.reference import NORMS, reference_add_norm
+from reslab.ops.depth_attention import merge_tpu
+from reslab.ops.depth_attention import pallas_tpu as depth_tpu
+from reslab.ops.depth_attention import shapes as depth_shapes
+from reslab.ops.depth_attention.reference import add_and_merge, attend
+from reslab.ops.stream_mix import pallas_tpu as stream_tpu
+from reslab.ops.stream_mix import shapes as stream_shapes
+from reslab.ops.stream_mix.reference import reference_stream_mix
+
+Run = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How often the loops of a kernel run: over blocks, and over parts of a block."""
+
+    steps: int
+    parts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation on one shape.
+
+    Attributes:
+      operation: Its name.
+      shape: Name of the shape.
+      dtype: Of its arrays.
+      reference: Plain jnp.
+      kernel: The kernel, which also takes `interpret=`.
+      arguments: Shapes and dtypes of the arguments.
+      forward_bytes: The least that must be read and written.
+      backward_bytes: The same for the gradient, with what the kernel keeps.
+      loops: Loops of the forward and the backward kernel.
+      constant: Index of the argument whose gradient is not asked for, because it is
+        that of another one.
+    """
+
+    operation: str
+    shape: str
+    dtype: str
+    reference: Run
+    kernel: Run
+    arguments: tuple[Any, ...]
+    forward_bytes: int
+    backward_bytes: int
+    loops: tuple[Loop, Loop]
+    constant: int | None = None
+
+    def both_ways(self, run: Run) -> tuple[Run, tuple[Any, ...]]:
+        """Results and gradients in one function, and its arguments."""
+        results = jax.eval_shape(self.reference, *self.arguments)
+
+        def both(arguments, cotangents):
+            outputs, pull = jax.vjp(run, *arguments)
+            gradients = enumerate(pull(cotangents))
+            return outputs, [g for index, g in gradients if index != self.constant]
+
+        return both, (self.arguments, results)
+
+
+def _array(*shape: int, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+def _size(*arrays: Any) -> int:
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
+
+
+def _loops(block: tuple[int, int], parts: tuple[int, int], tokens: int) -> Any:
+    return tuple(
+        Loop(-(-tokens // size), count)
+        for size, count in zip(block, parts, strict=True)
+    )
+
+
+def add_norm(name: str, shape: Mapping[str, int], dtype: str, norm: str) -> Case:
+    """Addition and norm."""
+    tokens, width = shape["batch"] * shape["length"], shape["features"]
+    x = _array(shape["batch"], shape["length"], width, dtype=dtype)
+    rows = (_array(width),) * len(NORMS[norm][1])
+
+    def reference(x, update, rows):
+        return reference_add_norm(norm, x, update, rows, 1e-6)
+
+    def kernel(x, update, rows, interpret=False):
+        return add_norm_tpu.add_norm(norm, x, update, rows, 1e-6, interpret)
+
+    forward, again = add_norm_tpu.kernels(norm, 1e-6, dtype)
+    flat = _array(tokens, width, dtype=dtype)
+    parameters = (_array(1, width),) * len(rows)
+    blocks = (
+        forward.forward_rows((flat,) * 2, parameters, (flat,) * 2),
+        again.backward_rows((flat,), parameters, (flat,) * 2),
+    )
+    parts = (forward.parts(blocks[0], width), again.parts(blocks[1], width))
+    operation = f"add_norm_{norm}"
+    moved = 4 * _size(x)
+    return Case(
+        *(operation, name, dtype, reference, kernel, (x, x, rows), moved, moved),
+        _loops(blocks, parts, tokens),
+        constant=1,
+    )
+
+
+def depth_read(name: str, shape: Mapping[str, int], dtype: str) -> Case:
+    """Reading a history, for one reader or for several."""
+    rows, readers = shape["rows"], shape["readers"]
+    tokens, width = shape["batch"] * shape["length"], shape["features"]
+    values = _array(rows, shape["batch"], shape["length"], width, dtype=dtype)
+    queries = _array(readers, width)
+
+    def reference(values, queries):
+        reading, lse = attend(values, queries, 1e-6)
+        return reading.astype(dtype), lse
+
+    def kernel(values, queries, interpret=False):
+        return depth_tpu.read(values, queries, jnp.int32(rows), 1e-6, interpret)
+
+    one = depth_tpu.Reading(rows, readers, width, jnp.dtype(dtype))
+    blocks = tuple(one.block(tokens, is_backward=is_back) for is_back in (False, True))
+    parts = tuple(max(1, block // one.part) for block in blocks)
+    loops = _loops(blocks, parts, tokens)
+    source = tokens * width * jnp.dtype(dtype).itemsize
+    return Case(
+        "depth_read" if readers == 1 else "block_read",
+        *(name, dtype, reference, kernel, (values, queries)),
+        (rows + readers) * source,
+        (2 * rows + readers) * source,
+        tuple(Loop(loop.steps * one.chunks, loop.parts) for loop in loops),
+    )
+
+
+def block_merge(name: str, shape: Mapping[str, int], dtype: str) -> Case:
+    """The second phase of reading in blocks."""
+    tokens, width = shape["batch"] * shape["length"], shape["features"]
+    x = _array(shape["batch"], shape["length"], width, dtype=dtype)
+    arguments = (x, x, x, _array(shape["batch"], shape["length"]), _array(width))
+
+    def reference(*arguments):
+        return add_and_merge(*arguments, 1e-6)
+
+    def kernel(*arguments, interpret=False):
+        return merge_tpu.add_and_merge(*arguments, 1e-6, interpret)
+
+    forward, again = merge_tpu.kernels(width, 1e-6, dtype)
+    flat, column = _array(tokens, width, dtype=dtype), _array(tokens, 1)
+    query = (_array(1, width),)
+    blocks = (
+        forward.forward_rows((flat, flat, flat, column), query, (flat,) * 2),
+        again.backward_rows((flat, flat, column), query, (flat,) * 2),
+    )
+    parts = (forward.parts(blocks[0], width), again.parts(blocks[1], width))
+    return Case(
+        *("block_merge", name, dtype, reference, kernel, arguments),
+        *(5 * _size(x), 6 * _size(x)),
+        _loops(blocks, parts, tokens),
+        constant=1,
+    )
+
+
+def stream_mix(
+    name: str, shape: Mapping[str, int], dtype: str, is_static: bool = True
+) -> Case:
+    """Mixed streams."""
+    tokens, width = shape["batch"] * shape["length"], shape["features"]
+    count = shape["streams"]
+    x = _array(shape["batch"], shape["length"], width, dtype=dtype)
+    size = count * count + 2 * count
+    weights = _array(size) if is_static else _array(*x.shape[:-1], size)
+
+    def kernel(streams, output, weights, interpret=False):
+        return stream_tpu.stream_mix(streams, output, weights, interpret)
+
+    one = stream_tpu.kernel(dtype, is_static)
+    flat, row = _array(tokens, width, dtype=dtype), _array(tokens, size)
+    given = (flat,) * (count + 1) + (() if is_static else (row,))
+    parameters = (_array(1, size),) if is_static else ()
+    results = (flat,) * (count + 1)
+    blocks = (
+        one.forward_rows(given, parameters, results),
+        one.backward_rows(given, parameters, results),
+    )
+    parts = tuple(one.parts(block, width) for block in blocks)
+    moved = (count + 1) * _size(x)
+    return Case(
+        "stream_mix" if is_static else "stream_mix_of_tokens",
+        *(name, dtype, reference_stream_mix, kernel, ((x,) * count, x, weights)),
+        *(2 * moved, 3 * moved),
+        _loops(blocks, parts, tokens),
+    )
+
+
+_MAKERS: Mapping[str, tuple[Run, Mapping[str, Any]]] = {
+    **{
+        f"add_norm_{norm}": (
+            functools.partial(add_norm, norm=norm),
+            add_norm_shapes.SHAPES,
+        )
+        for norm in NORMS
+    },
+    "depth_read": (depth_read, depth_shapes.READS),
+    "block_read": (depth_read, depth_shapes.BLOCKS),
+    "block_merge": (block_merge, depth_shapes.BLOCKS),
+    "stream_mix": (stream_mix, stream_shapes.SHAPES),
+    "stream_mix_of_tokens": (
+        functools.partial(stream_mix, is_static=False),
+        stream_shapes.SHAPES,
+    ),
+}
+OPERATIONS = tuple(_MAKERS)
+
+
+def cases(operation: str, dtype: str = "bfloat16") -> Iterator[Case]:
+    """Every case of an operation of `OPERATIONS`, the smallest shapes first."""
+    make, shapes = _MAKERS[operation]
+    for name, shape in shapes.items():
+        yield make(name, shape, dtype)

@@ -33,14 +33,9 @@ def emulated():
     from jax.experimental.pallas import tpu as pltpu
 
     interpret = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    # Emulated, a kernel is a large program that runs once.
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
     yield types.SimpleNamespace(
         interpret=interpret, arrays=_arrays, assert_close=_assert_close
     )
-    jax.config.update(name, before)
     races = interpret_pallas_call.races
     assert races is None or not races.races_found
 

@@ -69,6 +69,30 @@ def test_sources_that_are_not_read_may_hold_anything(emulated):
     assert all(jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(got))
 
 
+@pytest.mark.parametrize("rows, limit", [(4, 2), (17, 9)])
+def test_gradients_of_later_readers_are_added_to(emulated, rows, limit):
+    values, *by_readings = emulated.arrays([(rows, 2, 5, 128), *[(1, 2, 5, 128)] * 2])
+    queries, *by_lses = emulated.arrays([(1, 128), *[(1, 2, 5)] * 2], seed=1)
+
+    def through(values, queries):
+        *first, values = pallas_tpu.read_through(
+            values, queries, jnp.int32(limit), 1e-6, True
+        )
+        *second, values = pallas_tpu.read_through(
+            values, 2 * queries, jnp.int32(rows), 1e-6, True
+        )
+        return first, second
+
+    def apart(values, queries):
+        first = attend(values, queries, 1e-6, limit)
+        return [*first], [*attend(values, 2 * queries, 1e-6)]
+
+    cotangents = tuple(map(list, zip(by_readings, by_lses, strict=True)))
+    arguments = (values, queries), cotangents
+    got, expected = (both_ways(run, *arguments) for run in (through, apart))
+    emulated.assert_close(got, expected)
+
+
 MERGES = [
     ((1, 1, 128), "float32"),
     ((2, 23, 200), "float32"),

@@ -77,7 +77,8 @@ class Reading:
         size, width = jnp.dtype(self.dtype).itemsize, tiles.padded(self.width)
         outer = 1 if self.chunks == 1 else 2
         if is_backward:
-            moved = 2 * size * (2 * self.chunk + outer * self.readers)
+            # Sources, their gradients before and after, and those of the readings.
+            moved = 2 * size * (3 * self.chunk + outer * self.readers)
         else:
             moved = 2 * size * (self.chunk + self.readers)
             moved += 4 * self.readers * (outer - 1)
@@ -309,8 +310,13 @@ class Reading:
         lse: jax.Array,
         by_reading: jax.Array,
         by_lse: jax.Array,
+        by_later: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Gradients of the sources (zero where not read) and of the queries."""
+        """Gradients of the sources and of the queries.
+
+        Those of the sources are added to `by_later`, in place, which is then neither
+        read nor written where sources were not; without it, they are zero there.
+        """
         tokens = values.shape[1]
         block = self.block(tokens, is_backward=True)
         readers, width = self.readers, self.width
@@ -318,13 +324,15 @@ class Reading:
         cores = 2 if blocks % 2 == 0 else 1
         each = blocks // cores
 
-        is_whole = self.chunks == 1
+        is_whole, is_adding = self.chunks == 1, by_later is not None
         pieces = self.pieces(queries)
 
         def body(limit, *refs):
             sources, rest = refs[: self.chunk], refs[self.chunk :]
-            piece, query, log, by_out, by_log, *out = rest[: 5 + (not is_whole)]
-            by_values, by_query, products, *offset = rest[5 + (not is_whole) :]
+            piece, query, log, by_out, by_log, *rest = rest
+            out = [] if is_whole else [rest.pop(0)]
+            later = [rest.pop(0)] if is_adding else []
+            by_values, by_query, products, *offset = rest
             first = pl.program_id(2) * self.chunk
             begin = (pl.program_id(0) * each + pl.program_id(1)) * block
 
@@ -345,6 +353,8 @@ class Reading:
                 @pl.when(first == 0)
                 def _():
                     self.in_parts(block, prepare)
+
+            if not is_whole and not is_adding:
 
                 @pl.when(first >= limit[0])
                 def _():
@@ -395,6 +405,8 @@ class Reading:
                         if tokens % block:
                             v = jnp.where(exists, v, 0.0)
                         gradient = -radial[place] * v
+                        if is_adding:
+                            gradient += later[0][place, at, lanes].astype(jnp.float32)
                         for s in range(readers):
                             share = shares[place][:, s : s + 1]
                             factor = along[place][:, s : s + 1]
@@ -417,8 +429,19 @@ class Reading:
             (readers, block, width), lambda k, i, c, _: (0, k * each + i, 0)
         )
         columns = pl.BlockSpec((block, readers), lambda k, i, c, _: (k * each + i, 0))
+
+        def touched(core, step, chunk, limit):
+            if is_adding:
+                last = jax.lax.div(limit[0] - 1, jnp.int32(self.chunk))
+                chunk = jnp.minimum(chunk, last)
+            return chunk, core * each + step, 0
+
+        gradients = pl.BlockSpec((self.chunk, block, width), touched)
+        arguments = [limit, *[values] * self.chunk, pieces, queries]
+        arguments += [lse, by_reading, by_lse, *([] if is_whole else [reading])]
         by_values, by_queries = pl.pallas_call(
             body,
+            input_output_aliases={len(arguments): 0} if is_adding else {},
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(cores, each, self.chunks),
@@ -430,12 +453,10 @@ class Reading:
                     readings,
                     columns,
                     *([] if is_whole else [readings]),
+                    *([gradients] if is_adding else []),
                 ],
                 out_specs=[
-                    pl.BlockSpec(
-                        (self.chunk, block, width),
-                        lambda k, i, c, _: (c, k * each + i, 0),
-                    ),
+                    gradients,
                     pl.BlockSpec((1, readers, width), lambda k, i, c, _: (k, 0, 0)),
                 ],
                 scratch_shapes=[
@@ -454,8 +475,8 @@ class Reading:
             interpret=self.interpret,
             name="depth_read_backward",
         )(
-            *(limit, *[values] * self.chunk, pieces, queries),
-            *(lse, by_reading, by_lse, *([] if is_whole else [reading])),
+            *arguments,
+            *([by_later] if is_adding else []),
         )
         return by_values, by_queries.sum(0)
 
@@ -512,9 +533,29 @@ def read(
     return _forward(values, queries, limit, epsilon, interpret)[0]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def read_through(
+    values: jax.Array,
+    queries: jax.Array,
+    limit: jax.Array,
+    epsilon: float,
+    interpret: Any = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same, and the sources, which later readers are to be given.
+
+    So the gradient that comes from later readers is at hand when this one's is taken,
+    and is added to in the place where it lies.
+    """
+    return *_forward(values, queries, limit, epsilon, interpret)[0], values
+
+
 def _reading(values, queries, epsilon, interpret):
     rows, width, readers = values.shape[0], values.shape[-1], queries.shape[0]
     return Reading(rows, readers, width, values.dtype, epsilon, interpret)
+
+
+def _flat(values):
+    return values.reshape(values.shape[0], -1, values.shape[-1])
 
 
 def _forward(values, queries, limit, epsilon, interpret):
@@ -522,8 +563,7 @@ def _forward(values, queries, limit, epsilon, interpret):
 
     def local(values, queries, limit, *, axes):
         del axes
-        flat = values.reshape(values.shape[0], -1, values.shape[-1])
-        reading, lse = kernel.forward(flat, queries, limit)
+        reading, lse = kernel.forward(_flat(values), queries, limit)
         shape = (queries.shape[0], *values.shape[1:])
         return reading.reshape(shape), lse.T.reshape(shape[:-1])
 
@@ -533,25 +573,32 @@ def _forward(values, queries, limit, epsilon, interpret):
     return outputs, (values, queries, limit, *outputs)
 
 
+def _forward_through(values, queries, limit, epsilon, interpret):
+    outputs, kept = _forward(values, queries, limit, epsilon, interpret)
+    return (*outputs, values), kept
+
+
 def _backward(epsilon, interpret, kept, cotangents):
     values, queries, limit, *outputs = kept
     kernel = _reading(values, queries, epsilon, interpret)
 
-    def local(values, queries, limit, reading, lse, by_reading, by_lse, *, axes):
-        flat = values.reshape(values.shape[0], -1, values.shape[-1])
+    def local(values, queries, limit, reading, lse, by_reading, by_lse, *later, axes):
+        flat = _flat(values)
         shape = (queries.shape[0], *flat.shape[1:])
         columns = (a.reshape(shape[:-1]).T for a in (lse, by_lse))
         lse, by_lse = columns
         by_values, by_queries = kernel.backward(
             *(flat, queries, limit, reading.reshape(shape), lse),
-            *(by_reading.reshape(shape), by_lse),
+            *(by_reading.reshape(shape), by_lse, *map(_flat, later)),
         )
         return by_values.reshape(values.shape), tiles.summed(by_queries, axes)
 
-    run = tiles.over_batch(local, (1, None, None, 1, 1, 1, 1), (1, -1))
+    by_reading = (1,) * (len(outputs) + len(cotangents))
+    run = tiles.over_batch(local, (1, None, None, *by_reading), (1, -1))
     once = tiles.differentiable_once(run, "depth_read")
     limit = jnp.reshape(limit, (1,))
     return *once(values, queries, limit, *outputs, *cotangents), None
 
 
 read.defvjp(_forward, _backward)
+read_through.defvjp(_forward_through, _backward)

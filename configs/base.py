@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     model.init_std = 0.0  # of projections; 0 is 1/sqrt(fan in)
     model.scales_output_by_depth = True  # output projections start at 1/sqrt(2 depth)
     model.layers = "auto"  # "scan", "unroll", or "auto": unrolled on a CPU
+    model.kernels = "auto"  # "reference", "pallas", or "auto": where it pays
     model.remat = "none"  # what backward recomputes: "none", "dots", "full"
 
     config.precision = precision = ConfigDict(type_safe=False)

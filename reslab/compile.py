@@ -190,6 +190,9 @@ def plain_flops(setup: Setup) -> int:
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), setup.shapes
     )
+    if getattr(setup.model, "kernels", "auto") != "auto":
+        model = setup.model.clone(kernels="reference")
+        setup = dataclasses.replace(setup, model=model)
     with jax.sharding.use_abstract_mesh(plain):
         step = make_step(setup)
         return count_flops(

@@ -61,6 +61,7 @@ RESERVED = frozenset(
         "inner_scale",
         "is_causal",
         "is_unrolled",
+        "kernels",
         "layer",
         "layers",
         "layouts",

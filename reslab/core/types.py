@@ -82,6 +82,7 @@ class Context:
       inner_norm: Norm before the projection into the stream; "" is none.
       qkv_norm: Norm of every query, key and value head; "" is none.
       is_causal: Whether a position may see those before it alone.
+      kernels: Implementation of the operations that have a kernel.
     """
 
     depth: int = 1
@@ -97,6 +98,7 @@ class Context:
     inner_norm: Spec = ""
     qkv_norm: Spec = ""
     is_causal: bool = True
+    kernels: str = "auto"
 
 
 class Norm(Protocol):

@@ -12,6 +12,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.types import Context
 from reslab.nn import sites as sites_of
 from reslab.nn.norm import make_norm
+from reslab.ops.tiles import IMPLEMENTATIONS
 
 Specs = registry.Spec | Sequence[registry.Spec]
 
@@ -37,6 +38,8 @@ class Body(nn.Module):
       init_std: Initial standard deviation of projections; 0 is 1/sqrt(fan in).
       scales_output_by_depth: Whether projections into the stream start smaller
         by 1/sqrt(sublayers applied) (Radford et al., 2019, Section 2.3).
+      kernels: Implementation of the operations that have a kernel: "auto",
+        "reference" or "pallas" (see `reslab.ops.evidence`).
       is_unrolled: Whether layers are unrolled instead of scanned.
       remat: What the backward pass recomputes: "none", "dots" or "full".
       dtype: Compute dtype.
@@ -57,6 +60,7 @@ class Body(nn.Module):
     embedding_std: float = 0.02
     init_std: float = 0.0
     scales_output_by_depth: bool = True
+    kernels: str = "auto"
     is_unrolled: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
@@ -114,6 +118,7 @@ class Body(nn.Module):
             linear=self.linear,
             position=self.position,
             is_causal=self.is_causal,
+            kernels=self.kernels,
             init_std=self.init_std,
             output_scale=sites[-1] ** -0.5 if self.scales_output_by_depth else 1.0,
         )
@@ -153,13 +158,19 @@ class Body(nn.Module):
         )
 
     def check_depth(self) -> None:
-        """Checks that there are layers.
+        """Checks that there are layers, and such kernels.
 
         Raises:
           ReslabError: If there are none.
         """
         if self.depth < 1:
             raise ReslabError("model.depth", expected="at least 1", got=str(self.depth))
+        if self.kernels not in IMPLEMENTATIONS:
+            raise ReslabError(
+                "model.kernels",
+                expected=", ".join(IMPLEMENTATIONS),
+                got=repr(self.kernels),
+            )
 
     def embedding_norm_or_none(self) -> Any:
         """The norm before the first layer, or what does nothing."""

@@ -62,6 +62,10 @@ def build_model(config: ConfigDict, task: Task, platform: str) -> Any:
     dtypes = precision.resolve(
         config.precision.parameters, config.precision.compute, platform
     )
+    if model.kernels == "pallas" and platform != "tpu":
+        raise ReslabError(
+            "model.kernels", expected="a TPU for 'pallas'", got=platform, hint="auto"
+        )
     fields = {key: model[key] for key in model if key not in ("name", "layers")}
     defaults = configs.load("base").model
     for key, value in fields.items():

@@ -11,6 +11,13 @@ from reslab.ops.depth_attention.api import block_merge, depth_read
 from reslab.ops.depth_attention.reference import add_and_merge, attend
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Two sources in a block, so that few are several blocks."""
+    monkeypatch.setattr(pallas_tpu, "LARGEST_WHOLE", 2)
+    monkeypatch.setattr(pallas_tpu, "LARGEST_CHUNK", 2)
+
+
 def both_ways(run, arguments, cotangents):
     """What a function returns, and its gradients."""
 
@@ -24,12 +31,12 @@ def both_ways(run, arguments, cotangents):
 # Rows, rows read, readers, batch, length, features, dtype.
 READS = [
     (1, 1, 1, 1, 1, 128, "float32"),
-    (3, 2, 2, 2, 9, 200, "float32"),
-    (5, 5, 4, 1, 33, 256, "float32"),  # Several readers: the matrix unit.
-    (17, 9, 1, 1, 40, 128, "float32"),  # Three blocks of sources, one not read.
-    (14, 14, 3, 2, 7, 128, "float32"),
-    (4, 4, 4, 1, 20, 384, "bfloat16"),
-    (14, 11, 1, 1, 24, 128, "bfloat16"),
+    (2, 2, 2, 2, 9, 200, "float32"),
+    (2, 2, 4, 1, 33, 256, "float32"),  # Several readers: the matrix unit.
+    (5, 3, 1, 1, 40, 128, "float32"),  # Three blocks of sources, one not read.
+    (3, 3, 3, 2, 7, 128, "float32"),
+    (2, 2, 4, 1, 20, 384, "bfloat16"),
+    (4, 3, 1, 1, 24, 128, "bfloat16"),
 ]
 
 
@@ -56,7 +63,7 @@ def test_the_read_equals_the_reference(emulated, shape):
 
 
 def test_sources_that_are_not_read_may_hold_anything(emulated):
-    values, by_reading = emulated.arrays([(11, 1, 8, 128), (1, 1, 8, 128)])
+    values, by_reading = emulated.arrays([(5, 1, 8, 128), (1, 1, 8, 128)])
     (queries,) = emulated.arrays([(1, 128)], seed=1)
     poisoned = values.at[3:].set(jnp.nan)
 
@@ -69,7 +76,7 @@ def test_sources_that_are_not_read_may_hold_anything(emulated):
     assert all(jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(got))
 
 
-@pytest.mark.parametrize("rows, limit", [(4, 2), (17, 9)])
+@pytest.mark.parametrize("rows, limit", [(2, 1), (5, 3)])
 def test_gradients_of_later_readers_are_added_to(emulated, rows, limit):
     values, *by_readings = emulated.arrays([(rows, 2, 5, 128), *[(1, 2, 5, 128)] * 2])
     queries, *by_lses = emulated.arrays([(1, 128), *[(1, 2, 5)] * 2], seed=1)

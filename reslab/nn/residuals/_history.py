@@ -1,5 +1,7 @@
 """What residuals over a history share: where its rows are, and reading by attention."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +15,8 @@ from reslab.core.platform import computed_once
 from reslab.core.types import Branch
 from reslab.nn import sites
 from reslab.nn.history import History, Sources
-from reslab.ops.depth_attention.reference import logit
+from reslab.ops.depth_attention.api import depth_read_through
+from reslab.ops.depth_attention.reference import logit, merge
 
 
 class HistoryResidual(nn.Module):
@@ -26,6 +29,7 @@ class HistoryResidual(nn.Module):
       sublayers: Number of sublayers in a layer, where all are alike.
       sublayer_index: Which of them this is, from 0.
       param_dtype: Dtype in which parameters are stored.
+      kernels: Implementation of what has a kernel: "auto", "reference" or "pallas".
     """
 
     depth: int = 1
@@ -34,6 +38,7 @@ class HistoryResidual(nn.Module):
     sublayers: int = 1
     sublayer_index: int = 0
     param_dtype: Any = jnp.float32
+    kernels: str = "auto"
 
     is_history: ClassVar[bool] = True
     # Whether a stream that no sublayer adds to stays as it is; false for averages.
@@ -136,12 +141,14 @@ class DepthAttention(nn.Module):
       null_bias: Initial value of what is added to that source's logit; large, and
         nothing else is read.
       param_dtype: Dtype in which parameters are stored.
+      kernels: Implementation of the reading: "auto", "reference" or "pallas".
     """
 
     epsilon: float = 1e-6
     use_null: bool = False
     null_bias: float = 0.0
     param_dtype: Any = jnp.float32
+    kernels: str = "auto"
 
     @nn.compact
     def __call__(
@@ -150,7 +157,8 @@ class DepthAttention(nn.Module):
         is_valid: jax.Array,
         extra: jax.Array | None = None,
         has_extra: bool | jax.Array = True,
-    ) -> tuple[jax.Array, jax.Array]:
+        through: History | None = None,
+    ) -> tuple[jax.Array, jax.Array] | tuple[jax.Array, History]:
         """Reads the sources, and one more that is in no row yet.
 
         Args:
@@ -158,10 +166,13 @@ class DepthAttention(nn.Module):
           is_valid: Which of them count (rows,).
           extra: The one more (batch, length, embed), or None.
           has_extra: Whether it counts.
+          through: The history, where the reading is to be one operation: then all
+            sources that may be read count, and nobody looks at the weights.
 
         Returns:
           The reading (batch, length, embed), and the weights (rows + 1 with an extra
-          source + 1 with a null source, batch, length).
+          source + 1 with a null source, batch, length), or `through` as later readers
+          are to have it.
         """
         shape, dtype = jax.tree.leaves(sources.values)[0].shape, sources.dtype
         features = shape[-1]
@@ -172,6 +183,24 @@ class DepthAttention(nn.Module):
             return parameter(self, *args).astype(dtype)
 
         direction = vector("query") * (1 + vector("gain"))
+        if through is not None:
+            read = functools.partial(
+                depth_read_through, epsilon=self.epsilon, implementation=self.kernels
+            )
+            readings, lse, values = read(
+                through.sources, direction[None], limit=jnp.maximum(sources.limit, 1)
+            )
+            # Of no sources nothing is read.
+            lowest = jnp.asarray(-1e30, dtype)
+            lse = jnp.where(sources.limit > 0, lse[0], lowest)
+            reading = readings[0].astype(dtype)
+            reading = jnp.where(sources.limit > 0, reading, 0)
+            if extra is not None:
+                lse = jnp.where(has_extra, lse, -lowest)
+                reading = merge(
+                    reading, lse, extra.astype(dtype), direction, self.epsilon
+                )
+            return reading, dataclasses.replace(through, sources=values)
         rows = sources.dots(direction)
         rows = rows * jax.lax.rsqrt(sources.mean_squares() + self.epsilon)
         # Finite, so that reading nothing at all is nothing and not a NaN.

@@ -1,6 +1,6 @@
 """Attention residuals: every sublayer attends to what earlier ones wrote."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
-from reslab.core.taps import tap
+from reslab.core.taps import TAPS, tap
 from reslab.core.types import Branch
 from reslab.nn import sites
 from reslab.nn.history import History
 from reslab.nn.residuals._history import DepthAttention, HistoryResidual
+from reslab.ops.depth_attention.api import reads_by_kernel
 
 GATES = ("", "scalar", "vector", "alpha")
 
@@ -169,7 +170,11 @@ class AttentionResiduals(HistoryResidual):
     def setup(self):
         """Makes the reader, whose parameters come when it is first called."""
         self.read = DepthAttention(
-            self.epsilon, self.use_null, self.null_bias, self.param_dtype
+            self.epsilon,
+            self.use_null,
+            self.null_bias,
+            self.param_dtype,
+            self.kernels,
         )
         if self.gate:
             self.gated = Gate(self.gate, self.param_dtype)
@@ -186,10 +191,11 @@ class AttentionResiduals(HistoryResidual):
         block = sites.at(self._block_of_site, site)
         is_first = sites.at(self._is_first, site)
         carried = stream.carried
-        reading, weights = self._read(
+        reading, weights, stream = self._read(
             stream, sites.at(self._visible, site), block, ~jnp.asarray(is_first)
         )
-        self._tap(weights, stream.rows, block)
+        if weights is not None:
+            self._tap(weights, stream.rows, block)
         if self.routing == "add":
             if self.gate:
                 reading = self.gated(reading, carried["sum"])
@@ -214,7 +220,7 @@ class AttentionResiduals(HistoryResidual):
         """The sum so far, or one more reading."""
         if self.routing == "add":
             return stream.carried["sum"]
-        reading, _ = self._read(stream, self._rows, None, False)
+        reading, *_ = self._read(stream, self._rows, None, False)
         return reading.astype(stream.dtype)
 
     def _read(self, stream, visible, block, has_extra):
@@ -223,10 +229,22 @@ class AttentionResiduals(HistoryResidual):
         if self.window:
             is_recent = sources.index >= visible - self.window
             is_valid &= is_recent | (sources.index == 0)
-        if self.routing == "add" or not self._in_blocks or block is None:
-            return self.read(sources, is_valid)
-        extra = stream.carried["part" if self.source == "delta" else "sum"]
-        return self.read(sources, is_valid, extra, has_extra)
+        arguments: tuple[Any, ...] = (sources, is_valid)
+        if self.routing == "replace" and self._in_blocks and block is not None:
+            extra = stream.carried["part" if self.source == "delta" else "sum"]
+            arguments += (extra, has_extra)
+        if self._reads_through(stream):
+            reading, stream = self.read(*arguments, through=stream)
+            return reading, None, stream
+        return *self.read(*arguments), stream
+
+    def _reads_through(self, stream: History) -> bool:
+        """Whether a reading is one operation, of which nobody sees the weights."""
+        is_plain = not (self.window or self.use_null or self.is_initializing())
+        is_watched = self.is_mutable_collection(TAPS)
+        if not is_plain or is_watched or isinstance(stream.sources, tuple):
+            return False
+        return reads_by_kernel(stream.sources, 1, self.kernels)
 
     def _tap(self, weights, rows, block):
         """Shows the mean weight of every row (rows,), unfinished ones among them."""

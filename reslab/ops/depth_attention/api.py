@@ -54,6 +54,64 @@ def depth_read(
     >>> reading[0, 0, 0].tolist()
     [1.0, 2.0]
     """
+    _check_read(values, queries, limit)
+    rows, wide = values.shape[0], statistics_dtype(values.dtype)
+    queries = queries.astype(wide)
+    if reads_by_kernel(values, queries.shape[0], implementation):
+        limit = jnp.asarray(rows if limit is None else limit, jnp.int32)
+        return pallas_tpu.read(values, queries, limit, epsilon)
+    flat = values.reshape(*values.shape[:2], -1, values.shape[-1])
+    reading, lse = attend(flat, queries, epsilon, limit)
+    shape = (queries.shape[0], *values.shape[1:])
+    return reading.astype(values.dtype).reshape(shape), lse.reshape(shape[:-1])
+
+
+def depth_read_through(
+    values: jax.Array,
+    queries: jax.Array,
+    *,
+    limit: int | jax.Array | None = None,
+    epsilon: float = 1e-6,
+    implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`depth_read`, and the sources, for later readers.
+
+    Where later readers are given these sources, the kernel's backward pass adds to
+    the gradient that comes from them in place, for the sources that were read alone.
+
+    Args:
+      values: As in `depth_read`.
+      queries: As in `depth_read`.
+      limit: As in `depth_read`.
+      epsilon: As in `depth_read`.
+      implementation: As in `depth_read`.
+
+    Returns:
+      The readings, the logarithms, and the sources.
+    """
+    if not reads_by_kernel(values, queries.shape[0], implementation):
+        keywords = {"limit": limit, "epsilon": epsilon}
+        read = depth_read(values, queries, implementation="reference", **keywords)
+        return *read, values
+    _check_read(values, queries, limit)
+    limit = jnp.asarray(values.shape[0] if limit is None else limit, jnp.int32)
+    return pallas_tpu.read_through(values, queries, limit, epsilon)
+
+
+def reads_by_kernel(values: jax.Array, readers: int, implementation: str) -> bool:
+    """Whether `depth_read` runs its kernel on such arguments.
+
+    Raises:
+      ReslabError: If the kernel is asked for and cannot do what is asked.
+    """
+    obstacle = pallas_tpu.obstacle(values, readers)
+    operation = "depth_read" if readers == 1 else "block_read"
+    preferred = evidence.preferred(operation)
+    chosen = tiles.choose("depth_read", implementation, obstacle, preferred)
+    return chosen == "pallas"
+
+
+def _check_read(values, queries, limit):
     if values.ndim < 3:
         raise ReslabError(
             "depth_read: values",
@@ -69,20 +127,6 @@ def depth_read(
     rows = values.shape[0]
     if isinstance(limit, int) and not 1 <= limit <= rows:
         raise ReslabError("depth_read: limit", expected=f"1 to {rows}", got=str(limit))
-    queries = queries.astype(statistics_dtype(values.dtype))
-    chosen = tiles.choose(
-        "depth_read",
-        implementation,
-        pallas_tpu.obstacle(values, queries.shape[0]),
-        evidence.preferred("depth_read"),
-    )
-    if chosen == "pallas":
-        limit = jnp.asarray(rows if limit is None else limit, jnp.int32)
-        return pallas_tpu.read(values, queries, limit, epsilon)
-    flat = values.reshape(*values.shape[:2], -1, values.shape[-1])
-    reading, lse = attend(flat, queries, epsilon, limit)
-    shape = (queries.shape[0], *values.shape[1:])
-    return reading.astype(values.dtype).reshape(shape), lse.reshape(shape[:-1])
 
 
 def block_merge(

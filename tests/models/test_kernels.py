@@ -1,0 +1,90 @@
+"""Whole models with kernels, emulated: the same losses and gradients as without."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reslab.core import config as configs
+from reslab.core.errors import ReslabError
+from reslab.core.trees import unbox
+from reslab.models.lm import LanguageModel
+from reslab.ops import tiles
+from reslab.ops.depth_attention import pallas_tpu
+from reslab.parallel.mesh import make_mesh
+from reslab.train.state import make_setup
+
+RESIDUALS = [
+    "attnres",
+    "attnres(block=3)",
+    "attnres(routing='add')",
+    "attnres(routing='add', block=2, gate='scalar')",
+]
+
+
+@pytest.fixture
+def emulated_kernels(monkeypatch):
+    """Lets models run the kernels here."""
+    taken = []
+    through = functools.partial(pallas_tpu.read_through, interpret=True)
+
+    def read(*arguments):
+        taken.append(arguments)
+        return through(*arguments)
+
+    monkeypatch.setattr(tiles, "platform", lambda: "tpu")
+    monkeypatch.setattr(pallas_tpu, "read_through", read)
+    monkeypatch.setattr(pallas_tpu, "LARGEST_WHOLE", 2)
+    monkeypatch.setattr(pallas_tpu, "LARGEST_CHUNK", 2)
+    return taken
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_a_model_is_the_same_with_kernels(emulated_kernels, residual):
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 6)), jnp.int32)
+
+    def make(kernels):
+        return LanguageModel(
+            vocabulary_size=11,
+            features=16,
+            depth=2,
+            mixer="attention(heads=2)",
+            residual=residual,
+            kernels=kernels,
+        )
+
+    shapes = jax.eval_shape(make("auto").init, jax.random.key(0), tokens)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype),
+        unbox(shapes),
+    )
+
+    def loss(kernels):
+        def total(variables):
+            arguments = variables, tokens, tokens
+            losses, _ = make(kernels).apply(*arguments, method="losses")
+            return jnp.sum(losses)
+
+        return jax.jit(jax.value_and_grad(total))(variables)
+
+    assert not emulated_kernels
+    expected = loss("reference")
+    assert not emulated_kernels
+    got = loss("pallas")
+    assert emulated_kernels
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        scale = max(float(jnp.max(jnp.abs(other))), 1e-3)
+        np.testing.assert_allclose(one, other, atol=2e-5 * scale, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "kernels, message",
+    [("pallas", "model.kernels: expected a TPU"), ("palas", "auto, reference, pallas")],
+)
+def test_kernels_that_cannot_be_are_refused_first(kernels, message):
+    config = configs.update(configs.load("base"), [("model.kernels", kernels)])
+    with pytest.raises(ReslabError, match=message):
+        make_setup(config, make_mesh(config.mesh, jax.devices()[:1]))

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import functools
 import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -59,7 +60,8 @@ class Row:
       measured_us: Median time of a run.
       gigabytes_per_second: Ideal bytes over that.
       copy_fraction: Of the rate of a copy on the device, in the same process.
-      speedup: Time of the reference over this one's.
+      speedup: Time of the reference over this one's; of what was compiled the least
+        time, which is the reference's bytes over the bandwidth alone.
       commit: Of the source.
       jax: Version.
       libtpu: Version.
@@ -89,6 +91,16 @@ class Row:
     jax: str = ""
     libtpu: str | None = None
     date: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What rows must have in common to be compared."""
+        return self.operation, self.shape, self.dtype, self.direction, self.device
+
+    @property
+    def least_us(self) -> float | None:
+        """The least time that what was compiled can take."""
+        return max(self.dma_us or 0.0, self.compute_us or 0.0) or None
 
 
 FIELDS = [field.name for field in dataclasses.fields(Row)]
@@ -123,15 +135,22 @@ def bench_ops(
     for name in targets:
         if name not in TARGETS:
             raise ReslabError(f"bench: target {name!r}", hint=nearest(name, TARGETS))
+    if dtype not in ("bfloat16", "float32"):
+        raise ReslabError(
+            "bench: dtype", expected="bfloat16 or float32", got=repr(dtype)
+        )
     operations = operations or OPERATIONS
+    known = {case.shape for name in operations for case in cases(name, dtype)}
+    for name in shapes:
+        if name not in known:
+            raise ReslabError(f"bench: shape {name!r}", hint=nearest(name, known))
     for name in operations:
         tell(f"checking {name} against its reference ...")
         check(name)
     rows: list[Row] = []
     for target in targets:
-        for name in operations:
-            tell(f"compiling {name} for {target} ...")
-            rows += _compiled(name, target, shapes, dtype)
+        tell(f"compiling {', '.join(operations)} for {target} ...")
+        rows += compiled(operations, target, shapes, dtype)
     if not targets:
         for name in operations:
             for case in cases(name, dtype):
@@ -183,15 +202,35 @@ def _emulated(case: Case) -> Callable[..., Any]:
 # Compiled for a TPU.
 
 
-def _compiled(
-    operation: str, target: str, shapes: Sequence[str], dtype: str
+def compiled(
+    operations: Sequence[str],
+    target: str,
+    shapes: Sequence[str],
+    dtype: str = "bfloat16",
+    implementations: Sequence[str] = ("reference", "pallas"),
+    directions: Sequence[str] = ("forward", "both"),
 ) -> list[Row]:
-    """Compiles in a process of its own: libtpu reads what to dump as it wakes up."""
+    """Compiles in a process of its own: libtpu reads what to dump as it wakes up.
+
+    Args:
+      operations: Names.
+      target: "v5e", "v5p" or "v6e".
+      shapes: Names of shapes; all if empty.
+      dtype: "bfloat16" or "float32".
+      implementations: Which of them.
+      directions: Which of them.
+
+    Returns:
+      Rows without versions and date.
+
+    Raises:
+      ReslabError: If something does not compile.
+    """
     variables, directory = bundles.environment()
-    request = json.dumps([operation, target, list(shapes), dtype, directory])
+    request = operations, target, shapes, dtype, implementations, directions
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "reslab.bench", request],
+            [sys.executable, "-m", "reslab.bench", json.dumps([*request, directory])],
             env={**variables, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
@@ -200,28 +239,43 @@ def _compiled(
         shutil.rmtree(directory, ignore_errors=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-        raise ReslabError(f"bench: compiling {operation} for {target}", got=said[-1])
-    return [Row(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
+        raise ReslabError(f"bench: compiling for {target}", got=said[-1])
+    rows = [Row(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
+    for row in rows:
+        others = [other for other in rows if other.key == row.key]
+        (reference,) = [r for r in others if r.implementation == "reference"] or [None]
+        if reference and reference.least_us and row.least_us:
+            row.speedup = round(reference.least_us / row.least_us, 3)
+    return rows
 
 
 def _in_process(
-    operation: str, target: str, shapes: Sequence[str], dtype: str, directory: str
+    operations: Sequence[str],
+    target: str,
+    shapes: Sequence[str],
+    dtype: str,
+    implementations: Sequence[str],
+    directions: Sequence[str],
+    directory: str,
 ) -> Iterator[Row]:
     described = topology(TARGETS[target])
     sharding = SingleDeviceSharding(described.devices[0])
-    for case in cases(operation, dtype):
-        if shapes and case.shape not in shapes:
-            continue
-        for direction in ("forward", "both"):
-            for name, run in (("reference", case.reference), ("pallas", case.kernel)):
-                arguments = case.arguments
-                if direction == "both":
-                    run, arguments = case.both_ways(run)
-                jitted = jax.jit(run, in_shardings=sharding, out_shardings=sharding)
-                bundles.dumped(directory)
-                program = compile_program(jitted.lower(*arguments))
-                schedules = bundles.dumped(directory)
-                yield _cost(case, direction, name, target, program.text, schedules)
+    wanted = [
+        case
+        for operation in operations
+        for case in cases(operation, dtype)
+        if not shapes or case.shape in shapes
+    ]
+    for case, direction, name in itertools.product(wanted, directions, implementations):
+        run = case.kernel if name == "pallas" else case.reference
+        arguments = case.arguments
+        if direction == "both":
+            run, arguments = case.both_ways(run)
+        jitted = jax.jit(run, in_shardings=sharding, out_shardings=sharding)
+        bundles.dumped(directory)
+        program = compile_program(jitted.lower(*arguments))
+        schedules = bundles.dumped(directory)
+        yield _cost(case, direction, name, target, program.text, schedules)
 
 
 def _cost(

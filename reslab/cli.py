@@ -175,6 +175,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--json", action="store_true", help="print JSON, not a table")
 
+    added = verb("bench", _bench, "what kernels cost beside plain XLA, as CSV")
+    added.add_argument(
+        "what", choices=("ops",), help="ops: the operations with kernels"
+    )
+    added.add_argument(
+        "--operation",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="such as depth_read; may be repeated (default: all)",
+    )
+    added.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="CHIP",
+        help="compile for an absent v5e, v5p or v6e; may be repeated (default: run)",
+    )
+    added.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a shape of reslab/ops/*/shapes.py; may be repeated (default: all)",
+    )
+    added.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
+    added.add_argument("--out", metavar="FILE.csv", help="default: print")
+
     verb("doctor", _doctor, "print versions, devices and missing extras")
     return parser
 
@@ -479,6 +507,21 @@ def _compile(options: argparse.Namespace) -> int:
     write = as_json if options.json else table
     print(write(reports, options.topology))
     return 0 if all(report.is_fitting for report in reports) else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from reslab.bench import as_csv, bench_ops
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    arguments = options.operation, options.target, options.shape, options.dtype
+    text = as_csv(bench_ops(*arguments, tell))
+    if options.out:
+        pathlib.Path(options.out).write_text(text)
+    else:
+        print(text, end="")
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

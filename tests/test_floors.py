@@ -31,7 +31,8 @@ ALLOWED = {
     "transforms": {"core"},
     "study": {"core", "ops", "models", "optim", "data", "parallel", "observe", "train"},
     "top": {
-        *("core", "models", "optim", "data", "parallel", "observe", "train", "study"),
+        *("core", "ops", "models", "optim", "data", "parallel", "observe", "train"),
+        "study",
     },
 }
 

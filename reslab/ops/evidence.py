@@ -1,13 +1,63 @@
-"""What `implementation="auto"` knows: compiled costs of kernels and of plain XLA."""
+"""What `implementation="auto"` knows: compiled costs of kernels and of plain XLA.
 
-PREFERRED = {
-    "add_norm": "reference",
-    "depth_read": "pallas",
-    "block_merge": "reference",
-    "stream_mix": "reference",
+`evidence.csv` holds rows of `reslab bench ops --target ...`: forward and backward of an
+operation on a real shape, compiled for a chip. A kernel takes at least its bytes over
+the chip's bandwidth and its bundles over its clock. Plain XLA is given its bytes over
+the bandwidth alone, which it can only exceed; a kernel is taken where even that is
+longer.
+"""
+
+import csv
+import functools
+import importlib.resources
+from collections.abc import Mapping, Sequence
+
+import jax
+
+# What JAX calls the chips.
+CHIPS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
 }
 
 
 def preferred(operation: str) -> str:
-    """What an operation runs where both implementations can: it moves fewer bytes."""
-    return PREFERRED[operation]
+    """What an operation runs where both implementations can.
+
+    Args:
+      operation: Its name in `reslab.ops.catalogue`.
+
+    Returns:
+      "pallas" where the kernel was cheaper when compiled for the chip at hand, or for
+      all of them where it is none of these; else "reference".
+    """
+    rows = [row for row in _rows() if row["operation"] == operation]
+    chip = CHIPS.get(_device_kind())
+    rows = [row for row in rows if row["device"] == chip] or rows
+    return "pallas" if rows and kernel_gain(rows) > 1 else "reference"
+
+
+def kernel_gain(rows: Sequence[Mapping[str, str]]) -> float:
+    """Least time of plain XLA over that of the kernel, by these rows."""
+    times = {"reference": 0.0, "pallas": 0.0}
+    for row in rows:
+        costs = [float(row[key]) for key in ("dma_us", "compute_us") if row[key]]
+        times[row["implementation"]] += max(costs)
+    return times["reference"] / times["pallas"]
+
+
+def _device_kind() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
+@functools.cache
+def _rows() -> tuple[Mapping[str, str], ...]:
+    file = importlib.resources.files("reslab.ops") / "evidence.csv"
+    with file.open(newline="") as lines:
+        rows = csv.DictReader(lines)
+        return tuple(row for row in rows if row["direction"] == "both")

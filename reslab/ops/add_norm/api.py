@@ -80,7 +80,7 @@ def add_norm(
         "add_norm",
         implementation,
         pallas_tpu.obstacle(norm, x, len(rows)),
-        evidence.preferred("add_norm"),
+        evidence.preferred(f"add_norm_{norm}"),
     )
     if chosen == "pallas":
         return pallas_tpu.add_norm(norm, x, update, rows, epsilon)

@@ -70,7 +70,7 @@ class Reading:
     @property
     def part(self) -> int:
         """Tokens that are computed on at once."""
-        return tiles.sublanes(jnp.bfloat16)
+        return tiles.sublanes(self.dtype)
 
     def block(self, tokens: int, *, is_backward: bool) -> int:
         """Tokens in a block; 0 where not even the least fit the chip."""
@@ -85,7 +85,7 @@ class Reading:
         columns = 4 * tiles.LANES * (4 + 2 * self.chunk + 3 * self.readers)
         fixed = 32 * width * max(8, self.readers) + 4 * width * self.part * 8
         return tiles.block_rows(
-            width * moved + columns, jnp.bfloat16, tokens, fixed=fixed, most=128
+            width * moved + columns, self.dtype, tokens, fixed=fixed, most=128
         )
 
     def fits(self) -> bool:

@@ -71,7 +71,9 @@ def stream_mix(
         "stream_mix",
         implementation,
         pallas_tpu.obstacle(streams, weights),
-        evidence.preferred("stream_mix"),
+        evidence.preferred(
+            "stream_mix" if weights.ndim == 1 else "stream_mix_of_tokens"
+        ),
     )
     if chosen == "pallas":
         *new, reading = pallas_tpu.stream_mix(streams, output, weights)

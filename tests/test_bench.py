@@ -1,0 +1,67 @@
+"""`reslab bench ops`: rows, and what it refuses."""
+
+import csv
+import io
+
+import jax.numpy as jnp
+import pytest
+
+from reslab import bench
+from reslab.cli import main
+from reslab.ops import evidence
+from reslab.ops.add_norm import pallas_tpu
+
+
+def test_rows_of_what_ran_here(capsys):
+    command = ["bench", "ops", "--operation", "stream_mix", "--shape", "odd"]
+    assert main(command) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["direction"] for row in rows] == ["forward", "both"]
+    assert all(float(row["measured_us"]) > 0 for row in rows)
+    assert {row["implementation"] for row in rows} == {"reference"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--operation", "add_norm"], "add_norm_"),
+        (["--target", "v4"], "v5e"),
+        (["--shape", "huge"], "odd"),
+        (["--dtype", "int8"], "bfloat16 or float32"),
+    ],
+)
+def test_unknown_names_are_one_line(capsys, arguments, message):
+    assert main(["bench", "ops", *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said
+
+
+def test_a_wrong_kernel_has_no_speed(monkeypatch, capsys):
+    right = pallas_tpu.add_norm
+
+    def wrong(*arguments):
+        total, y = right(*arguments)
+        return total, y + jnp.asarray(1e-3, y.dtype)
+
+    monkeypatch.setattr(pallas_tpu, "add_norm", wrong)
+    assert main(["bench", "ops", "--operation", "add_norm_rms"]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out and "differs from its reference" in printed.err
+
+
+def test_a_kernel_is_preferred_where_it_beats_the_least_of_xla():
+    def row(implementation, dma, compute=""):
+        return {
+            "implementation": implementation,
+            "dma_us": dma,
+            "compute_us": compute,
+        }
+
+    xla = row("reference", "10")
+    assert evidence.kernel_gain([xla, row("pallas", "8", "9")]) == pytest.approx(10 / 9)
+    assert evidence.kernel_gain([xla, row("pallas", "8", "20")]) == pytest.approx(0.5)
+
+
+def test_the_evidence_is_rows_of_the_bench():
+    rows = evidence._rows()
+    assert rows and set(rows[0]) == set(bench.FIELDS)

@@ -301,13 +301,12 @@ def _cost(
         row.dma_us = round(cost.hbm_bytes / chip.hbm_bandwidth * 1e6, 2)
     if implementation == "pallas":
         kernels = _kernels(case, schedules)
-        cycles = sum(
-            schedule.cycles(loop.steps / CORES[target], loop.parts)
+        steps = [
+            (loop.steps, schedule.step_cycles(loop.parts, loop.chunks))
             for loop, schedule in kernels
-        )
-        row.bundles_per_step = sum(
-            schedule.step + loop.parts * schedule.part for loop, schedule in kernels
-        )
+        ]
+        row.bundles_per_step = round(sum(cycles for _, cycles in steps))
+        cycles = sum(count * cycles for count, cycles in steps) / CORES[target]
         row.compute_us = round(cycles / chip.clock * 1e6, 2)
         if row.dma_us is not None:
             row.bound = "compute" if row.compute_us > row.dma_us else "memory"

@@ -25,10 +25,17 @@ Run = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """How often the loops of a kernel run: over blocks, and over parts of a block."""
+    """How often the loops of a kernel run.
+
+    Attributes:
+      steps: Steps of the grid.
+      parts: Parts of a block, the loop inside a step.
+      chunks: Steps for the same tokens; some loops run in one of them alone.
+    """
 
     steps: int
     parts: int
+    chunks: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +147,7 @@ def depth_read(name: str, shape: Mapping[str, int], dtype: str) -> Case:
         *(name, dtype, reference, kernel, (values, queries)),
         (rows + readers) * source,
         (2 * rows + readers) * source,
-        tuple(Loop(loop.steps * one.chunks, loop.parts) for loop in loops),
+        tuple(Loop(loop.steps * one.chunks, loop.parts, one.chunks) for loop in loops),
     )
 
 

@@ -51,9 +51,11 @@ def test_a_schedule_is_read_by_depth(tmp_path):
     listing = [
         "     0   :  { %s1 = inlined_call_operand }",
         "   0x1 LB: > { %s2 = sphi 0 }",
-        "   0x2   : > { %p3 = scmp.ge.s32 }",
-        "   0x3 LB: >> { %v4 = vld [vmem:%s5] }",
-        "   0x4   : { %s6 = sld }",
+        "   0x2 LB: >> { %v4 = vld [vmem:%s5] }",
+        "   0x3   : > { %p3 = scmp.ge.s32 }",
+        "   0x4 LB: >> { %v6 = vld [vmem:%s5] }",
+        "   0x5   : >> { %v7 = vld [vmem:%s5] }",
+        "   0x6   : { %s6 = sld }",
     ]
     path = tmp_path / "17-add_rms.1-63-final_bundles.txt"
     path.write_text("\n".join(listing))
@@ -61,8 +63,9 @@ def test_a_schedule_is_read_by_depth(tmp_path):
         tmp_path / "17-add_rms.1-70-final_hlo-static-per-bundle-utilization.txt"
     ).write_text("header\n" + "0 0 0 1 0 0 1 0 0 2 1\n" + "0 0 0 1 0 0 1 0 0 3 1\n")
     found = dumped(str(tmp_path))
-    assert found == {"add_rms.1": Schedule(outside=2, step=2, part=1, spills=5)}
-    assert found["add_rms.1"].cycles(steps=10, parts=4) == 2 + 10 * (2 + 4)
+    assert found == {"add_rms.1": Schedule(outside=2, step=2, loops=(1, 2), spills=5)}
+    assert found["add_rms.1"].step_cycles(parts=4) == 2 + 4 * 3
+    assert found["add_rms.1"].step_cycles(parts=4, chunks=2) == 2 + 4 * 2.5
     assert not list(tmp_path.iterdir())
 
 

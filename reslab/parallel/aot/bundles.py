@@ -6,6 +6,7 @@ counted as if it ran always.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -25,18 +26,25 @@ class Schedule:
     Attributes:
       outside: Those outside of all loops.
       step: Those of one step of the grid, but for the loop inside.
-      part: Those of one turn of the loop inside a step.
+      loops: Those of one turn of each loop inside a step.
       spills: Registers stored for want of room, in one turn of everything.
     """
 
     outside: int
     step: int
-    part: int
+    loops: tuple[int, ...]
     spills: int
 
-    def cycles(self, steps: float, parts: int) -> float:
-        """Cycles of a core that runs so many steps, of so many parts each."""
-        return self.outside + steps * (self.step + parts * self.part)
+    def step_cycles(self, parts: int, chunks: int = 1) -> float:
+        """Cycles of a step whose loops turn so often.
+
+        Args:
+          parts: Turns of a loop.
+          chunks: Steps of which one alone goes through all loops but the largest.
+        """
+        largest = max(self.loops, default=0)
+        others = sum(self.loops) - largest
+        return self.step + parts * (largest + others / chunks)
 
 
 def options(directory: str) -> str:
@@ -70,11 +78,16 @@ def _read(directory: pathlib.Path) -> Iterator[tuple[str, Schedule]]:
         name = _FILE.fullmatch(path.name)
         if name is None or "schedule-analysis" in path.name:
             continue
-        depths = [0, 0, 0]
-        for line in path.read_text().splitlines():
-            if bundle := _LINE.match(line):
-                depths[min(len(bundle[1]), 2)] += 1
-        yield name[1], Schedule(*depths, spills=_spills(directory, name[1]))
+        found = [_LINE.match(line) for line in path.read_text().splitlines()]
+        depths = [min(len(bundle[1]), 2) for bundle in found if bundle]
+        runs = [(depth, len(list(run))) for depth, run in itertools.groupby(depths)]
+        loops = tuple(length for depth, length in runs if depth == 2)
+        yield (
+            name[1],
+            Schedule(
+                depths.count(0), depths.count(1), loops, _spills(directory, name[1])
+            ),
+        )
 
 
 def _spills(directory: pathlib.Path, name: str) -> int:

@@ -67,18 +67,22 @@ class History:
         """Hands on these arrays, and no others, beside the sources."""
         return dataclasses.replace(self, carried=carried)
 
-    def write(self, x: jax.Array, row: int | jax.Array) -> "History":
+    def write(
+        self, x: jax.Array, row: int | jax.Array, *, is_in_place: bool = False
+    ) -> "History":
         """Puts a source in its row; later rows count as not written.
 
         Args:
           x: The source (batch, length, embed).
           row: Its row; a number where the sources are a tuple.
+          is_in_place: Whether readers add to the gradients of sources in place.
         """
         x = computed_once(x)
         if isinstance(self.sources, tuple):
             sources: Any = (*self.sources[:row], x)
         elif self.is_complete:
-            sources = _attributed(self.sources, x, jnp.asarray(row, jnp.int32))
+            row = jnp.asarray(row, jnp.int32)
+            sources = _attributed(self.sources, x, row, is_in_place)
         else:
             sources = jax.lax.dynamic_update_index_in_dim(self.sources, x, row, 0)
         return dataclasses.replace(self, sources=sources)
@@ -167,18 +171,24 @@ class Sources:
         return (value.astype(self.dtype) for value in self.values)
 
 
-@jax.custom_vjp
-def _attributed(sources: jax.Array, x: jax.Array, row: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attributed(
+    sources: jax.Array, x: jax.Array, row: jax.Array, is_in_place: bool
+) -> jax.Array:
     """The sources as they are; the gradient of a row becomes that of `x`."""
     return sources
 
 
-def _attributed_forward(sources, x, row):
+def _attributed_forward(sources, x, row, is_in_place):
     return sources, row
 
 
-def _attributed_backward(row, cotangent):
+def _attributed_backward(is_in_place, row, cotangent):
     own = jax.lax.dynamic_index_in_dim(cotangent, row, 0, keepdims=False)
+    if is_in_place:
+        empty = jnp.zeros_like(own)
+        left = jax.lax.dynamic_update_index_in_dim(cotangent, empty, row, 0)
+        return left, own, None
     # A comparison, not an update: it joins the sum that it is part of.
     rows = jnp.arange(cotangent.shape[0], dtype=jnp.int32)
     is_own = rows[:, None, None, None] == row

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reslab.compile import compile_configs
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
@@ -16,11 +17,12 @@ from reslab.ops.depth_attention import pallas_tpu
 from reslab.parallel.mesh import make_mesh
 from reslab.train.state import make_setup
 
+exhaustive = pytest.mark.exhaustive
 RESIDUALS = [
-    "attnres",
     "attnres(block=3)",
-    "attnres(routing='add')",
-    "attnres(routing='add', block=2, gate='scalar')",
+    pytest.param("attnres", marks=exhaustive),
+    pytest.param("attnres(routing='add')", marks=exhaustive),
+    pytest.param("attnres(routing='add', block=2, gate='scalar')", marks=exhaustive),
 ]
 
 
@@ -88,3 +90,37 @@ def test_kernels_that_cannot_be_are_refused_first(kernels, message):
     config = configs.update(configs.load("base"), [("model.kernels", kernels)])
     with pytest.raises(ReslabError, match=message):
         make_setup(config, make_mesh(config.mesh, jax.devices()[:1]))
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "slice_name, devices",
+    [
+        ("v5e:4x4", 16),
+        pytest.param("v6e:4x4", 16, marks=exhaustive),
+        pytest.param("v5p:4x4x4", 64, marks=exhaustive),
+    ],
+)
+def test_a_sharded_training_step_compiles_with_kernels(slice_name, devices):
+    pytest.importorskip("libtpu")
+    changes = {
+        "model.features": 256,
+        "model.depth": 3,
+        "model.mixer": "attention(heads=2)",
+        "model.residual": "attnres",
+        "model.kernels": "pallas",
+        "model.vocabulary_multiple": 128,
+        "data.length": 120,  # The attention kernel wants 128.
+        "data.batch": devices,
+        "mesh.data": 2,
+        "mesh.fsdp": -1,
+    }
+    config = configs.update(configs.load("base"), changes.items())
+    (report,) = compile_configs({"kernels": config}, slice_name)
+    assert report.is_fitting
+    # Not every jaxlib can read what every libtpu wrote.
+    if report.cost is not None:
+        sites = 2 * 3
+        # Forward, again in the backward pass, and backward; the last reading once.
+        assert report.cost.kernels.count == 3 * sites + 2

@@ -60,9 +60,8 @@ def both_ways(run, arguments, cotangents):
 
 
 CASES = [
-    *((norm, (3, 37, 200), "float32") for norm in NORMS),
-    ("rms", (3, 37, 200), "bfloat16"),
-    ("seednorm", (2, 150, 256), "bfloat16"),
+    *((norm, (3, 7, 200), "float32") for norm in NORMS),
+    ("seednorm", (2, 50, 256), "bfloat16"),
     ("layer", (1, 1, 256), "float32"),
     ("rms", (1, 600, 128), "float32"),  # Several blocks, the last not full.
     ("rms", (4, 5), "float32"),
@@ -75,8 +74,11 @@ def test_the_kernel_equals_the_reference(emulated, norm, shape, dtype):
     count = len(NORMS[norm][1])
     rows = tuple(1 + 0.2 * a for a in emulated.arrays([shape[-1:]] * count, seed=1))
 
+    # Memory that is poisoned, and races, where there are parts of a block and a rest.
+    interpret = emulated.interpret if (norm, dtype) == ("rms", "float32") else True
+
     def kernel(x, update, rows):
-        return pallas_tpu.add_norm(norm, x, update, rows, 1e-6, emulated.interpret)
+        return pallas_tpu.add_norm(norm, x, update, rows, 1e-6, interpret)
 
     def reference(x, update, rows):
         return reference_add_norm(norm, x, update, rows, 1e-6)

@@ -214,7 +214,8 @@ class AttentionResiduals(HistoryResidual):
             source = new["sum"] - stream.row(block)
         elif "part" in new:
             source = new["part"]
-        return stream.write(source, block + 1).carry(**new)
+        is_in_place = weights is None
+        return stream.write(source, block + 1, is_in_place=is_in_place).carry(**new)
 
     def narrow(self, stream: History) -> jax.Array:
         """The sum so far, or one more reading."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,7 +64,7 @@ class Case:
     arguments: tuple[Any, ...]
     forward_bytes: int
     backward_bytes: int
-    loops: tuple[Loop, Loop]
+    loops: tuple[Loop, ...]
     constant: int | None = None
 
     def both_ways(self, run: Run) -> tuple[Run, tuple[Any, ...]]:
@@ -87,7 +87,7 @@ def _size(*arrays: Any) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
 
 
-def _loops(block: tuple[int, int], parts: tuple[int, int], tokens: int) -> Any:
+def _loops(block: Sequence[int], parts: Sequence[int], tokens: int) -> Any:
     return tuple(
         Loop(-(-tokens // size), count)
         for size, count in zip(block, parts, strict=True)
@@ -157,8 +157,8 @@ def block_merge(name: str, shape: Mapping[str, int], dtype: str) -> Case:
     x = _array(shape["batch"], shape["length"], width, dtype=dtype)
     arguments = (x, x, x, _array(shape["batch"], shape["length"]), _array(width))
 
-    def reference(*arguments):
-        return add_and_merge(*arguments, 1e-6)
+    def reference(value, update, reading, logsumexp, query):
+        return add_and_merge(value, update, reading, logsumexp, query, 1e-6)
 
     def kernel(*arguments, interpret=False):
         return merge_tpu.add_and_merge(*arguments, 1e-6, interpret)

@@ -58,6 +58,5 @@ def _device_kind() -> str:
 @functools.cache
 def _rows() -> tuple[Mapping[str, str], ...]:
     file = importlib.resources.files("reslab.ops") / "evidence.csv"
-    with file.open(newline="") as lines:
-        rows = csv.DictReader(lines)
-        return tuple(row for row in rows if row["direction"] == "both")
+    rows = csv.DictReader(file.read_text().splitlines())
+    return tuple(row for row in rows if row["direction"] == "both")

@@ -158,7 +158,7 @@ class DepthAttention(nn.Module):
         extra: jax.Array | None = None,
         has_extra: bool | jax.Array = True,
         through: History | None = None,
-    ) -> tuple[jax.Array, jax.Array] | tuple[jax.Array, History]:
+    ) -> tuple[jax.Array, Any]:
         """Reads the sources, and one more that is in no row yet.
 
         Args:
@@ -187,9 +187,9 @@ class DepthAttention(nn.Module):
             read = functools.partial(
                 depth_read_through, epsilon=self.epsilon, implementation=self.kernels
             )
-            readings, lse, values = read(
-                through.sources, direction[None], limit=jnp.maximum(sources.limit, 1)
-            )
+            stacked: Any = through.sources
+            limit = jnp.maximum(sources.limit, 1)
+            readings, lse, values = read(stacked, direction[None], limit=limit)
             # Of no sources nothing is read.
             lowest = jnp.asarray(-1e30, dtype)
             lse = jnp.where(sources.limit > 0, lse[0], lowest)

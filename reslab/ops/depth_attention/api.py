@@ -196,11 +196,12 @@ def block_merge(
         return merge_tpu.add_and_merge(
             value, update, reading, logsumexp, query, epsilon
         )
-    flat = [a.reshape(value.shape[0], -1, value.shape[-1]) for a in (value, update)]
+    shape = (value.shape[0], -1, value.shape[-1])
     total, merged = add_and_merge(
-        *flat,
-        reading.reshape(flat[0].shape),
-        logsumexp.reshape(flat[0].shape[:-1]),
+        value.reshape(shape),
+        update.reshape(shape),
+        reading.reshape(shape),
+        logsumexp.reshape(shape[:-1]),
         query,
         epsilon,
     )

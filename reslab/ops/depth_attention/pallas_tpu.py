@@ -214,14 +214,16 @@ class Reading:
         def body(limit, *refs):
             sources, rest = refs[: self.chunk], refs[self.chunk :]
             query, out, lse, products, *running = rest
+            nothing: list[Any] = [None] * 3
+            total, largest, mass = running or nothing
             first = pl.program_id(1) * self.chunk
+            is_new = first == 0
 
             def part(at):
                 logits, _ = self.logits(sources, at, query, products, first, limit[0])
-                top = functools.reduce(jnp.maximum, logits)
+                top: Any = functools.reduce(jnp.maximum, logits)
+                shrink: Any = None
                 if running:
-                    total, largest, mass = running
-                    is_new = first == 0
                     before = jnp.where(is_new, LOWEST, largest[at, :])
                     top = jnp.maximum(top, before)
                     shrink = jnp.exp(before - top)
@@ -255,7 +257,6 @@ class Reading:
                 self.in_parts(block, part)
 
             def finish(at):
-                total, largest, mass = running
                 inverse = 1.0 / mass[at, :]
                 lse[at, :] = largest[at, :] + jnp.log(mass[at, :])
                 for s in range(readers):
@@ -362,6 +363,7 @@ class Reading:
 
             def part(at):
                 row = jax.lax.broadcasted_iota(jnp.int32, (at.size, 1), 0)
+                exists = begin + at.start + row < tokens
                 logits, roots = self.logits(
                     sources, at, query, products, first, limit[0]
                 )
@@ -388,7 +390,6 @@ class Reading:
                     pulled = shares[place] * (said[place] + shift)
                     if tokens % block:
                         # What lies behind the last token may be anything.
-                        exists = begin + at.start + row < tokens
                         pulled = jnp.where(exists, pulled, 0.0)
                         root = jnp.where(exists, root, 0.0)
                     turned = jnp.sum(pulled * logits[place], axis=-1, keepdims=True)

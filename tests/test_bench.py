@@ -65,3 +65,18 @@ def test_a_kernel_is_preferred_where_it_beats_the_least_of_xla():
 def test_the_evidence_is_rows_of_the_bench():
     rows = evidence._rows()
     assert rows and set(rows[0]) == set(bench.FIELDS)
+
+
+@pytest.mark.parametrize(
+    "operation, device, expected",
+    [
+        ("add_norm_rms", "TPU v5 lite", "reference"),
+        ("block_read", "TPU v5", "pallas"),
+        ("block_read", "TPU v9", "pallas"),  # By all that are known.
+        ("stream_mix", "TPU v6 lite", "reference"),
+        ("add_norm_dyt", "TPU v5 lite", "reference"),  # Nothing is known.
+    ],
+)
+def test_auto_goes_by_the_evidence(monkeypatch, operation, device, expected):
+    monkeypatch.setattr(evidence, "_device_kind", lambda: device)
+    assert evidence.preferred(operation) == expected

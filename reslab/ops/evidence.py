@@ -33,11 +33,11 @@ def preferred(operation: str) -> str:
 
     Returns:
       "pallas" where the kernel was cheaper when compiled for the chip at hand, or for
-      all of them where it is none of these; else "reference".
+      all of them together where that is none of `CHIPS`; else "reference".
     """
     rows = [row for row in _rows() if row["operation"] == operation]
     chip = CHIPS.get(_device_kind())
-    rows = [row for row in rows if row["device"] == chip] or rows
+    rows = [row for row in rows if chip in (None, row["device"])]
     return "pallas" if rows and kernel_gain(rows) > 1 else "reference"
 
 

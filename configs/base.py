@@ -74,6 +74,10 @@ def get_config() -> ConfigDict:
     train.log_every = 10  # steps between metrics
     train.checkpoint_every = 100  # steps between checkpoints
     train.keep_checkpoints = 3  # newest checkpoints kept
+    train.keep_every = 0  # checkpoints at multiples of this many steps stay; 0 is none
+    # a loss or gradient that is not finite, or a spike: "halt", "skip(sigma=6.0)" goes
+    # on without the step, "rollback(limit=3)" with the data after it
+    train.on_bad_step = "halt"
     train.eval_every = 250  # steps between evaluations on held-out text
     train.log_layers = False  # whether metrics are also by layer
     train.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb(project='x')"

@@ -1,20 +1,22 @@
 """The command line: `reslab train | sweep | report | ...`.
 
-Exit codes: 0 done, 1 some runs of a sweep failed or a compiled step does not fit the
-chip, 2 a mistake in the request (one line, nothing written), 42 stopped on request
-with the state saved, 75 diverged, 130 interrupted.
+Exit codes: 0 done, 1 some runs of a sweep failed, a compiled step does not fit the
+chip, or the watchdog ended a run; 2 a mistake in the request (one line, nothing
+written), 42 stopped on request with the state saved, 70 an error of reslab, the machine
+or its storage, 75 diverged, 130 interrupted.
 """
 
 import argparse
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reslab import __version__
 from reslab.core.errors import ReslabError
-from reslab.core.exits import BAD_INPUT, DIVERGED, INTERRUPTED, STOPPED
+from reslab.core.exits import BAD_INPUT, DIVERGED, INTERNAL, INTERRUPTED, STOPPED
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -47,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a listing left early; there is no one left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:
+        traceback.print_exc()
+        return INTERNAL
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +84,23 @@ def _parser() -> argparse.ArgumentParser:
         "--run", metavar="DIR", help="the run directory (default: by config)"
     )
 
+    added.add_argument(
+        "--strict-restore",
+        action="store_true",
+        help="refuse a damaged newest checkpoint instead of going on from an older one",
+    )
+    added.add_argument(
+        "--watchdog",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="end the process after this long without a step, or 20 steps; 0 never",
+    )
+    added.add_argument(
+        "--debug-nans",
+        action="store_true",
+        help="stop where the first NaN is made, with a traceback; slow",
+    )
     added.add_argument(
         "--continue-from",
         metavar="RUN",
@@ -236,16 +258,32 @@ def _train(options: argparse.Namespace) -> int:
         name += "-rerun"
     directory = options.run or default_directory(name, config)
 
+    import jax
+
+    from reslab.train.checkpoint import SaveFailed
     from reslab.train.loop import Diverged, Stopped, train
 
+    if options.debug_nans:
+        jax.config.update("jax_debug_nans", True)
     try:
-        result = train(config, directory)
+        result = train(
+            config,
+            directory,
+            watchdog=options.watchdog,
+            is_strict=options.strict_restore,
+        )
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
         return STOPPED
     except Diverged as error:
         print(f"reslab train: {error}", file=sys.stderr)
         return DIVERGED
+    except FloatingPointError:  # Only with --debug-nans, for the traceback.
+        traceback.print_exc()
+        return DIVERGED
+    except SaveFailed as error:
+        print(f"reslab train: {error}", file=sys.stderr)
+        return INTERNAL
     _summarize(config, directory, result, source)
     return 0
 

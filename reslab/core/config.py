@@ -273,6 +273,8 @@ _SINCE = {
     "probes.batch": 8,
     "train.continue_from": "",
     "train.log_layers": False,
+    "train.keep_every": 0,
+    "train.on_bad_step": "halt",
 }
 
 
@@ -380,5 +382,6 @@ _AT_LEAST_ZERO = (
     "optim.learning_rate",
     "optim.weight_decay",
     "train.z_loss",
+    "train.keep_every",
     "probes.every",
 )

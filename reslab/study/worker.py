@@ -17,7 +17,7 @@ import threading
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
-from reslab.core.exits import BAD_INPUT, DIVERGED, STOPPED
+from reslab.core.exits import BAD_INPUT, DIVERGED, INTERNAL, STOPPED
 from reslab.train.run import InUse
 
 # Cores that this process may use, comma-separated; the sweep sets it.
@@ -25,6 +25,8 @@ CORES = "RESLAB_CORES"
 # Seconds to wait for a run that another process has: a killed sweep's trainers
 # need some to notice and save.
 PATIENCE = 60.0
+# Least seconds without a step after which a trainer ends itself.
+WATCHDOG = 300.0
 
 
 def check() -> int:
@@ -54,9 +56,10 @@ def train(directory: str) -> int:
     line = sys.stdin.readline()
     threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     from reslab.train import loop
+    from reslab.train.checkpoint import SaveFailed
 
     try:
-        loop.train(_config(line), directory, patience=PATIENCE)
+        loop.train(_config(line), directory, patience=PATIENCE, watchdog=WATCHDOG)
     except loop.Stopped:
         return STOPPED
     except InUse as error:  # Someone else is doing this run: that is no failure.
@@ -65,6 +68,9 @@ def train(directory: str) -> int:
     except loop.Diverged as error:
         print(error, file=sys.stderr)
         return DIVERGED
+    except SaveFailed as error:
+        print(error, file=sys.stderr)
+        return INTERNAL
     except ReslabError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT

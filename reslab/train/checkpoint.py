@@ -9,6 +9,7 @@ leaf, compared before and after a restore. This is the only file that knows Orba
 import asyncio
 import contextlib
 import dataclasses
+import datetime
 import gc
 import hashlib
 import json
@@ -27,12 +28,17 @@ import orbax.checkpoint as ocp
 
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves
+from reslab.parallel.hosts import agree, is_writer, wait_for_all
 
 Tree = Any
 
 
 class DamagedCheckpoint(ReslabError):
     """A committed checkpoint whose files no longer hold what was saved."""
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Checkpoints:
     Args:
       directory: Where the steps are; created unless `is_read_only`.
       keep: How many of the newest steps are kept.
+      keep_every: Steps that are multiples of this are kept, too; 0 is none.
       every: Number of steps between two saves.
       is_async: Whether files are written behind the caller's back.
       is_read_only: Whether to leave the directory exactly as it is. Set it to
@@ -76,6 +83,7 @@ class Checkpoints:
         directory: str | os.PathLike[str],
         *,
         keep: int = 3,
+        keep_every: int = 0,
         every: int = 1000,
         is_async: bool = True,
         is_read_only: bool = False,
@@ -85,6 +93,7 @@ class Checkpoints:
         self._every = every
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
+            keep_period=keep_every or None,
             create=not is_read_only,
             read_only=is_read_only,
             cleanup_tmp_directories=not is_read_only,
@@ -147,6 +156,7 @@ class Checkpoints:
 
         Raises:
           ReslabError: If a newer checkpoint exists: Orbax would drop this one.
+          SaveFailed: If this checkpoint, or the one before, could not be written.
         """
         newest = self._manager.latest_step()
         if step == newest or not (force or self.is_due(step)):
@@ -168,30 +178,36 @@ class Checkpoints:
             "leaves": _describe(state, digests(state)),
         }
         integrity = {"record": record, "sha256": _seal(record)}
-        # `force` only skips Orbax's own interval, which is decided above.
-        return self._manager.save(
-            step,
-            force=True,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state),
-                data=ocp.args.JsonSave({"index": int(data_index)}),
-                integrity=ocp.args.JsonSave(integrity),
-                # Not `metrics`: Orbax reads an item of that name at every start,
-                # and one damaged file would bar the whole directory.
-                summary=ocp.args.JsonSave(finite),
-            ),
-        )
+        with self._reporting():
+            # `force` only skips Orbax's own interval, which is decided above.
+            return self._manager.save(
+                step,
+                force=True,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    data=ocp.args.JsonSave({"index": int(data_index)}),
+                    integrity=ocp.args.JsonSave(integrity),
+                    # Not `metrics`: Orbax reads an item of that name at every
+                    # start, and one damaged file would bar the whole directory.
+                    summary=ocp.args.JsonSave(finite),
+                ),
+            )
 
     def steps(self) -> tuple[int, ...]:
         """The committed steps, oldest first, as the directory has them now."""
         directory = self._manager.directory
-        if not directory.exists():
-            return ()
         return tuple(
             step
-            for step in sorted(ocp.utils.checkpoint_steps(directory))
+            for step in self._all_steps()
             if (directory / str(step) / "integrity").exists()
         )
+
+    def _all_steps(self) -> tuple[int, ...]:
+        """The committed steps and what is left of those that lost their record."""
+        directory = self._manager.directory
+        if not directory.exists():
+            return ()
+        return tuple(sorted(ocp.utils.checkpoint_steps(directory)))
 
     def latest_step(self) -> int | None:
         """The newest committed step, or None."""
@@ -215,9 +231,59 @@ class Checkpoints:
             parameters than the target: it names the first that differ.
         """
         step = self._choose(step)
-        record = self._record(step)
+        with self._together(step):
+            record = self._record(step)
         state = self._read(step, target, record["leaves"])
         return Restored(step, state, record["data_index"])
+
+    def restore_newest(
+        self, target: Tree, *, is_strict: bool = False
+    ) -> Restored | None:
+        """Restores the newest step that is intact and sets damaged ones aside.
+
+        A damaged step is renamed to `corrupt-<step>-<time>`: it would bar the way of
+        the same step when the run comes to it again. All processes restore the same
+        step, or none does. A step with other parameters than the target is a mistake
+        of the caller, never passed over.
+
+        Args:
+          target: As in `restore`.
+          is_strict: Whether damage is an error, instead.
+
+        Returns:
+          The state; None if there has been no checkpoint.
+
+        Raises:
+          DamagedCheckpoint: If no step is intact, or a newer one is not and
+            `is_strict` is set.
+          ReslabError: If a step holds other parameters than the target.
+        """
+        self.wait()
+        steps = self._all_steps()
+        for step in reversed(steps):
+            try:
+                return self.restore(target, step)
+            except DamagedCheckpoint as error:
+                if is_strict:
+                    raise
+                self._set_aside(step, error)
+        if steps:
+            raise DamagedCheckpoint(
+                f"no checkpoint in {self._manager.directory} is intact",
+                got=f"{len(steps)} damaged, set aside as corrupt-*",
+                hint="restore them from a copy, or start anew with another --run",
+            )
+        return None
+
+    def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
+        if is_writer():
+            now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+            folder = self._manager.directory / str(step)
+            folder.rename(self._manager.directory / f"corrupt-{step}-{now}")
+            print(f"{error}; set aside", file=sys.stderr)
+        wait_for_all(f"set aside {step}")
+        # Or else a later save of this step would be dropped without a word.
+        self._manager.reload()
 
     def restore_parts(
         self, target: Mapping[str, Tree], step: int | None = None
@@ -236,16 +302,42 @@ class Checkpoints:
           ReslabError: As in `restore`.
         """
         step = self._choose(step)
+        with self._together(step):
+            record = self._record(step)
         stored = {
             name: leaf
-            for name, leaf in self._record(step)["leaves"].items()
+            for name, leaf in record["leaves"].items()
             if name.split("/")[0] in target
         }
         return self._read(step, dict(target), stored)
 
     def wait(self) -> None:
-        """Waits for the save in progress; raises if it failed."""
-        self._manager.wait_until_finished()
+        """Waits for the save in progress.
+
+        Raises:
+          SaveFailed: If it failed.
+        """
+        with self._reporting():
+            self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises `SaveFailed` if one in the background has failed; waits for none."""
+        with self._reporting():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Tells in one line that storage has failed."""
+        try:
+            yield
+        except ReslabError:
+            raise
+        except Exception as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise SaveFailed(
+                f"a checkpoint could not be written to {self._manager.directory}: "
+                f"{lines[0][:200]}"
+            ) from error
 
     def close(self) -> None:
         """Waits, raises if the last save failed, and frees the threads."""
@@ -256,7 +348,7 @@ class Checkpoints:
 
     def _choose(self, step: int | None) -> int:
         self.wait()  # A save in progress counts: what was saved can be restored.
-        steps = self.steps()
+        steps = self.steps() if step is None else self._all_steps()
         where = self._manager.directory
         if not steps:
             raise ReslabError(
@@ -302,13 +394,25 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
-        state = self._load(step, state=arguments)["state"]
+        with self._together(step):
+            state = self._load(step, state=arguments)["state"]
         restored = _describe(state, digests(state))
         if wrong := [name for name in stored if restored[name] != stored[name]]:
             raise self._damaged(
                 step, f"other bits in {', '.join(wrong[:3])} ({len(wrong)} in all)"
             )
         return state
+
+    @contextlib.contextmanager
+    def _together(self, step: int) -> Iterator[None]:
+        """What one process finds damaged is damaged for all; nobody is left waiting."""
+        found = None
+        try:
+            yield
+        except DamagedCheckpoint as error:
+            found = error
+        if not agree(found is None):
+            raise found or self._damaged(step, "files that another process cannot read")
 
     def _load(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         with _quiet():

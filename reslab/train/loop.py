@@ -1,37 +1,51 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.stopping import asked_to_stop
-from reslab.core.trees import count_parameters
+from reslab.core.trees import count_parameters, named_leaves
+from reslab.core.watchdog import Watchdog, watching
 from reslab.data.prefetch import prefetch
 from reslab.observe.environment import environment
 from reslab.observe.meter import Meter
 from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.progress import progress
 from reslab.observe.writers.jsonl import JsonLines
+from reslab.optim.guard import parse_policy
 from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
-from reslab.train.checkpoint import Checkpoints
+from reslab.train.checkpoint import Checkpoints, Restored
 from reslab.train.continuation import inherited
 from reslab.train.evaluate import Evaluator
 from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
-from reslab.train.step import jit_step
+from reslab.train.step import HEALTH, jit_step
 from reslab.train.tasks import Batch, Batches
 
 
 class Diverged(ReslabError):
     """The loss or the gradient is no longer finite; that state is not saved."""
+
+
+class _BadStep(Exception):
+    """A step after which the run goes back."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(what)
+        self.step = step
 
 
 class Stopped(Exception):
@@ -66,7 +80,12 @@ def prepare(config: ConfigDict) -> Setup:
 
 
 def train(
-    config: ConfigDict, directory: str | pathlib.Path, *, patience: float = 0.0
+    config: ConfigDict,
+    directory: str | pathlib.Path,
+    *,
+    patience: float = 0.0,
+    watchdog: float = 0.0,
+    is_strict: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on training, the run in a directory.
 
@@ -77,6 +96,10 @@ def train(
       config: The resolved config.
       directory: The run directory.
       patience: Seconds to wait for another process that has the directory.
+      watchdog: Least seconds without a step after which the process ends itself; 0
+        never does.
+      is_strict: Whether a damaged newest checkpoint is an error; otherwise it is set
+        aside, and the run goes on from the newest that is intact.
 
     Returns:
       The run's result: step, held-out loss and bits per byte, tokens per second.
@@ -85,6 +108,7 @@ def train(
       ReslabError: On a mistake in the config.
       Diverged: If the loss or the gradient is not finite.
       Stopped: After SIGTERM or an interrupt, when the state has been saved.
+      SaveFailed: If a checkpoint could not be written.
     """
     setup = prepare(config)
     batches = setup.task.train_batches()
@@ -112,30 +136,29 @@ def train(
             Checkpoints(
                 run.checkpoints,
                 keep=config.train.keep_checkpoints,
+                keep_every=config.train.keep_every,
                 every=config.train.checkpoint_every,
             )
         )
-        state, start = setup.init(found), 0
-        if is_resumed and checkpoints.latest_step() is not None:
-            restored = checkpoints.restore(setup.shapes)
-            state, start = restored.state, restored.step
-            batches.state = restored.data_index
+
+        def newest() -> Restored:
+            kept = checkpoints.restore_newest(setup.shapes, is_strict=is_strict)
+            return kept or Restored(0, setup.init(found), 0)
+
+        dog = stack.enter_context(watching(watchdog))
+        begin = newest()
         writers = Writers(config.train.writers, str(run.directory))
         stack.callback(writers.close)
-        writers.truncate(start)
         looks = JsonLines(str(run.directory), "probes.jsonl")
         stack.callback(looks.close)
-        looks.truncate(start - 1)  # The look at `start` is taken again.
-
         layers = None
         if config.train.log_layers:
             layers = JsonLines(str(run.directory), "layers.jsonl")
             stack.callback(layers.close)
-            layers.truncate(start)
         trainer = _Trainer(
-            setup, checkpoints, writers, evaluator, prober, looks, layers
+            setup, checkpoints, writers, evaluator, prober, looks, layers, dog
         )
-        result = trainer.run(state, start, batches)
+        result = trainer.run(begin, newest, batches)
         checkpoints.wait()
     run.write("result.json", result)
     return result
@@ -171,7 +194,8 @@ class _Trainer:
         evaluator: Evaluator,
         prober: Prober | None,
         looks: JsonLines,
-        layers: JsonLines | None = None,
+        layers: JsonLines | None,
+        dog: Watchdog,
     ):
         self._setup = setup
         self._config = setup.config
@@ -181,10 +205,55 @@ class _Trainer:
         self._prober = prober
         self._looks = looks
         self._layers = layers
+        self._dog = dog
+        self._policy = parse_policy(setup.config.train.on_bad_step)
         self._step = jit_step(setup)
 
-    def run(self, state: TrainState, start: int, batches: Batches) -> dict[str, Any]:
-        """Steps from `start` to the end and evaluates on all held-out text."""
+    def run(
+        self, begin: Restored, newest: Callable[[], Restored], batches: Batches
+    ) -> dict[str, Any]:
+        """Steps to the end, going back where the policy says so.
+
+        Args:
+          begin: Where to start.
+          newest: Gives the newest checkpoint, or the state of step 0.
+          batches: The training batches.
+        """
+        times = 0
+        while True:
+            try:
+                return self._steps(begin, batches)
+            except _BadStep as bad:
+                begin = newest()
+                state = begin.state
+                times = max(times, int(state.opt_state.rollbacks)) + 1
+                if times > self._policy.limit:
+                    raise Diverged(
+                        str(bad), got=f"again after {self._policy.limit} rollbacks"
+                    ) from None
+                print(
+                    f"{bad}; back to step {begin.step}, past the batch of that step",
+                    file=sys.stderr,
+                )
+                count = state.opt_state.rollbacks
+                count = jax.device_put(np.asarray(times, count.dtype), count.sharding)
+                guard = state.opt_state._replace(rollbacks=count)
+                begin = dataclasses.replace(
+                    begin,
+                    state=state._replace(opt_state=guard),
+                    data_index=bad.step * self._config.data.batch + self._ahead,
+                )
+
+    def _steps(self, begin: Restored, batches: Batches) -> dict[str, Any]:
+        """Steps to the end and evaluates on all held-out text."""
+        state, start = begin.state, begin.step
+        batches.state = begin.data_index
+        # Batches that were passed over by going back.
+        self._ahead = begin.data_index - start * self._config.data.batch
+        self._writers.truncate(start)
+        self._looks.truncate(start - 1)  # The look at `start` is taken again.
+        if self._layers:
+            self._layers.truncate(start)
         train, devices = self._config.train, self._setup.mesh.devices
         task = self._setup.task
         meter = Meter(
@@ -194,6 +263,7 @@ class _Trainer:
             devices.size,
             unit=task.unit,
         )
+        self._dog.feed()
         placed = prefetch(batches, place_on(self._setup.mesh))
         previous, row, average = None, {}, {}
         with (
@@ -203,12 +273,16 @@ class _Trainer:
             progress(train.steps, start) as bar,
         ):
             for step in range(start + 1, train.steps + 1):
+                began = time.monotonic()
                 batch = next(placed)
                 self._look(step - 1, state, batch, meter)
                 state, metrics = self._step(state, batch)
                 # Waiting for the step before this one keeps the devices busy and
                 # Python at most one step ahead of them.
                 jax.block_until_ready(previous)
+                if previous is not None:
+                    self._judge(step - 1, previous)
+                    self._dog.feed(time.monotonic() - began)
                 previous = metrics
                 meter.step()
 
@@ -216,6 +290,9 @@ class _Trainer:
                 is_evaluated = step % train.eval_every == 0 and not is_last
                 if step % train.log_every == 0 or is_evaluated or is_last:
                     row = self._row(step, metrics, meter)
+                    self._checkpoints.check()
+                    if is_evaluated or is_last:
+                        self._dog.feed()
                     if is_evaluated:
                         with meter.paused():
                             row |= self._evaluator(
@@ -236,6 +313,7 @@ class _Trainer:
                     self._checkpoints.wait()
                     raise Stopped(step)
             self._look(train.steps, state, next(placed), meter)
+        self._dog.feed()
         if start == train.steps:  # Killed between the last step and the result.
             row = self._evaluator(state.variables, first=self._config.eval.batches)
         return {"step": train.steps, **row, **average}
@@ -246,6 +324,7 @@ class _Trainer:
         if self._prober and (step % every == 0 or step == train.steps):
             # Or else the pause would hide the rest of the step before.
             jax.block_until_ready(state)
+            self._dog.feed()
             with meter.paused():
                 self._looks.write(step, self._look_inside(state, batch))
 
@@ -262,31 +341,53 @@ class _Trainer:
             ) from None
 
     def _row(self, step: int, metrics: Any, meter: Meter) -> dict[str, float]:
+        self._judge(step, metrics)
         row, by_layer = _by_shape(metrics)
-        self._check_finite(step, row, "loss", "gradient_norm")
         if self._layers and by_layer:
             self._layers.write(step, by_layer)
         return row | meter.read()
 
     def _save(self, step: int, state: TrainState, metrics: Any, meter: Meter) -> None:
+        self._judge(step, metrics)
         values, _ = _by_shape(metrics)
-        self._check_finite(step, values, "loss", "gradient_norm")
+        self._dog.feed()
         with meter.paused():
             self._checkpoints.save(
                 step,
                 state,
-                data_index=step * self._config.data.batch,
+                data_index=step * self._config.data.batch + self._ahead,
                 metrics=values,
                 force=True,
             )
 
+    def _judge(self, step: int, metrics: Any) -> None:
+        """Looks at what a step came to, which has been computed."""
+        health = np.asarray(metrics[HEALTH])
+        loss, norm, in_a_row, leaf = (float(value) for value in health)
+        policy, where = self._policy, ""
+        if leaf >= 0:
+            name = list(named_leaves(self._setup.shapes.params))[int(leaf)]
+            where = f", first of all in the gradient of {name}"
+        if policy.name == "halt":
+            for name, value in (("loss", loss), ("gradient_norm", norm)):
+                self._check_finite(step, {name: value}, name, where=where)
+        elif policy.name == "rollback" and in_a_row:
+            what = f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}{where}"
+            raise _BadStep(step, what)
+        elif policy.limit and in_a_row >= policy.limit:
+            raise Diverged(
+                f"step {step}: {in_a_row:.0f} bad steps in a row{where}",
+                got=f"loss {loss:.4g}, gradient norm {norm:.4g}",
+                hint="a lower optim.learning_rate, or on_bad_step='skip(limit=...)'",
+            )
+
     def _check_finite(
-        self, step: int, values: Mapping[str, float], *names: str
+        self, step: int, values: Mapping[str, float], *names: str, where: str = ""
     ) -> None:
         for name in names:
             if not math.isfinite(values[name]):
                 raise Diverged(
-                    f"step {step}: {name} is not finite",
+                    f"step {step}: {name} is not finite{where}",
                     got=str(values[name]),
                     hint="a lower optim.learning_rate or a longer warmup",
                 )
@@ -294,7 +395,7 @@ class _Trainer:
 
 def _by_shape(metrics: Any) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Metrics that are one number, and those that are one for each layer."""
-    found = jax.device_get(metrics)
+    found = {k: v for k, v in jax.device_get(metrics).items() if k != HEALTH}
     return (
         {key: float(value) for key, value in found.items() if not value.ndim},
         {

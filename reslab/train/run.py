@@ -93,13 +93,19 @@ class Run:
           Whether the run was there before.
 
         Raises:
-          ReslabError: If the directory cannot be written, holds another config,
-            or was begun on another corpus.
+          ReslabError: If the directory cannot be written, holds another config or
+            checkpoints without one, or was begun on another corpus.
         """
         try:
             if (self.directory / "config.json").is_file():
                 self._check_same(config, about)
                 return True
+            if any(self.checkpoints.glob("[0-9]*")):
+                raise ReslabError(
+                    f"{self.checkpoints} holds checkpoints of an unknown run",
+                    expected=f"{self.directory / 'config.json'} beside them",
+                    hint="--run with another directory",
+                )
             self.directory.mkdir(parents=True, exist_ok=True)
             record = {
                 "config_sha256": configs.sha256(config),

@@ -17,6 +17,7 @@ from reslab.core.layout import layouts
 from reslab.core.model_state import model_state_of
 from reslab.core.trees import first_match, named_leaves, unbox
 from reslab.optim.groups import Plan, grouped, parse_groups, plans
+from reslab.optim.guard import guarded, parse_policy
 from reslab.parallel.mesh import replicated, tree_sharding, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.tasks import Task, make_task
@@ -118,6 +119,9 @@ def build_optimizer(
         layouts=layouts(boxed),
         steps=config.train.steps,
     )
+    policy = parse_policy(config.train.on_bad_step)
+    if policy.name != "halt":
+        transformation = guarded(transformation, policy)
     return transformation, lambda step: optim.learning_rate * factor(step)
 
 

@@ -15,10 +15,14 @@ from reslab.core.model_state import (
     model_state_of,
 )
 from reslab.optim._wrapping import cuts_of
+from reslab.optim.guard import GuardState
 from reslab.parallel.mesh import batch_sharding, replicated
 from reslab.train.layers import layer_metrics
 from reslab.train.state import Setup, TrainState
 from reslab.train.tasks import Batch
+
+# Of a step: loss, gradient norm, bad steps in a row, first leaf that is not finite.
+HEALTH = "health"
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -110,18 +114,23 @@ def gradient_in_parts(
 
 
 def apply_optimizer(
-    setup: Setup, gradients: Any, state: TrainState, batch: Batch
+    setup: Setup,
+    gradients: Any,
+    state: TrainState,
+    batch: Batch,
+    loss: jax.Array | None = None,
 ) -> tuple[Any, Any]:
     """What the optimizer makes of gradients.
 
     Beside them it is given `value_fn`, the loss by the parameters on the first part
-    of the batch, and the batch's `tokens`, for those that ask.
+    of the batch, the batch's `tokens` and its `loss`, for those that ask.
 
     Args:
       setup: Model, optimizer, task and config.
       gradients: Of the parameters.
       state: The train state before the step.
       batch: The batch that the gradients are of.
+      loss: Its loss, where that is known.
 
     Returns:
       The updates and the new state of the optimizer.
@@ -149,6 +158,7 @@ def apply_optimizer(
             state.params,
             value_fn=value_fn,
             tokens=batch.get("tokens"),
+            loss=loss,
         )
 
 
@@ -163,8 +173,9 @@ def make_step(setup: Setup) -> Step:
 
     Returns:
       A pure function `(state, batch) -> (state, metrics)`; the metrics are scalars:
-      those of the task, `learning_rate` and `gradient_norm`. With `train.log_layers`
-      there is an array for each of `layer_metrics`, too.
+      those of the task, `learning_rate` and `gradient_norm`, with a guard also
+      `skipped_steps`; and `HEALTH`, an array of what every step is judged by. With
+      `train.log_layers` there is an array for each of `layer_metrics`, too.
     """
     gradient = gradient_in_parts(
         training_objective(setup), setup.config.train.accumulate
@@ -188,14 +199,36 @@ def make_step(setup: Setup) -> Step:
             branches = [gradient_above(cut) for cut in cuts.values]
             chosen = cuts.at_step(state.step)
             gradients, model_state, sums = jax.lax.switch(chosen, branches, *inputs)
-        updates, opt_state = apply_optimizer(setup, gradients, state, batch)
+        metrics = setup.task.metrics(sums)
+        updates, opt_state = apply_optimizer(
+            setup, gradients, state, batch, metrics["loss"]
+        )
         with jax.numpy_dtype_promotion("standard"):
             learning_rate = jnp.asarray(setup.learning_rate(state.step))
         metrics = {
-            **setup.task.metrics(sums),
+            **metrics,
             "learning_rate": learning_rate,
             "gradient_norm": optax.tree.norm(gradients),
         }
+        bad_steps = jnp.zeros((), jnp.int32)
+        if isinstance(opt_state, GuardState):
+            bad_steps = opt_state.in_a_row
+            metrics["skipped_steps"] = opt_state.skipped
+            # What the model writes beside its parameters is spoilt as well.
+            model_state = jax.tree.map(
+                lambda new, old: jnp.where(bad_steps == 0, new, old),
+                model_state,
+                state.model_state,
+            )
+        metrics[HEALTH] = jnp.stack(
+            [
+                value.astype(jnp.float32)
+                for value in (
+                    *(metrics["loss"], metrics["gradient_norm"], bad_steps),
+                    _first_not_finite(gradients),
+                )
+            ]
+        )
         if config.train.log_layers:
             with jax.numpy_dtype_promotion("standard"):
                 found = layer_metrics(setup, state, gradients, updates, opt_state)
@@ -204,6 +237,16 @@ def make_step(setup: Setup) -> Step:
         return TrainState(state.step + 1, params, opt_state, model_state), metrics
 
     return step
+
+
+def _first_not_finite(gradients: Any) -> jax.Array:
+    """The index of the first leaf whose squares add up to no finite number, or -1.
+
+    The sums are those of the gradient norm, which the compiler makes once.
+    """
+    sums = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)]
+    is_bad = ~jnp.stack([jnp.isfinite(total) for total in sums])
+    return jnp.where(jnp.any(is_bad), jnp.argmax(is_bad), -1)
 
 
 def jit_step(setup: Setup) -> Any:
@@ -221,7 +264,8 @@ def jit_step(setup: Setup) -> Any:
         make_step(setup),
         in_shardings=(state_sharding, batch_sharding(setup.mesh)),
         out_shardings=(state_sharding, replicated(setup.mesh)),
-        donate_argnums=0,
+        # To find where a NaN came from, a step is repeated on what it was given.
+        donate_argnums=() if jax.config.values["jax_debug_nans"] else 0,
     )
 
 

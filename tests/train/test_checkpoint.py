@@ -18,7 +18,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reslab.core.errors import ReslabError
-from reslab.train.checkpoint import Checkpoints, DamagedCheckpoint, digests
+from reslab.train.checkpoint import (
+    Checkpoints,
+    DamagedCheckpoint,
+    SaveFailed,
+    digests,
+)
 
 
 class State(NamedTuple):
@@ -307,7 +312,7 @@ def test_a_full_disk_is_an_error_and_the_step_before_is_intact(tmp_path):
         import resource, sys
         import jax.numpy as jnp
         import numpy as np
-        from reslab.train.checkpoint import Checkpoints
+        from reslab.train.checkpoint import Checkpoints, SaveFailed
 
         with Checkpoints(sys.argv[1], every=1) as checkpoints:
             checkpoints.save(1, {"params": {"w": jnp.ones(4)}}, data_index=1)
@@ -319,7 +324,7 @@ def test_a_full_disk_is_an_error_and_the_step_before_is_intact(tmp_path):
             print("saving")
             try:
                 checkpoints.wait()
-            except Exception as error:
+            except SaveFailed:
                 print("raised")
                 raise SystemExit(70)
         """,
@@ -465,3 +470,87 @@ def digest_leaf(leaf):
     from reslab.train import checkpoint
 
     return checkpoint._digest(leaf)
+
+
+def saved_steps(directory, *steps, **options):
+    """Checkpoints whose step and weight are the same number."""
+    with Checkpoints(directory, every=1, is_async=False, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, small(step), data_index=8 * step)
+    return directory
+
+
+def small(value):
+    return {"params": {"w": jnp.full((4,), float(value), jnp.float32)}}
+
+
+def damage(directory, step):
+    for path in files_of(directory / str(step) / "state"):
+        path.write_bytes(b"\0" * path.stat().st_size)
+
+
+def test_a_damaged_newest_step_is_set_aside(tmp_path, capsys):
+    saved_steps(tmp_path, 1, 2, 3)
+    damage(tmp_path, 3)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(DamagedCheckpoint, match="step 3"),
+    ):
+        checkpoints.restore_newest(small(0), is_strict=True)
+    (tmp_path / "4").mkdir()  # Its files are gone: Orbax would call it the newest.
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        restored = checkpoints.restore_newest(small(0))
+        assert (restored.step, restored.data_index) == (2, 16)
+        assert_same(restored.state, small(2))
+        # The run comes to the same steps again.
+        assert checkpoints.save(3, small(30), data_index=24)
+        assert_same(checkpoints.restore_newest(small(0)).state, small(30))
+    aside = sorted(p.name.rpartition("-")[0] for p in tmp_path.glob("corrupt-*"))
+    assert aside == ["corrupt-3", "corrupt-4"]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.endswith("set aside") for line in lines)
+    assert len(files_of(next(tmp_path.glob("corrupt-3-*")))) > 3
+
+
+def test_without_an_intact_step_nothing_begins_anew(tmp_path):
+    saved_steps(tmp_path, 1, 2)
+    damage(tmp_path, 1)
+    shutil.rmtree(tmp_path / "2" / "integrity")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(DamagedCheckpoint, match=r"no checkpoint in .* is intact"),
+    ):
+        checkpoints.restore_newest(small(0))
+    with Checkpoints(tmp_path / "new") as checkpoints:
+        assert checkpoints.restore_newest(small(0)) is None
+
+
+def test_other_parameters_are_never_walked_past(tmp_path):
+    saved_steps(tmp_path, 1, 2)
+    other = {"params": {"w": jnp.zeros(5)}}
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ReslabError, match="params/w has shape") as caught,
+    ):
+        checkpoints.restore_newest(other)
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    assert not list(tmp_path.glob("corrupt-*"))
+
+
+def test_multiples_are_kept_for_good(tmp_path):
+    saved_steps(tmp_path, *range(1, 8), keep=1, keep_every=3)
+    with Checkpoints(tmp_path, is_read_only=True) as checkpoints:
+        assert checkpoints.steps() == (3, 6, 7)
+
+
+def test_a_failed_save_is_told_in_one_line(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        checkpoints.check()
+
+        def fail():
+            raise OSError("No space left\non device")
+
+        monkeypatch.setattr(checkpoints._manager, "check_for_errors", fail)
+        with pytest.raises(SaveFailed) as caught:
+            checkpoints.check()
+        assert str(caught.value).endswith(f"{tmp_path}: No space left")

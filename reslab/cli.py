@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from reslab import __version__
 from reslab.core.errors import ReslabError
-from reslab.core.exits import BAD_INPUT, DIVERGED, INTERNAL, INTERRUPTED, STOPPED
+from reslab.core.exits import BAD_INPUT, INTERNAL, INTERRUPTED, STOPPED
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -101,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="stop where the first NaN is made, with a traceback; slow",
     )
+    many = added.add_argument_group(
+        "several hosts", "on Cloud TPU they find each other; elsewhere they are told"
+    )
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    many.add_argument("--processes", type=int, metavar="N", help="how many")
+    many.add_argument("--process", type=int, metavar="I", help="which this is")
     added.add_argument(
         "--continue-from",
         metavar="RUN",
@@ -253,6 +259,9 @@ def _train(options: argparse.Namespace) -> int:
         _check_is_run(options.continue_from)
         options.set.append(f"train.continue_from={options.continue_from!r}")
     config = _configure(options, source, is_run=bool(options.from_run))
+    from reslab.parallel.hosts import is_writer, join
+
+    join(options.coordinator, options.processes, options.process)
     name = pathlib.Path(source).stem
     if options.from_run:
         name += "-rerun"
@@ -260,30 +269,24 @@ def _train(options: argparse.Namespace) -> int:
 
     import jax
 
-    from reslab.train.checkpoint import SaveFailed
-    from reslab.train.loop import Diverged, Stopped, train
+    from reslab.train import loop
+    from reslab.train.ending import end
 
     if options.debug_nans:
         jax.config.update("jax_debug_nans", True)
     try:
-        result = train(
+        result = loop.train(
             config,
             directory,
             watchdog=options.watchdog,
             is_strict=options.strict_restore,
         )
-    except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from here", file=sys.stderr)
-        return STOPPED
-    except Diverged as error:
-        print(f"reslab train: {error}", file=sys.stderr)
-        return DIVERGED
-    except FloatingPointError:  # Only with --debug-nans, for the traceback.
-        traceback.print_exc()
-        return DIVERGED
-    except SaveFailed as error:
-        print(f"reslab train: {error}", file=sys.stderr)
-        return INTERNAL
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, "reslab train: ")
+    if jax.process_count() > 1:
+        if is_writer():
+            print(f"{result}\nrun directory  {directory}")
+        return 0
     _summarize(config, directory, result, source)
     return 0
 

@@ -31,6 +31,7 @@ def progress(
     label: str = "train",
     *,
     every: float = 10.0,
+    is_silent: bool = False,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Progress]:
@@ -39,19 +40,23 @@ def progress(
     On a terminal: a bar that redraws itself. Elsewhere: the first and the last
     update and between them at most one line every `every` seconds, such as
     `train 120/1000  loss 2.3456  bpb 3.384  12,345 tokens/s  ETA 1m20s`.
-    In a multi-process run only process 0 should show progress.
+    In a multi-process run one process shows progress, the others are silent.
 
     Args:
       total: The step at which the run ends.
       start: The step at which this process starts, after a resume.
       label: What is going on.
       every: Seconds between two plain lines.
+      is_silent: Whether to show nothing at all.
       stream: Where to write; `sys.stderr` when None.
       clock: Seconds from any origin.
 
     Yields:
       An object whose `update(step, metrics)` is called as steps complete.
     """
+    if is_silent:
+        yield _Nothing()
+        return
     stream = sys.stderr if stream is None else stream
     pace = _Pace(total, clock)
     if not stream.isatty():
@@ -76,6 +81,11 @@ def progress(
         redirect_stdout=sys.stdout.isatty(),
     ) as bar:
         yield _Bar(bar, bar.add_task("", total=total, completed=start), pace)
+
+
+class _Nothing:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
 
 
 class _Pace:

@@ -1,10 +1,111 @@
 """The processes of a run: what is set before JAX wakes up, and how they agree."""
 
+import contextlib
+import glob
+import json
 import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from reslab.core.errors import ReslabError
+from reslab.core.exits import BAD_INPUT
+from reslab.core.stopping import asked_to_stop
+
+Answer = TypeVar("Answer")
+
+# A host that has died is noticed after this long.
+HEARTBEAT_SECONDS = 30
+
+
+def join(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    seconds: float = 300.0,
+) -> None:
+    """Makes this process one of a run on many hosts; call before the first array.
+
+    On Cloud TPU the hosts find each other, without arguments; elsewhere they are
+    told. Where there are neither arguments nor a TPU, this process is alone.
+
+    Args:
+      coordinator: `HOST:PORT` of process 0.
+      processes: How many there are.
+      process: Which this is, from 0.
+      seconds: How long to wait for the others.
+
+    Raises:
+      ReslabError: If the arguments make no sense. If the others do not come the
+        process ends, with one line and exit code 2: JAX would abort it.
+    """
+    told = (coordinator, processes, process)
+    if told == (None, None, None):
+        if not _is_tpu_host():
+            return
+    elif None in told:
+        raise ReslabError("--coordinator, --processes and --process belong together")
+    else:
+        host, colon, port = str(coordinator).rpartition(":")
+        if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
+            raise ReslabError("--coordinator", expected="HOST:PORT", got=str(told[0]))
+        if processes is not None and processes < 1:
+            raise ReslabError("--processes", expected="at least 1", got=str(processes))
+        if process is not None and not 0 <= process < (processes or 0):
+            raise ReslabError(
+                "--process", expected=f"0 to {(processes or 0) - 1}", got=str(process)
+            )
+    with _leaving_after(seconds):
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                # Longer than ours: at its own the runtime aborts the process.
+                initialization_timeout=int(seconds) + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ReslabError(
+                "the processes of this run cannot find each other",
+                got=(str(error).splitlines() or [type(error).__name__])[0],
+                hint="JAX_PLATFORMS=cpu to leave the TPU alone",
+            ) from error
+
+
+def _is_tpu_host() -> bool:
+    """Whether this machine has TPU chips that JAX may use."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    is_known = "TPU_WORKER_ID" in os.environ or "CLOUD_TPU_TASK_ID" in os.environ
+    return ("tpu" in platforms or not platforms) and bool(chips) and is_known
+
+
+@contextlib.contextmanager
+def _leaving_after(seconds: float) -> Iterator[None]:
+    def leave() -> None:
+        print(
+            f"reslab: the other hosts of this run have not come in {seconds:.0f} s; "
+            "try: the same command on every host (tpu_setup/launch.sh does that)",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(BAD_INPUT)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def configure_cpu(devices: int) -> None:
@@ -43,3 +144,78 @@ def wait_for_all(what: str) -> None:
     """Waits until every process has come to the same place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def on_writer(work: Callable[[], Answer]) -> Answer:
+    """Does something in one process, and tells the others what came of it.
+
+    Args:
+      work: Gives what JSON can hold, or raises `ReslabError`.
+
+    Raises:
+      ReslabError: In every process, if it was raised in the one.
+    """
+    if jax.process_count() == 1:
+        return work()
+    answer: Any = {}
+    error: ReslabError | None = None
+    if is_writer():
+        try:
+            answer = {"answer": work()}
+        except ReslabError as caught:
+            error, answer = caught, {"error": str(caught)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(text.size)))
+    text = np.resize(text, size)
+    text = np.asarray(multihost_utils.broadcast_one_to_all(text))
+    if error is not None:
+        raise error
+    answer = json.loads(text.tobytes())
+    if "error" in answer:
+        raise ReslabError(answer["error"])
+    return answer["answer"]
+
+
+def check_same(what: str, digest: str) -> None:
+    """Checks that every process has the same of something.
+
+    Raises:
+      ReslabError: In every process, if one differs.
+    """
+    if not agree(on_writer(lambda: digest) == digest):
+        raise ReslabError(
+            f"{what} is not the same on every host",
+            got=f"sha256 {digest[:12]} on host {jax.process_index()}",
+            hint="the same files and versions everywhere",
+        )
+
+
+@contextlib.contextmanager
+def asked_to_stop_together() -> Iterator[Callable[[int], bool]]:
+    """Whether to stop after a step; all processes of a run hear the same answer.
+
+    Yields:
+      A function of the step, to be asked after every step.
+    """
+    if jax.process_count() == 1:
+        with asked_to_stop() as request:
+            yield lambda step: request.is_set
+        return
+    # JAX has taken SIGTERM for itself: a notice to one process is one to all.
+    yield multihost_utils.reached_preemption_sync_point
+
+
+def leave_alone(code: int) -> None:
+    """Ends this process of several without waiting for the others.
+
+    They wait for it in a collective, and it for them at the end of the interpreter:
+    both for ever. When it is gone, they are ended by their heartbeat.
+    """
+    if jax.process_count() > 1:
+        if jax.process_index() == 0:
+            # The others may end for the same reason; when the coordinator is gone,
+            # they are aborted before they can say so.
+            time.sleep(2.0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

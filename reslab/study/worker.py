@@ -17,7 +17,7 @@ import threading
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
-from reslab.core.exits import BAD_INPUT, DIVERGED, INTERNAL, STOPPED
+from reslab.core.exits import STOPPED
 from reslab.train.run import InUse
 
 # Cores that this process may use, comma-separated; the sweep sets it.
@@ -56,24 +56,15 @@ def train(directory: str) -> int:
     line = sys.stdin.readline()
     threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     from reslab.train import loop
-    from reslab.train.checkpoint import SaveFailed
+    from reslab.train.ending import end
 
     try:
         loop.train(_config(line), directory, patience=PATIENCE, watchdog=WATCHDOG)
-    except loop.Stopped:
-        return STOPPED
     except InUse as error:  # Someone else is doing this run: that is no failure.
         print(error, file=sys.stderr)
         return STOPPED
-    except loop.Diverged as error:
-        print(error, file=sys.stderr)
-        return DIVERGED
-    except SaveFailed as error:
-        print(error, file=sys.stderr)
-        return INTERNAL
-    except ReslabError as error:
-        print(error, file=sys.stderr)
-        return BAD_INPUT
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error)
     return 0
 
 

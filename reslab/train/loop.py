@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
-from reslab.core.stopping import asked_to_stop
 from reslab.core.trees import count_parameters, named_leaves
 from reslab.core.watchdog import Watchdog, watching
 from reslab.data.prefetch import prefetch
@@ -25,6 +24,12 @@ from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.progress import progress
 from reslab.observe.writers.jsonl import JsonLines
 from reslab.optim.guard import parse_policy
+from reslab.parallel.hosts import (
+    asked_to_stop_together,
+    check_same,
+    is_writer,
+    on_writer,
+)
 from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
 from reslab.train.checkpoint import Checkpoints, Restored
 from reslab.train.continuation import inherited
@@ -70,12 +75,11 @@ def prepare(config: ConfigDict) -> Setup:
     """
     configs.check(config)
     check_writers(config.train.writers)
-    if jax.process_count() > 1:
-        raise ReslabError("training on several hosts is not supported yet")
+    check_same("the config", configs.sha256(config))
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     setup = make_setup(config, mesh)
-    setup.task.record()
+    check_same("the corpus", setup.task.record()["sha256"])
     return setup
 
 
@@ -114,22 +118,23 @@ def train(
     batches = setup.task.train_batches()
     evaluator = Evaluator(setup)
     run = Run(pathlib.Path(directory))
-    is_finished = run.result() is not None
+    is_finished = on_writer(run.result) is not None
     found = None
-    if config.train.continue_from and not any(run.checkpoints.glob("[0-9]*")):
+    has_begun = on_writer(lambda: any(run.checkpoints.glob("[0-9]*")))
+    if config.train.continue_from and not has_begun:
         found = inherited(setup)  # Before anything is written, too.
     prober = None
     if config.probes.every and not is_finished:
         prober = Prober(setup)  # Before anything is written: it may refuse.
     about = describe(setup)
-    is_resumed = run.open(config, about)
+    is_resumed = on_writer(lambda: run.open(config, about))
     with contextlib.ExitStack() as stack:
         if not is_finished:
-            stack.enter_context(run.lock(patience))
+            on_writer(lambda: stack.enter_context(run.lock(patience)))
         # It may have been finished by the one that had the lock.
-        if (finished := run.result()) is not None:
+        if (finished := on_writer(run.result)) is not None:
             return finished
-        if is_resumed:
+        if is_resumed and is_writer():
             run.warn_of_changes(about)
         stack.enter_context(contextlib.closing(batches))
         checkpoints = stack.enter_context(
@@ -147,20 +152,12 @@ def train(
 
         dog = stack.enter_context(watching(watchdog))
         begin = newest()
-        writers = Writers(config.train.writers, str(run.directory))
-        stack.callback(writers.close)
-        looks = JsonLines(str(run.directory), "probes.jsonl")
-        stack.callback(looks.close)
-        layers = None
-        if config.train.log_layers:
-            layers = JsonLines(str(run.directory), "layers.jsonl")
-            stack.callback(layers.close)
-        trainer = _Trainer(
-            setup, checkpoints, writers, evaluator, prober, looks, layers, dog
-        )
+        files = _Files(run, config) if is_writer() else _Files()
+        stack.callback(files.close)
+        trainer = _Trainer(setup, checkpoints, files, evaluator, prober, dog)
         result = trainer.run(begin, newest, batches)
         checkpoints.wait()
-    run.write("result.json", result)
+    on_writer(lambda: run.write("result.json", result))
     return result
 
 
@@ -183,6 +180,40 @@ def describe(setup: Setup) -> dict[str, Any]:
     }
 
 
+class _Files:
+    """What a run writes down; of several processes one does.
+
+    Args:
+      run: The run; None writes nothing.
+      config: Its config.
+    """
+
+    def __init__(self, run: Run | None = None, config: ConfigDict | None = None):
+        self.metrics = self.looks = self.layers = None
+        if run is None or config is None:
+            return
+        directory = str(run.directory)
+        self.metrics = Writers(config.train.writers, directory)
+        self.looks = JsonLines(directory, "probes.jsonl")
+        if config.train.log_layers:
+            self.layers = JsonLines(directory, "layers.jsonl")
+
+    def truncate(self, step: int) -> None:
+        """Forgets what comes after `step`."""
+        if self.metrics:
+            self.metrics.truncate(step)
+        if self.looks:
+            self.looks.truncate(step - 1)  # The look at `step` is taken again.
+        if self.layers:
+            self.layers.truncate(step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in (self.metrics, self.looks, self.layers):
+            if file:
+                file.close()
+
+
 class _Trainer:
     """The loop's surroundings, so that the loop itself reads like prose."""
 
@@ -190,21 +221,17 @@ class _Trainer:
         self,
         setup: Setup,
         checkpoints: Checkpoints,
-        writers: Writers,
+        files: _Files,
         evaluator: Evaluator,
         prober: Prober | None,
-        looks: JsonLines,
-        layers: JsonLines | None,
         dog: Watchdog,
     ):
         self._setup = setup
         self._config = setup.config
         self._checkpoints = checkpoints
-        self._writers = writers
+        self._files = files
         self._evaluator = evaluator
         self._prober = prober
-        self._looks = looks
-        self._layers = layers
         self._dog = dog
         self._policy = parse_policy(setup.config.train.on_bad_step)
         self._step = jit_step(setup)
@@ -250,10 +277,7 @@ class _Trainer:
         batches.state = begin.data_index
         # Batches that were passed over by going back.
         self._ahead = begin.data_index - start * self._config.data.batch
-        self._writers.truncate(start)
-        self._looks.truncate(start - 1)  # The look at `start` is taken again.
-        if self._layers:
-            self._layers.truncate(start)
+        self._files.truncate(start)
         train, devices = self._config.train, self._setup.mesh.devices
         task = self._setup.task
         meter = Meter(
@@ -269,8 +293,8 @@ class _Trainer:
         with (
             contextlib.closing(placed),
             use_mesh(self._setup.mesh),
-            asked_to_stop() as stop,
-            progress(train.steps, start) as bar,
+            asked_to_stop_together() as is_asked_to_stop,
+            progress(train.steps, start, is_silent=not is_writer()) as bar,
         ):
             for step in range(start + 1, train.steps + 1):
                 began = time.monotonic()
@@ -305,11 +329,13 @@ class _Trainer:
                             state.variables, first=self._config.eval.batches
                         )
                         self._check_finite(step, row, "eval_loss")
-                    self._writers.write(step, row)
+                    if self._files.metrics:
+                        self._files.metrics.write(step, row)
                     bar.update(step, row)
-                if self._checkpoints.is_due(step) or is_last or stop.is_set:
+                is_stopping = is_asked_to_stop(step)
+                if self._checkpoints.is_due(step) or is_last or is_stopping:
                     self._save(step, state, metrics, meter)
-                if stop.is_set and not is_last:
+                if is_stopping and not is_last:
                     self._checkpoints.wait()
                     raise Stopped(step)
             self._look(train.steps, state, next(placed), meter)
@@ -326,7 +352,9 @@ class _Trainer:
             jax.block_until_ready(state)
             self._dog.feed()
             with meter.paused():
-                self._looks.write(step, self._look_inside(state, batch))
+                found = self._look_inside(state, batch)
+                if self._files.looks:
+                    self._files.looks.write(step, found)
 
     def _look_inside(self, state: TrainState, batch: Batch) -> dict[str, Any]:
         assert self._prober is not None
@@ -343,8 +371,8 @@ class _Trainer:
     def _row(self, step: int, metrics: Any, meter: Meter) -> dict[str, float]:
         self._judge(step, metrics)
         row, by_layer = _by_shape(metrics)
-        if self._layers and by_layer:
-            self._layers.write(step, by_layer)
+        if self._files.layers and by_layer:
+            self._files.layers.write(step, by_layer)
         return row | meter.read()
 
     def _save(self, step: int, state: TrainState, metrics: Any, meter: Meter) -> None:

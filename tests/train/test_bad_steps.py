@@ -111,3 +111,13 @@ def test_rollback_gives_up_in_the_end(tmp_path, small_config, poisoned):
     config = small_config(train__on_bad_step="rollback(window=16, limit=2)", **QUIET)
     with pytest.raises(loop.Diverged, match="again after 2 rollbacks"):
         loop.train(config, tmp_path / "run")
+
+
+def test_debugging_stops_where_the_nan_is_made(tmp_path, small_config, poisoned):
+    poisoned({0: "nan"})
+    jax.config.update("jax_debug_nans", True)
+    try:
+        with pytest.raises(FloatingPointError, match="reduce_sum"):
+            loop.train(small_config(**QUIET), tmp_path / "run")
+    finally:
+        jax.config.update("jax_debug_nans", False)

@@ -1,0 +1,44 @@
+"""How the end of training becomes an exit code and a line for a person."""
+
+import sys
+import traceback
+
+from reslab.core.errors import ReslabError
+from reslab.core.exits import BAD_INPUT, DIVERGED, INTERNAL, INTERRUPTED, STOPPED
+from reslab.parallel.hosts import leave_alone
+from reslab.train.checkpoint import SaveFailed
+from reslab.train.loop import Diverged, Stopped
+
+
+def end(error: BaseException, prefix: str = "") -> int:
+    """Tells what ended training, and gives the process's exit code.
+
+    One process of several that fails alone ends here, at once.
+
+    Args:
+      error: What `train` raised.
+      prefix: What the line begins with.
+
+    Returns:
+      0 never; 2 for a mistake, 42 for a run that is saved, 70 for an error of reslab,
+      the machine or its storage, 75 for a run that diverged, 130 for an interrupt.
+    """
+    code = INTERNAL
+    if isinstance(error, Stopped):
+        print(f"{error}; the same command goes on from here", file=sys.stderr)
+        return STOPPED  # All processes stop at the same step.
+    if isinstance(error, Diverged):
+        print(f"{prefix}{error}", file=sys.stderr)
+        return DIVERGED  # All see the same loss.
+    if isinstance(error, FloatingPointError):  # Of --debug-nans, for its traceback.
+        traceback.print_exception(error)
+        code = DIVERGED
+    elif isinstance(error, KeyboardInterrupt):
+        code = INTERRUPTED
+    elif isinstance(error, ReslabError | SaveFailed):
+        print(f"{prefix}{error}", file=sys.stderr)
+        code = INTERNAL if isinstance(error, SaveFailed) else BAD_INPUT
+    else:
+        traceback.print_exception(error)
+    leave_alone(code)
+    return code

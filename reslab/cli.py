@@ -231,6 +231,14 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
     added.add_argument("--out", metavar="FILE.csv", help="default: print")
 
+    added = verb("drill", _drill, "plant faults in small runs and count what survives")
+    added.add_argument(
+        "--only", action="append", default=[], metavar="ROW", help="may be repeated"
+    )
+    added.add_argument("--nightly", action="store_true", help="many more faults; hours")
+    added.add_argument("--seed", type=int, default=0, help="chooses where they are")
+    added.add_argument("--json", action="store_true", help="print JSON, not lines")
+
     verb("doctor", _doctor, "print versions, devices and missing extras")
     return parser
 
@@ -563,6 +571,27 @@ def _bench(options: argparse.Namespace) -> int:
     else:
         print(text, end="")
     return 0
+
+
+def _drill(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from reslab.drill import as_json, drill
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="reslab-drill-") as directory:
+        outcomes = drill(
+            directory,
+            options.only,
+            is_nightly=options.nightly,
+            seed=options.seed,
+            tell=tell,
+        )
+    if options.json:
+        print(as_json(outcomes))
+    return 1 if any(outcome.broken for outcome in outcomes) else 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

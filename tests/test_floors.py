@@ -30,9 +30,11 @@ ALLOWED = {
     },
     "transforms": {"core"},
     "study": {"core", "ops", "models", "optim", "data", "parallel", "observe", "train"},
+    "drill": {"core", "data", "parallel", "train", "top"},
     "top": {
         *("core", "ops", "models", "optim", "data", "parallel", "observe", "train"),
         "study",
+        "drill",
     },
 }
 

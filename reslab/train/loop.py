@@ -90,6 +90,7 @@ def train(
     patience: float = 0.0,
     watchdog: float = 0.0,
     is_strict: bool = False,
+    after_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on training, the run in a directory.
 
@@ -104,6 +105,8 @@ def train(
         never does.
       is_strict: Whether a damaged newest checkpoint is an error; otherwise it is set
         aside, and the run goes on from the newest that is intact.
+      after_step: Called with the number of every step, once it has been dispatched
+        and what is due after it has begun.
 
     Returns:
       The run's result: step, held-out loss and bits per byte, tokens per second.
@@ -154,7 +157,9 @@ def train(
         begin = newest()
         files = _Files(run, config) if is_writer() else _Files()
         stack.callback(files.close)
-        trainer = _Trainer(setup, checkpoints, files, evaluator, prober, dog)
+        trainer = _Trainer(
+            setup, checkpoints, files, evaluator, prober, dog, after_step
+        )
         result = trainer.run(begin, newest, batches)
         checkpoints.wait()
     on_writer(lambda: run.write("result.json", result))
@@ -225,6 +230,7 @@ class _Trainer:
         evaluator: Evaluator,
         prober: Prober | None,
         dog: Watchdog,
+        after_step: Callable[[int], None] | None,
     ):
         self._setup = setup
         self._config = setup.config
@@ -233,6 +239,7 @@ class _Trainer:
         self._evaluator = evaluator
         self._prober = prober
         self._dog = dog
+        self._after_step = after_step
         self._policy = parse_policy(setup.config.train.on_bad_step)
         self._step = jit_step(setup)
 
@@ -335,6 +342,8 @@ class _Trainer:
                 is_stopping = is_asked_to_stop(step)
                 if self._checkpoints.is_due(step) or is_last or is_stopping:
                     self._save(step, state, metrics, meter)
+                if self._after_step:
+                    self._after_step(step)
                 if is_stopping and not is_last:
                     self._checkpoints.wait()
                     raise Stopped(step)

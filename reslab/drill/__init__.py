@@ -1,0 +1,113 @@
+"""Faults planted on purpose: what a run survives, as survived/injected.
+
+Every row breaks small runs on this machine's CPU in one way, many times, and counts
+the times that end as promised: bit for bit as if nothing had happened, or with an
+error that is told. Nothing of the run is stubbed; processes are killed, files damaged,
+disks filled.
+"""
+
+import dataclasses
+import json
+import pathlib
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+
+from reslab.core.errors import ReslabError, nearest
+from reslab.drill import rows
+from reslab.drill.runs import Workshop
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a row came to.
+
+    Attributes:
+      row: Its name.
+      promise: What was promised.
+      injected: Faults planted.
+      survived: Those after which the promise held.
+      seconds: How long it took.
+      broken: What went wrong, a line for each other fault.
+    """
+
+    row: str
+    promise: str
+    injected: int
+    survived: int
+    seconds: float
+    broken: tuple[str, ...]
+
+
+# Row, faults in a usual run, faults in a nightly one.
+ROWS: dict[str, tuple[Callable, int, int]] = {
+    "kill": (rows.kill, 4, 200),
+    "stop": (rows.stop, 2, 50),
+    "damage": (rows.damage, 60, 1000),
+    "storage": (rows.storage, 3, 20),
+    "reshard": (rows.reshard, 3, 20),
+    "processes": (rows.processes, 3, 40),
+    "repeat": (rows.repeat, 5, 13),
+    "bad_steps": (rows.bad_steps, 10, 150),
+    "bad_input": (rows.bad_input, 100, 300),
+}
+
+
+def drill(
+    directory: str | pathlib.Path,
+    names: Sequence[str] = (),
+    *,
+    is_nightly: bool = False,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Outcome]:
+    """Plants faults and counts what is survived.
+
+    Args:
+      directory: For the runs; what is in it is deleted.
+      names: Rows; all of them if empty.
+      is_nightly: Whether to plant the many faults of a night.
+      seed: Chooses where they are planted.
+      tell: Is given a line about every row.
+
+    Returns:
+      The outcome of every row.
+
+    Raises:
+      ReslabError: If there is no such row.
+    """
+    for name in names:
+        if name not in ROWS:
+            raise ReslabError(f"unknown row {name!r}", hint=nearest(name, ROWS))
+    directory = pathlib.Path(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    outcomes = []
+    with Workshop(directory) as workshop:
+        for name in names or ROWS:
+            plant, usual, many = ROWS[name]
+            began, injected, broken = time.monotonic(), 0, []
+            chance = random.Random(f"{seed} {name}")
+            for found in plant(workshop, many if is_nightly else usual, chance):
+                injected += 1
+                if found is not None:
+                    broken.append(found)
+            outcome = Outcome(
+                row=name,
+                promise=(plant.__doc__ or "").splitlines()[0],
+                injected=injected,
+                survived=injected - len(broken),
+                seconds=round(time.monotonic() - began, 1),
+                broken=tuple(broken),
+            )
+            outcomes.append(outcome)
+            tell(f"{name:10} {outcome.survived}/{injected}  {outcome.seconds:.0f} s")
+            for line in broken:
+                tell(f"  {line}")
+    return outcomes
+
+
+def as_json(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes as JSON."""
+    return json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=1)

@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 
 from reslab.core import config as configs
@@ -56,7 +57,7 @@ WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("train.eval_every", ("0", "-1", "x", "1.5", "None")),
     ("train.writers", ("('disk',)", "tensorboard", "(1,)", "('jsonl(x=1)',)", "7")),
     ("train.continue_from", ("nowhere", "3", "None", "/", "()")),
-    ("probes.names", ("('dream',)", "stream", "('stream','stream')", "(1,)", "7")),
+    ("probes.names", ("('dream',)", "stream", "('stream(x=1)',)", "(1,)", "7")),
     ("eval.batch", ("0", "-1", "x", "1.5", "None")),
     ("mesh.data", ("0", "3", "-2", "x", "1.5")),
     ("mesh.fsdp", ("0", "3", "-2", "x", "64")),
@@ -166,16 +167,13 @@ def bad_inputs(
                 code = stop.code
         lines = said.getvalue().splitlines()
         written = [path.name for path in pathlib.Path().iterdir()]
+        for name in written:
+            shutil.rmtree(name, ignore_errors=True)
         is_refused = code == 2 and len(lines) == 1 and not written
-        what = " ".join(
-            word for word in request if word.partition("=")[2] not in _USUAL
-        )
+        words = [w for w in request if w.removeprefix("--set=") not in _USUAL]
         last = lines[-1][:120] if lines else ""
-        yield (
-            None
-            if is_refused
-            else f"{what}: {code}, {len(lines)} lines, {written}, {last}"
-        )
+        found = f"{' '.join(words)}: {code}, {len(lines)} lines, {written}, {last}"
+        yield None if is_refused else found
 
 
 _USUAL = frozenset(f"{key}={value}" for key, value in SMALL.items())

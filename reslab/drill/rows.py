@@ -31,7 +31,7 @@ Found = Iterator[str | None]
 CHAIN = 4
 # Seconds by which a fault may be noticed later than at its limit.
 SLACK = 10.0
-TWO = {"processes": 2, "devices": 2}
+TWO: dict[str, Any] = {"processes": 2, "devices": 2}
 # Between steps, so that signals have time to arrive.
 PACE = 0.05
 
@@ -48,10 +48,11 @@ def kill(workshop: Workshop, count: int, chance: random.Random) -> Found:
             start = newest_step(run)
             if number % 2:
                 # Just after a save has begun; it goes on behind the steps.
-                step, delay = start + SAVED_EVERY, chance.uniform(0.0, 0.03)
+                step, delay = start + SAVED_EVERY, chance.uniform(0.0, PACE)
             else:
                 step, delay = chance.randint(start + 1, start + SAVED_EVERY - 1), 0.0
-            ended = workshop.train(run, faults={0: Fault("kill", step, delay)})
+            fault = Fault("kill", step, delay)
+            ended = workshop.train(run, faults={0: fault}, pace=PACE)
             if ended.codes == (0,):
                 break  # It was faster than the fault.
             lost = losses_step(run) - newest_step(run)
@@ -76,21 +77,20 @@ def losses_step(run: pathlib.Path) -> int:
 
 
 def stop(workshop: Workshop, count: int, chance: random.Random) -> Found:
-    """Asked to stop, all processes save the same step, exit with 42 and go on exactly."""
+    """Asked to stop, all processes save one step, exit with 42, and go on exactly."""
     for number in range(count):
-        processes = TWO if number % 2 else {}
-        name = "two" if processes else "one"
-        whole = fingerprint(workshop.clean(name, **processes))
+        options = TWO if number % 2 else {}
+        whole = fingerprint(workshop.clean("two" if options else "one", **options))
         run, step = workshop.new(), chance.randint(2, STEPS // 2)
-        rank = chance.randrange(processes.get("processes", 1))
+        rank = chance.randrange(options.get("processes", 1))
         ended = workshop.train(
-            run, faults={rank: Fault("term", step)}, pace=PACE, **processes
+            run, faults={rank: Fault("term", step)}, pace=PACE, **options
         )
         saved = newest_step(run)
         if {*ended.codes} != {42} or not step <= saved < STEPS:
             yield f"asked at step {step}, saved {saved}: {ended}"
             continue
-        ended = workshop.train(run, **processes)
+        ended = workshop.train(run, **options)
         is_same = not any(ended.codes) and fingerprint(run) == whole
         yield None if is_same else f"stopped at step {saved}, another end: {ended}"
 
@@ -142,7 +142,7 @@ def _damage(run: pathlib.Path, copy: pathlib.Path, count: int, seed: float) -> F
 
 
 def storage(workshop: Workshop, count: int, chance: random.Random) -> Found:
-    """Without storage a run ends with an error, at once, and its last step is intact."""
+    """Without storage a run ends at once with an error, and its last step is intact."""
     whole = fingerprint(workshop.clean("one"))
     for number in range(count):
         run, step = workshop.new(), chance.randint(SAVED_EVERY + 1, STEPS - 1)
@@ -203,8 +203,7 @@ def _reshard(
             sizes = dict(zip(MESH_AXES, shape, strict=True))
             mesh = make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
             setup = make_setup(config, mesh)
-            with setup.task.train_batches() as batches:
-                batch = place_on(mesh)(next(batches))
+            batch = place_on(mesh)(next(setup.task.train_batches()))
             compiled = jax.jit(make_step(setup))
 
             def step(state: Any) -> Any:

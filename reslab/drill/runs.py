@@ -313,8 +313,7 @@ def _train(
     code = 0
     try:
         if place is not None:
-            hosts.HEARTBEAT_SECONDS = HEARTBEAT
-            hosts.join(*place)
+            hosts.join(*place, heartbeat=HEARTBEAT)
         loop.train(
             configs.from_json(config, "config"),
             run,
@@ -353,8 +352,7 @@ def _planted(
             resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, FULL))
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         elif fault.kind == "vanish":
-            shutil.rmtree(run / "checkpoints")
-            (run / "checkpoints").write_text("no longer a directory")
+            (run / "checkpoints").rename(run / "gone")
 
     def after_step(step: int) -> None:
         time.sleep(pace)

@@ -20,9 +20,6 @@ from reslab.core.stopping import asked_to_stop
 
 Answer = TypeVar("Answer")
 
-# A host that has died is noticed after this long.
-HEARTBEAT_SECONDS = 30
-
 
 def join(
     coordinator: str | None = None,
@@ -30,6 +27,7 @@ def join(
     process: int | None = None,
     *,
     seconds: float = 300.0,
+    heartbeat: int = 30,
 ) -> None:
     """Makes this process one of a run on many hosts; call before the first array.
 
@@ -41,6 +39,7 @@ def join(
       processes: How many there are.
       process: Which this is, from 0.
       seconds: How long to wait for the others.
+      heartbeat: Seconds after which a process that has died is noticed.
 
     Raises:
       ReslabError: If the arguments make no sense. If the others do not come the
@@ -70,7 +69,7 @@ def join(
                 process,
                 # Longer than ours: at its own the runtime aborts the process.
                 initialization_timeout=int(seconds) + 60,
-                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                heartbeat_timeout_seconds=heartbeat,
             )
         except (RuntimeError, ValueError) as error:
             raise ReslabError(

@@ -106,6 +106,8 @@ class Checkpoints:
                 else directory,
                 options=options,
             )
+            if self._manager.directory.exists():
+                next(iter(self._manager.directory.iterdir()), None)
         except OSError as error:
             raise ReslabError(
                 f"checkpoint directory {directory}",

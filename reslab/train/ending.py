@@ -1,5 +1,6 @@
 """How the end of training becomes an exit code and a line for a person."""
 
+import errno
 import sys
 import traceback
 
@@ -8,6 +9,8 @@ from reslab.core.exits import BAD_INPUT, DIVERGED, INTERNAL, INTERRUPTED, STOPPE
 from reslab.parallel.hosts import leave_alone
 from reslab.train.checkpoint import SaveFailed
 from reslab.train.loop import Diverged, Stopped
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def end(error: BaseException, prefix: str = "") -> int:
@@ -38,6 +41,8 @@ def end(error: BaseException, prefix: str = "") -> int:
     elif isinstance(error, ReslabError | SaveFailed):
         print(f"{prefix}{error}", file=sys.stderr)
         code = INTERNAL if isinstance(error, SaveFailed) else BAD_INPUT
+    elif isinstance(error, OSError) and error.errno in _STORAGE:
+        print(f"{prefix}{error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
     leave_alone(code)

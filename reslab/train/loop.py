@@ -162,6 +162,8 @@ def train(
         )
         result = trainer.run(begin, newest, batches)
         checkpoints.wait()
+    # The last step may have been one that was left out.
+    result = {key: value for key, value in result.items() if math.isfinite(value)}
     on_writer(lambda: run.write("result.json", result))
     return result
 

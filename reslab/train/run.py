@@ -133,6 +133,13 @@ class Run:
                 got="no permission",
                 hint="--run DIR",
             )
+        is_under_way = (self.directory / "metrics.jsonl").is_file()
+        if is_under_way and not self.checkpoints.is_dir() and self.result() is None:
+            raise ReslabError(
+                f"{self.checkpoints} is gone",
+                expected="the checkpoints of the run that is under way",
+                hint="put them back, or --run with another directory",
+            )
         differing = configs.differences(self.config(), config)
         if differing:
             raise ReslabError(

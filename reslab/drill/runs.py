@@ -1,7 +1,9 @@
 """Small runs in processes of their own, with faults in them."""
 
+import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -28,6 +30,8 @@ SMALL = {
     "data.source": "synthetic(documents=60)",
     "data.length": 16,
     "data.batch": 8,
+    "optim.name": "sgd(momentum=0.9)",
+    "optim.learning_rate": 0.1,
     "optim.schedule": "constant",
     "train.steps": STEPS,
     "train.log_every": 1,
@@ -80,7 +84,8 @@ class Workshop:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__, "reslab.train.ending"])
         self._kept: dict[str, pathlib.Path] = {}
-        self._count = 0
+        self._locks = collections.defaultdict(threading.Lock)
+        self._count = itertools.count(1)
 
     def __enter__(self) -> Self:
         return self
@@ -92,8 +97,7 @@ class Workshop:
 
     def new(self) -> pathlib.Path:
         """A directory that is not there yet."""
-        self._count += 1
-        return self.directory / f"run-{self._count}"
+        return self.directory / f"run-{next(self._count)}"
 
     def call(
         self, work: Callable[..., Any], *arguments: Any, devices: int = 1
@@ -104,7 +108,7 @@ class Workshop:
           RuntimeError: If it fails.
         """
         reader, writer = self._context.Pipe(duplex=False)
-        log = self.directory / "calls.txt"
+        log = self.directory / f"{work.__name__}.txt"
         process = self._context.Process(
             target=_call,
             args=(writer, work, arguments, devices, self.directory / "cache", log),
@@ -188,12 +192,13 @@ class Workshop:
         Raises:
           RuntimeError: If it does not end well.
         """
-        if name not in self._kept:
-            run = self.directory / f"clean-{name}"
-            ended = self.train(run, **options)
-            if any(ended.codes):
-                raise RuntimeError(f"a run without faults fails: {ended}")
-            self._kept[name] = run
+        with self._locks[name]:
+            if name not in self._kept:
+                run = self.directory / f"clean-{name}"
+                ended = self.train(run, **options)
+                if any(ended.codes):
+                    raise RuntimeError(f"a run without faults fails: {ended}")
+                self._kept[name] = run
         return self._kept[name]
 
 

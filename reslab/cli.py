@@ -230,6 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
     added.add_argument("--out", metavar="FILE.csv", help="default: print")
+    added = verb("data", _data, "tokenize a corpus, once and for all")
+    added.add_argument("work", choices=["tokenize"])
+    added.add_argument("source", metavar="SOURCE", help="such as \"jsonl(path='x')\"")
+    added.add_argument("--tokenizer", default="bytes", help="default: bytes")
+    added.add_argument("--out", required=True, metavar="DIR", help="a new directory")
 
     added = verb("drill", _drill, "plant faults in small runs and count what survives")
     added.add_argument(
@@ -320,7 +325,11 @@ def _summarize(
         if "eval_bpb" in before:
             rows.append(("continued from", before["eval_bpb"]))
     corpus = load_corpus(config.data.source, config.data.tokenizer)
-    if config.data.tokenizer == "bytes" and corpus.bytes <= LARGEST_COUNTED:
+    if (
+        config.data.tokenizer == "bytes"
+        and corpus.bytes <= LARGEST_COUNTED
+        and not corpus.others
+    ):
         for order, name in ((3, "trigram"), (2, "bigram"), (1, "unigram")):
             bits = ngram_bits_per_byte(corpus.train, corpus.validation, order)
             rows.append((f"{name} counts", bits))
@@ -570,6 +579,32 @@ def _bench(options: argparse.Namespace) -> int:
         pathlib.Path(options.out).write_text(text)
     else:
         print(text, end="")
+
+
+def _data(options: argparse.Namespace) -> int:
+    import time
+
+    from reslab.data.tokenized import tokenize
+
+    began = told = time.monotonic()
+
+    def tell(documents: int, size: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 2.0:
+            told = time.monotonic()
+            print(
+                f"{documents:,} documents  {size / 1e6:,.0f} MB  "
+                f"{size / 1e6 / (told - began):,.1f} MB/s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    record = tokenize(options.source, options.tokenizer, options.out, tell)
+    for name, count in record["tokens"].items():
+        print(f"{name:10}  {count:,} tokens")
+    print(f"{'sha256':10}  {record['sha256']}")
+    print("next\n  reslab train --config small_124m --set \\")
+    print(f"    data.source=\"tokens(path='{options.out}')\"")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Batches: shuffled without end for training, once in order for validation."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
 
 import grain
@@ -40,8 +40,8 @@ class TrainBatches(Iterator[Example]):
       process_count: How many processes share the batches.
       worker_count: Processes that make examples in the background. 0 is the
         fastest for what is in memory.
-      replayed: Other examples, of which a share of the batches is.
-      replay: That share, from 0 to below 1; evenly spread over the examples.
+      others: Other examples, each with the share of the batches that they are, evenly
+        spread; the shares add up to less than 1.
 
     Raises:
       ReslabError: If the batch does not divide by the processes, or an argument
@@ -56,8 +56,7 @@ class TrainBatches(Iterator[Example]):
         process_index: int = 0,
         process_count: int = 1,
         worker_count: int = 0,
-        replayed: Examples | None = None,
-        replay: float = 0.0,
+        others: Sequence[tuple[Examples, float]] = (),
     ):
         _check_batch("batch", global_batch, process_index, process_count)
         if not 0 <= seed < 2**32:
@@ -69,10 +68,13 @@ class TrainBatches(Iterator[Example]):
         if worker_count:
             _allow_unparsed_flags()
         dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-        if replayed is not None and replay:
-            # A seed of its own, or both would be permuted alike.
-            old = grain.MapDataset.source(replayed).seed(seed ^ 1).shuffle().repeat()
-            dataset = grain.MapDataset.mix([dataset, old], [1 - replay, replay])
+        if others:
+            parts, shares = [dataset], [share for _, share in others]
+            for number, (more, _) in enumerate(others, start=1):
+                # A seed of its own, or all would be permuted alike.
+                one = grain.MapDataset.source(more).seed(seed ^ number)
+                parts.append(one.shuffle().repeat())
+            dataset = grain.MapDataset.mix(parts, [1 - sum(shares), *shares])
         self._global_batch = global_batch
         self._batches = grain.experimental.ElasticIterator(
             dataset,

@@ -20,12 +20,23 @@ class Source(Protocol):
     """Where documents come from.
 
     A source that has a validation split of its own also defines
-    `validation_documents() -> Iterable[bytes] | None`.
+    `validation_documents() -> Iterable[bytes] | None`; one that has more than documents
+    defines `corpus(tokenizer) -> Corpus`.
     """
 
     def documents(self) -> Iterable[bytes]:
         """Gives the documents, in an order that is always the same."""
         ...
+
+
+class Tokens(Protocol):
+    """Token ids in order: an array, or a file that is read where it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+    def __array__(self) -> np.ndarray: ...
 
 
 class Tokenizer(Protocol):
@@ -59,11 +70,11 @@ class TokenStream:
     """Documents laid end to end, each as BOS and its tokens.
 
     Attributes:
-      tokens: Ids of shape (tokens,), uint16 or uint32; may be a `np.memmap`.
+      tokens: Ids of shape (tokens,), uint16 or uint32.
       starts: Where each document begins in `tokens`, int64, ascending.
     """
 
-    tokens: np.ndarray
+    tokens: Tokens
     starts: np.ndarray
 
 
@@ -78,6 +89,8 @@ class Corpus:
       sha256: Digest of every document with its length and split, in order.
       documents: Number of documents in both streams.
       bytes: Number of bytes in both streams, before tokenization.
+      others: Streams that are also trained on, each with its share of the windows;
+        `train` has what is left.
     """
 
     train: TokenStream
@@ -86,6 +99,7 @@ class Corpus:
     sha256: str
     documents: int
     bytes: int
+    others: tuple[tuple[TokenStream, float], ...] = ()
 
 
 def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
@@ -111,33 +125,71 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
     >>> len(corpus.train.starts), len(corpus.validation.starts)
     (38, 2)
     """
+    made = registry.make("sources", source)
+    if hasattr(made, "corpus"):
+        return made.corpus(tokenizer)
     encoder: Tokenizer = registry.make("tokenizers", tokenizer)
     pieces: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
-    sizes = dict.fromkeys(pieces, 0)
-    digest = hashlib.sha256()
-    dtype = np.uint16 if encoder.vocabulary_size <= 2**16 else np.uint32
-    for split, document in _split(registry.make("sources", source)):
-        digest.update(f"{split} {len(document)}\n".encode())
-        digest.update(document)
+    dtype = token_dtype(encoder)
+    documents = Documents(source)
+    for split, document in documents:
         ids = encoder.encode(document)
         pieces[split].append(np.concatenate([[encoder.bos], ids]).astype(dtype))
-        sizes[split] += len(document)
-    for split, size in sizes.items():
-        if not size:
-            raise ReslabError(
-                f"source {source!r}: {split} split",
-                expected="text",
-                got="none",
-                hint="give more text",
-            )
     return Corpus(
         train=_stream(pieces["train"]),
         validation=_stream(pieces["validation"]),
         tokenizer=encoder,
-        sha256=digest.hexdigest(),
+        sha256=documents.sha256,
         documents=sum(map(len, pieces.values())),
-        bytes=sum(sizes.values()),
+        bytes=documents.bytes,
     )
+
+
+def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
+    """The smallest dtype that holds the ids of a tokenizer."""
+    return np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32
+
+
+class Documents(Iterator[tuple[str, bytes]]):
+    """Gives each document with its split; at the end both splits must have text.
+
+    Args:
+      source: Spec of the family `sources`.
+    """
+
+    def __init__(self, source: registry.Spec):
+        self._source = source
+        self._documents = _split(registry.make("sources", source))
+        self._digest = hashlib.sha256()
+        self._sizes = {"train": 0, "validation": 0}
+
+    def __next__(self) -> tuple[str, bytes]:
+        try:
+            split, document = next(self._documents)
+        except StopIteration:
+            for split, size in self._sizes.items():
+                if not size:
+                    raise ReslabError(
+                        f"source {self._source!r}: {split} split",
+                        expected="text",
+                        got="none",
+                        hint="give more text",
+                    ) from None
+            raise
+        self._digest.update(f"{split} {len(document)}\n".encode())
+        self._digest.update(document)
+        self._sizes[split] += len(document)
+        return split, document
+
+    @property
+    def sha256(self) -> str:
+        """Digest of every document so far, with its length and split."""
+        return self._digest.hexdigest()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes so far."""
+        return sum(self._sizes.values())
 
 
 def _split(source: Source) -> Iterator[tuple[str, bytes]]:

@@ -27,6 +27,13 @@ def matching_files(path: str, what: str) -> list[pathlib.Path]:
         raise ReslabError(
             f"{what}: path", expected="a file, a directory or a glob", got="none"
         )
+    if "://" in path:
+        raise ReslabError(
+            f"{what}: path",
+            expected="a path of this machine",
+            got=repr(path),
+            hint="mount the bucket; tpu_setup does, at /mnt/reslab",
+        )
     root = pathlib.Path(path).expanduser()
     if root.is_file():
         return [root]

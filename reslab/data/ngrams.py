@@ -49,7 +49,7 @@ def _contexts_and_targets(
     stream: TokenStream, order: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One context (its tokens as digits of a number) and one byte per target."""
-    tokens = stream.tokens.astype(np.int64)
+    tokens = np.asarray(stream.tokens).astype(np.int64)
     if tokens.max() > BYTES:
         raise ReslabError(
             "n-gram model", expected="byte tokens", got=f"token {tokens.max()}"

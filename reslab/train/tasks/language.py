@@ -80,8 +80,14 @@ class Language:
         }
 
     def train_batches(self) -> TrainBatches:
-        """Shuffled windows without end, replayed ones among them."""
+        """Shuffled windows without end, of all sources and replayed ones."""
         data = self._config.data
+        others = [
+            (WindowSource(stream, data.length), share * (1 - data.replay))
+            for stream, share in self.corpus.others
+        ]
+        if data.replay:
+            others.append((self._replayed(), data.replay))
         return TrainBatches(
             WindowSource(self.corpus.train, data.length),
             data.batch,
@@ -89,8 +95,7 @@ class Language:
             jax.process_index(),
             jax.process_count(),
             worker_count=data.workers,
-            replayed=self._replayed() if data.replay else None,
-            replay=data.replay,
+            others=others,
         )
 
     def _replayed(self) -> WindowSource:

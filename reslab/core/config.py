@@ -264,6 +264,7 @@ def from_json(text: str, where: str) -> ConfigDict:
 # Fields that came after the first version, with what the versions before them did.
 _SINCE = {
     "data.replay": 0.0,
+    "model.kernels": "auto",
     "model.name": "lm",
     "model.use_embedding_projection": False,
     "model.use_head_bias": False,

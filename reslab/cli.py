@@ -579,6 +579,7 @@ def _bench(options: argparse.Namespace) -> int:
         pathlib.Path(options.out).write_text(text)
     else:
         print(text, end="")
+    return 0
 
 
 def _data(options: argparse.Namespace) -> int:

@@ -41,8 +41,8 @@ def start(model, tokens):
 
 
 @pytest.fixture(scope="module")
-def params(start, randomized):
-    return randomized(start)
+def params(model, tokens, drawn):
+    return drawn(model, tokens)["params"]
 
 
 @pytest.fixture(scope="module")

@@ -74,13 +74,13 @@ def test_a_share_of_the_windows_is_replayed():
     )
     marked = type(old)(np.full_like(old.tokens, 7), old.starts[:1])
     new, marked = WindowSource(new, 16), WindowSource(marked, 16)
-    with TrainBatches(new, 8, 0, replayed=marked, replay=0.25) as batches:
+    with TrainBatches(new, 8, 0, others=[(marked, 0.25)]) as batches:
         rows = np.concatenate([next(batches)["tokens"] for _ in range(16)])
         at = batches.state
         later = next(batches)["tokens"]
     is_old = (rows == 7).all(axis=1)
     assert is_old.mean() == 0.25
-    with TrainBatches(new, 8, 0, replayed=marked, replay=0.25) as batches:
+    with TrainBatches(new, 8, 0, others=[(marked, 0.25)]) as batches:
         batches.state = at
         np.testing.assert_array_equal(next(batches)["tokens"], later)
 

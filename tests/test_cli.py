@@ -416,7 +416,7 @@ def test_a_closed_pipe_is_no_error(tmp_path):
 
 
 def test_stopped_runs_have_their_own_exit_code(tmp_path, monkeypatch, capsys):
-    def stop(*_):
+    def stop(*_, **__):
         raise loop.Stopped(3)
 
     monkeypatch.setattr(loop, "train", stop)

@@ -103,7 +103,7 @@ def metrics(directory):
     return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # The drill kills runs too, but does not look into them.
 def test_killed_three_times_ends_bit_identical(tmp_path, child):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     looking = {"probes__every": 4, "probes__names": ("gradient",)}

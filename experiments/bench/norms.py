@@ -4,7 +4,8 @@
     python experiments/bench/norms.py --topology v5e:1x1 --topology v5p:1x1x1
 
 On this machine all norms take turns in one process, so that all see it in the same
-state; figures are medians, and ratios to Flax's RMSNorm. For a topology the same
+state; figures are medians, and ratios to Flax's RMSNorm. The arrays are of 2 MB: with
+larger ones the system's handing out of memory is what is timed. For a topology the same
 program is compiled for the absent chip: bytes to and from its memory, trip-aware,
 over the least there could be (read x and its gradient, write y and that of x).
 Appends rows to experiments/bench/norms.csv.
@@ -66,10 +67,10 @@ def names():
     return [*FLAX, *registry.names("norms")]
 
 
-def measured(shape, dtype, rounds):
-    """Median seconds of every norm, taking turns."""
+def measured(chosen, shape, dtype, rounds):
+    """Median seconds of these norms, taking turns."""
     programs = {}
-    for name in names():
+    for name in chosen:
         try:
             function, arguments = example(name, shape, dtype)
         except ReslabError as error:
@@ -102,10 +103,13 @@ def main():
     """Measures or compiles, prints and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", action="append", default=[])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rows", type=int, help="default: 512, compiled 4096")
+    parser.add_argument("--norm", nargs="*", help="default: all")
     parser.add_argument("--width", type=int, default=1024)
     options = parser.parse_args()
+    options.rows = options.rows or (4096 if options.topology else 512)
+    chosen = options.norm or names()
     shape, about, rows = (8, options.rows // 8, options.width), environment(), []
     common = {
         "shape": "x".join(map(str, shape)),
@@ -113,7 +117,8 @@ def main():
         "commit": about["commit"],
     }
     if not options.topology:
-        seconds = measured(shape, jnp.float32, options.rounds)
+        chosen = [*FLAX, *(name for name in chosen if name not in FLAX)]
+        seconds = measured(chosen, shape, jnp.float32, options.rounds)
         for name, taken in seconds.items():
             ratio = taken / seconds["flax.RMSNorm"]
             row = {"norm": name, "target": about["device_kind"], "dtype": "float32"}
@@ -122,7 +127,7 @@ def main():
     for one in options.topology:
         target = topology(one)
         least = 4 * 2 * options.rows * options.width
-        for name in names():
+        for name in chosen:
             try:
                 total = compiled(name, shape, jnp.bfloat16, target)
             except ReslabError as error:

@@ -230,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
     added.add_argument("--out", metavar="FILE.csv", help="default: print")
+
     added = verb("data", _data, "tokenize a corpus, once and for all")
     added.add_argument("work", choices=["tokenize"])
     added.add_argument("source", metavar="SOURCE", help="such as \"jsonl(path='x')\"")
@@ -569,14 +570,23 @@ def _compile(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from reslab.bench import as_csv, bench_ops
+    from reslab.core.files import write_whole
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    out = pathlib.Path(options.out) if options.out else None
+    # Before the minutes that it takes to compile.
+    if out and not os.access(out.parent, os.W_OK):
+        raise ReslabError(
+            f"--out {out}",
+            expected="a file in a directory that can be written",
+            hint="--out FILE.csv",
+        )
     arguments = options.operation, options.target, options.shape, options.dtype
     text = as_csv(bench_ops(*arguments, tell))
-    if options.out:
-        pathlib.Path(options.out).write_text(text)
+    if out:
+        write_whole(out, text)
     else:
         print(text, end="")
     return 0

@@ -43,9 +43,10 @@ def optimized(request):
     if not any(request.node.get_closest_marker(name) for name in names):
         yield
         return
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module", autouse=True)

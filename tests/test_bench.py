@@ -80,3 +80,9 @@ def test_the_evidence_is_rows_of_the_bench():
 def test_auto_goes_by_the_evidence(monkeypatch, operation, device, expected):
     monkeypatch.setattr(evidence, "_device_kind", lambda: device)
     assert evidence.preferred(operation) == expected
+
+
+def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path, capsys):
+    out = tmp_path / "missing" / "rows.csv"
+    assert main(["bench", "ops", "--out", str(out)]) == 2
+    assert "expected a file in a directory" in capsys.readouterr().err

@@ -14,6 +14,9 @@ from reslab.study.results import Outcome, Results
 _FROM = 0.1  # Curves begin at this share of the budget: the fall before hides the rest.
 _MOST_POINTS = 100
 _MOST_LOOKS = 60
+# More lines cannot be told apart, and a longer list of runs is not read.
+_MOST_LINES = 8
+_MOST_NAMED = 24
 
 
 class _Curve(NamedTuple):
@@ -26,11 +29,14 @@ class _Curve(NamedTuple):
 
 
 def named_runs(results: Results, cases: Sequence[str]) -> str:
-    """The run directories behind a figure, for its caption."""
-    named = (
-        f"{case}: {', '.join(run.label for run in results.finished(case))}"
-        for case in cases
-    )
+    """The run directories behind a figure, for its caption, or where they stand."""
+    runs = {case: [run.label for run in results.finished(case)] for case in cases}
+    count = sum(map(len, runs.values()))
+    if count > _MOST_NAMED:
+        missing = [case for case in results.cases if not runs.get(case)]
+        without = f" but {', '.join(missing)}" if missing else ""
+        return f"Runs: the {count} finished ones of all cases{without}, listed below."
+    named = (f"{case}: {', '.join(labels)}" for case, labels in runs.items())
     return f"Runs: {'; '.join(named)}."
 
 
@@ -146,6 +152,8 @@ def _lines(
         )
     if not lines:
         return None
+    names = [line.name for line in lines]
+    lines, told = _distinct(results, lines)
     unit = ""
     if over == "time":
         unit, factor = time_unit(max(x for line in lines for x in line.x))
@@ -169,7 +177,7 @@ def _lines(
         words += f" Means of consecutive rows, at most {_MOST_POINTS} points."
     if left_out:
         words += f" Without {', '.join(left_out)}: not recorded."
-    names = [line.name for line in lines]
+    words += told
     x_column = {"tokens": "tokens", "FLOPs": "flops", "time": "seconds"}[over]
     header = ["case", "step", x_column, "mean", "sd"]
     return Figure(
@@ -177,6 +185,28 @@ def _lines(
         f"{words} {named_runs(results, names)}",
         Table("", header, data),
     )
+
+
+def _distinct(
+    results: Results, lines: Sequence[charts.Series]
+) -> tuple[list[charts.Series], str]:
+    """As many lines as can be told apart, and what a reader must know of them.
+
+    Of more, those that others are held against, the best and the worst at the end.
+    """
+    if len(lines) <= _MOST_LINES:
+        return list(lines), ""
+    against = {base for base in results.baselines.values() if base}
+    kept = [line for line in lines if line.name in against][:_MOST_LINES]
+    others = [line for line in lines if line not in kept]
+    others.sort(key=lambda line: math.inf if line.y[-1] is None else line.y[-1])
+    free = _MOST_LINES - len(kept)
+    worst = free // 2
+    best = free - worst
+    kept += others[:best] + others[len(others) - worst :]
+    told = f" Of {len(lines)} cases, what others are held against, the {best} best and "
+    told += f"the {worst} worst at their end; the numbers are those of all."
+    return kept, told
 
 
 def _edges(curve: _Curve, sign: int) -> list[float | None]:

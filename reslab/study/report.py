@@ -32,6 +32,7 @@ from reslab.study.results import (
 from reslab.study.statistics import summarize
 
 _DASH = "—"
+_TITLE = "Report: "
 
 
 def write_report(
@@ -74,6 +75,14 @@ def write_report(
             _comparison_rows(tokens, time)
         ),
     }
+    written = page.with_suffix(".md")
+    if written.is_file() and not written.read_text().startswith(f"# {_TITLE}"):
+        raise ReslabError(
+            f"{written}",
+            expected="no file, or one that a report wrote",
+            got="somebody's own, which would be overwritten",
+            hint="--out OTHER.html",
+        )
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
@@ -151,7 +160,7 @@ def _document(results: Results, tokens: Sequence[Row], time: Sequence[Row]) -> D
         Section("Environment", _environment(results)),
         Section("Repeat it", _commands(results)),
     ]
-    return Document(f"Report: {results.name}", sections)
+    return Document(_TITLE + results.name, sections)
 
 
 def _question(results: Results) -> Section:
@@ -462,11 +471,9 @@ def _configs(results: Results) -> list[Table | Text]:
     differing = [k for k in differing_fields(everywhere) if k != "seed"]
     parts: list[Table | Text] = []
     if differing:
-        rows = [
-            [key, *(_value(firsts[c].get(key)) for c in cases)] for key in differing
-        ]
+        rows = [[c, *(_value(firsts[c].get(key)) for key in differing)] for c in cases]
         caption = "Fields in which the cases differ, besides the seed."
-        parts.append(Table(caption, ["field", *cases], rows))
+        parts.append(Table(caption, ["case", *differing], rows))
     else:
         parts.append(Text("All runs have the same config, apart from the seed."))
     if cases:

@@ -89,6 +89,29 @@ def test_every_figure_names_its_runs(page):
             assert directory in caption
 
 
+def test_many_cases_are_not_all_drawn(tmp_path, study_writer):
+    levels = {f"case {i}": {"level": 2 + i / 10, "noise": 0.0} for i in range(12)}
+    cases = {name: {"model__depth": i + 1} for i, name in enumerate(levels)}
+    for name, about in levels.items():
+        cases[name] |= about
+    folder = study_writer(tmp_path / "s", cases, baseline="case 5")
+    text = write_report([folder]).read_text()
+    caption = next(c for c in re.findall(r"<figcaption>(.*?)<", text) if "best" in c)
+    assert "Of 12 cases" in caption and "the 36 finished ones of all cases" in caption
+    chart = text[text.index("Held-out bits per byte over training tokens") :]
+    drawn = re.findall(r">(case \d+)<", chart[: chart.index("</svg>")])
+    assert drawn == [f"case {i}" for i in (5, 0, 1, 2, 3, 9, 10, 11)]
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path, places):
+    (tmp_path / "README.md").write_text("# My notes\n")
+    with pytest.raises(ReslabError, match="somebody's own"):
+        write_report([places], tmp_path / "README.html")
+    assert not (tmp_path / "README.html").exists()
+    page = write_report([places], tmp_path / "other.html")
+    assert write_report([places], page) == page
+
+
 def test_the_csv_has_one_row_a_run(places, page):
     rows = rows_of(places / "report.csv")
     assert len(rows) == 12

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -327,6 +328,17 @@ def test_from_run_repeats_the_run(run, tmp_path, capsys):
     recorded = json.loads((run / "result.json").read_text())
     assert read["eval_bpb"] == recorded["eval_bpb"]
     assert (again / "config.json").read_text() == (run / "config.json").read_text()
+
+
+def test_a_continued_run_tells_both_losses(run, tmp_path, capsys):
+    directory = tmp_path / "next"
+    where = ("--continue-from", str(run), "--run", str(directory))
+    assert main(command("train", "--config", "tiny", *where)) == 0
+    out = capsys.readouterr().out
+    for name, folder in (("this model", directory), ("continued from", run)):
+        told = float(re.search(rf"{name} +([\d.]+)", out).group(1))
+        result = json.loads((folder / "result.json").read_text())
+        assert told == pytest.approx(result["eval_bpb"], abs=1e-3)
 
 
 def test_eval_equals_the_result(run, capsys):

@@ -10,7 +10,11 @@ from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS, model_state_of
 from reslab.core.trees import map_named, named_leaves, unbox
 from reslab.models.lm import LanguageModel
-from reslab.transforms import fuse_norm, remove_layer_norm
+from reslab.transforms import (
+    fold_embedding_projection,
+    fuse_norm,
+    remove_layer_norm,
+)
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
 BASE = {
@@ -93,6 +97,18 @@ def test_logits_are_the_same_without_a_norm(x64, transform, changes):
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * size)
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_logits_are_the_same_without_the_projections(x64, is_tied):
+    fields = flat(
+        **{"model.use_embedding_projection": True, "model.tie_embeddings": is_tied}
+    )
+    variables = trained(fields)
+    new, changed = fold_embedding_projection.build(variables, fields)
+    assert not [name for name in named_leaves(new["params"]) if "projection" in name]
+    before, after = logits(fields, variables), logits(fields | changed, new)
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * np.max(abs(before)))
+
+
 def test_golden_of_the_fused_kernel(x64, golden):
     """SLAB's own fusing, for one norm and one linear."""
     data = golden("prepbn")
@@ -124,6 +140,7 @@ def test_golden_of_the_fused_kernel(x64, golden):
         (fuse_norm, {"model.norm": "batch", "model.placement": "post"}, 1, "placement"),
         (fuse_norm, {"model.norm": ("batch", "unified")}, 1, "one norm in all layers"),
         (remove_layer_norm, {"model.norm": "layer"}, 1, "remove_layer_norm: model"),
+        (fold_embedding_projection, {}, 1, "use_embedding_projection.*got False"),
         (remove_layer_norm, REMOVAL, 8, "not constants yet.*at least 9 steps"),
     ],
 )

@@ -26,5 +26,6 @@ def add_loss(module: nn.Module, name: str, value: jax.Array) -> None:
 def total_loss(collections: Mapping[str, Any]) -> jax.Array:
     """The sum of what was added; 0 if nothing was."""
     leaves = jax.tree.leaves(collections.get(LOSSES, {}))
-    sums = [jnp.sum(leaf) for leaf in leaves]
-    return functools.reduce(jnp.add, sums, jnp.zeros((), jnp.float32))
+    nothing = jnp.zeros(())
+    sums = [jnp.sum(leaf).astype(nothing.dtype) for leaf in leaves]
+    return functools.reduce(jnp.add, sums, nothing)

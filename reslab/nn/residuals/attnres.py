@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.losses import add_loss
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.taps import TAPS, tap
@@ -44,7 +45,7 @@ class AttentionResiduals(HistoryResidual):
     code of the second, which has both: Full, Block, Delta and Delta in blocks, with
     and without `use_null`. That code starts its queries at random (the paper says
     zero), and appends `s` less the last source where the paper says the sum of a block
-    (`is_as_released`). Not checked: cumulative sources, gates, windows.
+    (`is_as_released`). Not checked: cumulative sources, gates, windows, the bonus.
 
     Attributes:
       block: Sublayers in a block; 0 is no blocks.
@@ -56,6 +57,8 @@ class AttentionResiduals(HistoryResidual):
         sigmoid(W s + b) of the same start, "alpha" a factor that is 0 at first.
       use_null: Whether a learned vector is one more source.
       null_bias: Initial value of what is added to its logit.
+      entropy_bonus: Reward, in nats of loss per nat, for the mean entropy of the
+        weights over readings and tokens, padding among them.
       is_as_released: Whether the sources of Delta in blocks are those of the released
         code.
       epsilon: Added to mean squares of sources before the root.
@@ -73,6 +76,7 @@ class AttentionResiduals(HistoryResidual):
     gate: str = ""
     use_null: bool = False
     null_bias: float = 0.0
+    entropy_bonus: float = 0.0
     is_as_released: bool = False
     epsilon: float = 1e-6
 
@@ -89,6 +93,8 @@ class AttentionResiduals(HistoryResidual):
             raise self.refuse("gate", "none", "routing='add' has what it gates")
         if self.window < 0:
             raise self.refuse("window", "at least 1, or 0 for all")
+        if self.entropy_bonus < 0:
+            raise self.refuse("entropy_bonus", "at least 0")
         if self.block and self.block_layers:
             raise self.refuse("block", "0 where block_layers is given")
         for field, limit in (
@@ -237,12 +243,23 @@ class AttentionResiduals(HistoryResidual):
         if self._reads_through(stream):
             reading, stream = self.read(*arguments, through=stream)
             return reading, None, stream
-        return *self.read(*arguments), stream
+        reading, weights = self.read(*arguments)
+        if self.entropy_bonus:
+            self._reward(weights)
+        return reading, weights, stream
+
+    def _reward(self, weights):
+        """Takes a share of the entropy of one reading's weights off the loss."""
+        readings = self.starts[-1] + (self.routing == "replace")
+        # What is not read has no entropy, and no gradient.
+        entropy = jax.scipy.special.entr(jnp.where(weights > 0, weights, 1.0))
+        mean = jnp.mean(jnp.sum(entropy, axis=0))
+        add_loss(self, "entropy", -self.entropy_bonus / readings * mean)
 
     def _reads_through(self, stream: History) -> bool:
         """Whether a reading is one operation, of which nobody sees the weights."""
-        is_plain = not (self.window or self.use_null or self.is_initializing())
-        is_watched = self.is_mutable_collection(TAPS)
+        is_plain = not (self.window or self.use_null or self.entropy_bonus)
+        is_watched = self.is_mutable_collection(TAPS) or self.is_initializing()
         if not is_plain or is_watched or isinstance(stream.sources, tuple):
             return False
         return reads_by_kernel(stream.sources, 1, self.kernels)

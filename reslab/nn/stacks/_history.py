@@ -92,7 +92,7 @@ def append_only_scan(
         for plan, own, x, (used, _) in zip(plans, variables, xs, consts, strict=True):
 
             def body(history, scanned, plan=plan, used=used, shared=shared):
-                before = history.carried if plan.uses_carried else None
+                before = {key: history.carried[key] for key in plan.uses}
                 own, x = _apart(scanned)
                 history, written, updates = plan.forward(used, own, history, shared, x)
                 return _laid_out(history), (written, updates, before)
@@ -137,8 +137,8 @@ def append_only_scan(
             ):
                 by_history, by_seen, by_used = carry
                 (floats, others), x, before, by_written = _apart(scanned)
-                if not plan.uses_carried:
-                    before = jax.tree.map(jnp.zeros_like, by_history.carried)
+                unused = jax.tree.map(jnp.zeros_like, by_history.carried)
+                before = {**unused, **before}
 
                 def step(floats, sources, carried, seen, used_floats):
                     history, written, _ = plan.again(
@@ -200,7 +200,7 @@ class _Plan:
       again: The same over a complete history.
       consts: What each of them uses.
       written: Shapes of what it writes to the depth memory.
-      uses_carried: Whether it reads what the step before carried beside the sources.
+      uses: What it reads of that which the step before carried beside the sources.
       count: How often it is applied.
     """
 
@@ -208,7 +208,7 @@ class _Plan:
     again: Step
     consts: tuple[Any, Any]
     written: Mapping[str, Any]
-    uses_carried: bool
+    uses: tuple[str, ...]
     count: int
 
     @classmethod
@@ -224,13 +224,13 @@ class _Plan:
         again, used_again, (_, written, _), inputs = _closed(
             segment.step, first[0], _shapes(complete), shared, first[1]
         )
-        carried = jax.tree.leaves(inputs[1].carried)
+        uses = tuple(key for key, is_used in inputs[1].carried.items() if is_used)
         return cls(
             forward,
             again,
             (used, used_again),
             written,
-            uses_carried=any(carried),
+            uses=uses,
             count=segment.count,
         )
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.freezing import frozen_layers
-from reslab.core.losses import LOSSES
+from reslab.core.losses import LOSSES, add_loss, total_loss
 from reslab.core.model_state import MODEL_STATE
 from reslab.core.randomness import DROPOUT, without_randomness
 from reslab.core.taps import TAPS, is_watched
@@ -335,6 +335,10 @@ class Layers(nn.Module):
                 got="a history of all layers",
                 hint="residual plain, or another optimizer",
             )
+        # The backward pass of the loops knows what is carried, not collections.
+        has_losses = self.is_mutable_collection(LOSSES)
+        if has_losses:
+            history = history.carry(**history.carried, **{LOSSES: jnp.zeros(())})
         # The passes of a looped stack are not known apart, unrolled or not.
         is_listed = self.is_unrolled and isinstance(first_layer, int)
         plan, names, applied = [], [], 0
@@ -346,6 +350,7 @@ class Layers(nn.Module):
                 if names[-1] in tree
             }
             mutable = [name for name in own if self.is_mutable_collection(name)]
+            mutable += [LOSSES] * has_losses
             scope: Any = self.scope
             streams = [name for name in scope.rngs if name != "params"]
             keys = {s: jax.random.split(self.make_rng(s), count) for s in streams}
@@ -353,11 +358,18 @@ class Layers(nn.Module):
 
             def step(variables, history, shared, layer, period=period, mutable=mutable):
                 own, keys = variables
+                carried = dict(history.carried)
+                added = carried.pop(LOSSES, None)
+                history = history.carry(**carried)
                 (history, (_, written)), updates = period.apply(
                     *(own, history, (layer, None), shared, positions, segments),
                     mutable=mutable,
                     rngs=keys,
                 )
+                if added is not None:
+                    added += total_loss(updates)
+                    history = history.carry(**history.carried, **{LOSSES: added})
+                    updates = {k: v for k, v in updates.items() if k != LOSSES}
                 return history, written, updates
 
             if self.remat != "none" and is_listed:
@@ -373,6 +385,10 @@ class Layers(nn.Module):
             history, changed = _history.listed(plan, history.listed(), {})
         else:
             history, changed = _history.append_only_scan(plan, history, {})
+        if has_losses:
+            carried = dict(history.carried)
+            add_loss(self, "layers", carried.pop(LOSSES))
+            history = history.carry(**carried)
         for name, updates in zip(names, changed, strict=True):
             for collection, tree in updates.items():
                 self.put_variable(collection, name, tree)

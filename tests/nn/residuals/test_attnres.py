@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reslab.core.errors import ReslabError
+from reslab.core.losses import total_loss
 from reslab.nn.history import History
 from reslab.nn.residuals._history import DepthAttention
 from reslab.nn.residuals.attnres import AttentionResiduals
@@ -229,6 +230,23 @@ def test_a_large_null_logit_reads_nothing_else(x64):
     np.testing.assert_allclose(seen[3], wanted, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("routing", "counts"), [("replace", [1, 2, 3, 4, 5]), ("add", [1, 2, 3, 4])]
+)
+def test_the_bonus_is_the_mean_entropy_over_readings(x64, routing, counts):
+    residual = make(depth=2, routing=routing, entropy_bonus=2.0)
+    stream, added = residual.widen(jnp.ones((1, 2, 4))), 0.0
+    for site in range(4):
+        stream, written = residual.init_with_output(
+            jax.random.key(0), stream, lambda h: 2 * h, site=site
+        )
+        added += total_loss(written)
+    _, written = residual.init_with_output(jax.random.key(0), stream, method="narrow")
+    added += total_loss(written)
+    # At first all that is seen weighs the same.
+    np.testing.assert_allclose(added, -2.0 * np.mean(np.log(counts)), rtol=1e-9)
+
+
 def test_logits_do_not_see_the_size_of_a_source(x64):
     rng = np.random.default_rng(0)
     values = rng.normal(size=(3, 1, 2, 8))
@@ -253,6 +271,7 @@ def test_logits_do_not_see_the_size_of_a_source(x64):
         ({"block_layers": 4}, "block_layers: expected at most the model's 3"),
         ({"block": 2, "block_layers": 1}, "block: expected 0 where block_layers"),
         ({"window": -1}, "window: expected at least 1, or 0"),
+        ({"entropy_bonus": -0.1}, "entropy_bonus: expected at least 0"),
         ({"source": "sum"}, "source: expected 'delta' or 'cumulative'; got 'sum'"),
         ({"routing": "sum"}, "routing: expected 'replace' or 'add'; got 'sum'"),
         ({"gate": "alpha"}, "gate: expected none"),

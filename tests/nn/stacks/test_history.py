@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reslab.core.errors import ReslabError
+from reslab.core.losses import LOSSES, total_loss
 from reslab.core.taps import TAPS
 from reslab.core.trees import named_leaves, unbox
 from reslab.models.lm import LanguageModel
@@ -68,6 +69,31 @@ def test_mixed_layers_are_those_of_a_carried_history(x64):
     wanted = gradient(model, params, jnp.float64, mutable=[TAPS])
     for other in (model, make(**MIXED, is_unrolled=True)):
         assert_close(gradient(other, params, jnp.float64), wanted, 1e-10)
+
+
+@pytest.mark.parametrize("stack", ["uniform", "looped(loops=2)"])
+def test_what_layers_add_to_the_loss_has_a_gradient(x64, stack):
+    fields = {"residual": "attnres(block=3, entropy_bonus=0.7)", "stack": stack}
+    params = jax.tree.map(np.asarray, drawn(make(**fields)))
+
+    def gradient(*watched, **more):
+        model = make(**fields, **more, dtype=jnp.float64, param_dtype=jnp.float64)
+
+        def loss(params):
+            _, written = model.apply(
+                {"params": params}, TOKENS, mutable=[LOSSES, *watched]
+            )
+            return total_loss(written)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    wanted, by_params = gradient(TAPS)
+    assert wanted < -0.1
+    queries = [g for n, g in named_leaves(by_params).items() if n.endswith("query")]
+    assert all(np.any(query) for query in queries)
+    for found, by_found in (gradient(), gradient(is_unrolled=True)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-10)
+        assert_close(by_found, by_params, 1e-9)
 
 
 @pytest.mark.parametrize("is_unrolled", [False, True])

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
-from reslab.core.parameters import parameter
+from reslab.core.errors import ReslabError
 from reslab.models._classifier import Classifier, as_floats
+from reslab.models._convolution import Convolution
+from reslab.models._inverted_bottleneck import ReversibleBottlenecks, branch_names
 from reslab.nn.norm import norm_and_activation
 
 
@@ -24,6 +26,10 @@ class ResNet(nn.Module):
     A norm that contains its activation (EvoNorm) stands for both; any other is
     followed by a ReLU. Norms over groups take all positions of an image.
 
+    With `block="reversible"` every block of a stage after the first is a pair of
+    inverted bottlenecks on half of the channels each, and the backward pass undoes
+    them instead of keeping what they computed.
+
     Compute is in `dtype`, logits in float32.
 
     Reference: He et al., 2015, https://arxiv.org/abs/1512.03385, Section 4.2
@@ -36,8 +42,12 @@ class ResNet(nn.Module):
       depth: Blocks in a stage.
       stages: Number of stages.
       norm: Spec of the norm, or of norm and activation in one.
+      block: "standard" or "reversible".
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
+
+    Raises:
+      ReslabError: If the block is none of these, or stages have nothing to undo.
     """
 
     classes: int
@@ -46,16 +56,47 @@ class ResNet(nn.Module):
     depth: int = 1
     stages: int = 3
     norm: registry.Spec = "batch"
+    block: registry.Spec = "standard"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     task: ClassVar[str] = "images"
 
+    def __post_init__(self):
+        if self.block not in ("standard", "reversible"):
+            raise ReslabError(
+                "model.block of a resnet",
+                expected="'standard' or 'reversible'",
+                got=repr(self.block),
+            )
+        if self._is_reversible and self.depth < 2:
+            raise ReslabError(
+                "model.depth of a reversible resnet",
+                expected="at least 2: the first block of a stage cannot be undone",
+                got=str(self.depth),
+            )
+        super().__post_init__()
+
+    @property
+    def _is_reversible(self) -> bool:
+        return self.block == "reversible"
+
+    @property
+    def _kept(self) -> int:
+        """Blocks of a stage that keep their activations."""
+        return 1 if self._is_reversible else self.depth
+
     def strides(self) -> dict[str, int]:
-        """The stride of every convolution but the first, by path of its kernel."""
+        """The stride of convolutions that mix channels, by path of their kernel.
+
+        All but the first and the depthwise ones.
+        """
         found = {}
         for stage in range(self.stages):
-            for block in range(self.depth):
+            for name in branch_names(self.depth - self._kept):
+                for part in ("expand", "project"):
+                    found[f"stage_{stage}_reversible/{name}/{part}/kernel"] = 1
+            for block in range(self._kept):
                 path = f"stage_{stage}_block_{block}"
                 stride = 2 if stage and not block else 1
                 found[f"{path}/conv_0/kernel"] = stride
@@ -74,7 +115,7 @@ class ResNet(nn.Module):
         x = as_floats(images, self.dtype)
         x = self._convolution(self.features, name="stem")(x)
         for stage in range(self.stages):
-            for block in range(self.depth):
+            for block in range(self._kept):
                 x = ResidualBlock(
                     features=self.features * 2**stage,
                     stride=2 if stage and not block else 1,
@@ -82,6 +123,14 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
                     name=f"stage_{stage}_block_{block}",
+                )(x)
+            if self._is_reversible:
+                x = ReversibleBottlenecks(
+                    depth=self.depth - self._kept,
+                    norm=self.norm,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    name=f"stage_{stage}_reversible",
                 )(x)
         x = norm_and_activation(
             self.norm, is_spatial=True, param_dtype=self.param_dtype, name="norm"
@@ -137,47 +186,6 @@ class ResidualBlock(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             **keywords,
-        )
-
-
-class Convolution(nn.Module):
-    """A square convolution without bias, zero-padded; starts as He et al. (2015).
-
-    Reference: https://arxiv.org/abs/1502.01852, Eq. 10.
-
-    Attributes:
-      features: Channels of the output.
-      size: Height and width of the kernel, odd.
-      stride: Stride along both axes.
-      dtype: Compute dtype.
-      param_dtype: Dtype in which the kernel is stored.
-    """
-
-    features: int
-    size: int
-    stride: int = 1
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, channels) to (..., features)."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = parameter(
-            self,
-            "kernel",
-            nn.initializers.he_normal(),
-            shape,
-            (None, None, None, "embed"),
-            self.param_dtype,
-        )
-        pad = self.size // 2
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride, self.stride),
-            [(pad, pad)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
 

@@ -1,6 +1,7 @@
 """Two coupled streams, whose steps can be undone (Gomez et al., 2017)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -55,3 +56,25 @@ class Coupled:
     def mean(self) -> jax.Array:
         """Their mean, in the dtype of what is read."""
         return (0.5 * (self.older + self.newer)).astype(self.dtype)
+
+
+def undo(
+    f: Callable[..., jax.Array], after: Coupled, cotangent: Coupled, *arguments: Any
+) -> tuple[Coupled, Coupled, tuple[Any, ...]]:
+    """Takes one step back, and its gradient, from what it left alone.
+
+    Args:
+      f: What was added, `f(read, *arguments)`.
+      after: The streams after the step.
+      cotangent: The gradient by them.
+      *arguments: What else `f` depends on.
+
+    Returns:
+      The streams before the step, the gradient by them, and those by the arguments.
+    """
+    written, transpose = jax.vjp(f, after.last_read(), *arguments)
+    by_reading, *more = transpose(cotangent.newer.astype(written.dtype))
+    # What was written to and what was read, in the order they had before.
+    read = cotangent.older + by_reading.astype(cotangent.older.dtype)
+    cotangent = dataclasses.replace(cotangent, older=cotangent.newer, newer=read)
+    return after.unwrite(written), cotangent, tuple(more)

@@ -3,9 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS
 from reslab.core.trees import named_leaves, unbox
 from reslab.models._classifier import as_floats
+from reslab.models._inverted_bottleneck import (
+    InvertedBottleneck,
+    ReversibleBottlenecks,
+    branch_names,
+)
 from reslab.models.resnet import ResNet
 from reslab.parallel.mesh import batch_sharding, make_mesh, use_mesh
 
@@ -36,13 +42,15 @@ def test_integers_become_minus_one_to_one(images):
     np.testing.assert_array_equal(as_floats(floats, np.float32), floats)
 
 
-def test_strides_are_those_of_the_kernels(images):
-    model = make(depth=2, stages=3)
+@pytest.mark.parametrize("block", ["standard", "reversible"])
+def test_strides_are_those_of_the_kernels(block, images):
+    model = make(depth=2, stages=3, block=block)
     variables = unbox(jax.eval_shape(model.init, jax.random.key(0), images))
+    apart = {"stem", "head", "depthwise", "squeeze", "excite"}
     kernels = {
         name
         for name in named_leaves(variables["params"])
-        if name.endswith("kernel") and name.split("/")[0] not in ("stem", "head")
+        if name.endswith("kernel") and not apart & set(name.split("/"))
     }
     strides = model.strides()
     assert strides.keys() == kernels
@@ -66,3 +74,79 @@ def test_statistics_are_those_of_all_devices(images):
         np.testing.assert_allclose(
             leaf, named_leaves(state)[name], rtol=2e-5, atol=1e-6, err_msg=name
         )
+
+
+class TestReversible:
+    """The blocks that are undone, against the same ones that keep everything."""
+
+    @pytest.mark.parametrize("norm", ["batch", "evonorm_s0"])
+    def test_gradients_and_statistics_are_those_of_keeping(self, norm, x64):
+        fields = {"norm": norm, "dtype": jnp.float64, "param_dtype": jnp.float64}
+        blocks = ReversibleBottlenecks(depth=3, **fields)
+        rng = np.random.default_rng(0)
+        x, weights = rng.normal(size=(2, 3, 4, 4, 8))
+        shapes = unbox(jax.eval_shape(blocks.init, jax.random.key(0), x))
+        variables = jax.tree.map(
+            lambda s: np.asarray(0.5 + 0.2 * rng.normal(size=s.shape), s.dtype), shapes
+        )
+        params = variables.pop("params")
+
+        def undone(params, x):
+            everything = {"params": params, **variables}
+            y, written = blocks.apply(everything, x, mutable=[BATCH_STATS])
+            return jnp.sum(weights * y), written.get(BATCH_STATS, {})
+
+        def kept(params, x):
+            bottleneck, written = InvertedBottleneck(**fields), {}
+            a, b = jnp.split(x, 2, axis=-1)
+            for name in branch_names(3):
+                own = {k: tree[name] for k, tree in variables.items()}
+                y, state = bottleneck.apply(
+                    {"params": params[name], **own}, b, mutable=[BATCH_STATS]
+                )
+                a, b = b, a + y
+                if state:
+                    written[name] = state[BATCH_STATS]
+            return jnp.sum(weights * jnp.concatenate([a, b], -1)), written
+
+        found, wanted = (
+            jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(params, x)
+            for f in (undone, kept)
+        )
+        assert np.std(wanted[1][1]) > 0.1
+        for (name, a), b in zip(
+            named_leaves(found).items(), jax.tree.leaves(wanted), strict=True
+        ):
+            size = np.max(np.abs(b), initial=1e-9)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * size, err_msg=name)
+
+    @pytest.mark.optimized
+    def test_memory_does_not_grow_with_depth(self):
+        def temporaries(depth, block):
+            model = make(depth=depth, block=block, norm="group(groups=2)")
+            images = jax.ShapeDtypeStruct((64, 8, 8, 1), jnp.uint8)
+            shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), images))
+
+            def loss(variables, images):
+                return jnp.sum(jnp.square(model.apply(variables, images)))
+
+            compiled = jax.jit(jax.grad(loss)).lower(shapes, images).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        assert temporaries(8, "reversible") < 1.1 * temporaries(3, "reversible")
+        assert temporaries(8, "standard") > 1.5 * temporaries(3, "standard")
+
+    @pytest.mark.parametrize(
+        ("fields", "told"),
+        [
+            ({"depth": 1}, "at least 2"),
+            ({"features": 7}, "an even number; got 7"),
+            ({"norm": "power"}, "backward pass writes no state"),
+            ({"block": "macaron"}, "'standard' or 'reversible'; got 'macaron'"),
+        ],
+    )
+    def test_refuses(self, fields, told, images):
+        with pytest.raises(ReslabError, match=told) as error:
+            model = make(**{"depth": 2, "block": "reversible"} | fields)
+            jax.eval_shape(model.init, jax.random.key(0), images)
+        assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.types import Branch, Shared
 from reslab.nn import sites
 from reslab.nn.blocks.standard import StandardBlock
-from reslab.nn.coupling import Coupled
+from reslab.nn.coupling import Coupled, undo
 
 
 class ReversibleBlock(StandardBlock):
@@ -99,21 +99,14 @@ class ReversibleBlock(StandardBlock):
         for index in reversed(range(self.sublayers)):
             branch = _Branch(**fields, index=index, parent=None)
 
-            def apply(params, shared, h, branch=branch) -> Any:
+            def apply(h, params, shared, branch=branch) -> Any:
                 keywords = {"positions": positions, "segments": segments}
                 return branch.apply(
                     {"params": params}, h, shared, layer=layer, **keywords
                 )
 
-            written, transpose = jax.vjp(apply, params, shared, after.last_read())
-            *more, by_reading = transpose(cotangent.newer.astype(written.dtype))
-            gradients = jax.tree.map(jnp.add, gradients, tuple(more))
-            after = after.unwrite(written)
-            # What was written to and what was read, in the order they had before.
-            read = cotangent.older + by_reading.astype(cotangent.older.dtype)
-            cotangent = dataclasses.replace(
-                cotangent, older=cotangent.newer, newer=read
-            )
+            after, cotangent, more = undo(apply, after, cotangent, params, shared)
+            gradients = jax.tree.map(jnp.add, gradients, more)
         return after, cotangent, *gradients
 
 

@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        sys.stdout.flush()  # Here, where a reader that left is no error.
+        return code
     except ReslabError as error:
         print(f"reslab {options.verb}: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -414,15 +414,17 @@ def test_help(verb, capsys):
     assert "usage" in capsys.readouterr().out
 
 
-def test_a_closed_pipe_is_no_error(tmp_path):
-    code = f"{sys.executable} -m reslab list | head -1"
+def test_a_closed_pipe_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)  # Gone before the first word, however little is printed.
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", code],
-        capture_output=True,
+        [sys.executable, "-m", "reslab", "list", "norms"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
-        env=os.environ,
     )
+    os.close(writer)
     assert done.returncode == 0
     assert not done.stderr
 

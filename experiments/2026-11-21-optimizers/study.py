@@ -20,12 +20,12 @@ from reslab.study.plan import Study
 SEARCH = pathlib.Path(__file__).with_name("search.csv")
 SMALL = {
     "model.features": 64,
-    "model.depth": 6,
+    "model.depth": 4,
     "model.mixer": "attention(heads=2)",
     "data.length": 64,
     "data.batch": 16,
-    "optim.schedule": "cosine(warmup=30)",
-    "train.steps": 300,
+    "optim.schedule": "cosine(warmup=20)",
+    "train.steps": 200,
     "train.eval_every": 25,
     "train.log_layers": False,
     "eval.batches": 4,

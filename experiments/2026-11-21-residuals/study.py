@@ -11,14 +11,14 @@ from reslab.study.plan import Study
 SCALES = {
     "cpu": {
         "model.features": 64,
-        "model.depth": 8,
+        "model.depth": 6,
         "data.length": 64,
         "data.batch": 16,
-        "train.steps": 400,
+        "train.steps": 300,
         "train.eval_every": 50,
         "eval.batches": 4,
         "precision.compute": "float32",
-        "probes.every": 200,
+        "probes.every": 150,
     },
     "tpu": {
         "model.features": 768,

@@ -27,6 +27,7 @@ class Study:
         fields that make a case its own baseline (`{"model.placement": "pre"}`: each
         is compared to the case that is the same but for these), or None.
       overrides: Fields that all cases share.
+      once: Names of the cases that are run with the first seed alone.
     """
 
     question: str
@@ -35,6 +36,7 @@ class Study:
     seeds: Sequence[int] = (0, 1, 2)
     baseline: str | Mapping[str, Any] | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    once: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,6 +183,8 @@ def plan(source: str, overrides: Sequence[str] = (), out: str | None = None) -> 
     known: dict[str, str] = {}
     for seed in study.seeds:
         for one in study.cases:
+            if one.name in study.once and seed != study.seeds[0]:
+                continue
             config = _resolve(study, one, seed, changes)
             sha256 = configs.sha256(config)
             if sha256 in known:
@@ -199,6 +203,7 @@ def _check(study: Study) -> None:
     for name, kinds in (
         ("cases", list | tuple),
         ("seeds", list | tuple | range),
+        ("once", list | tuple),
         ("overrides", Mapping),
         ("baseline", str | Mapping | None),
     ):
@@ -218,6 +223,11 @@ def _check(study: Study) -> None:
     names = [one.name for one in study.cases]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ReslabError(f"study: two cases are called {min(twice)!r}")
+    for name in study.once:
+        if name not in names:
+            raise ReslabError(
+                f"study: no case {name!r} to run once", hint=nearest(name, names)
+            )
     if len(set(study.seeds)) < len(study.seeds):
         raise ReslabError("study: seeds", expected="each once", got=f"{study.seeds}")
     for one in study.cases:

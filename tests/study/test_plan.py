@@ -21,6 +21,7 @@ def get_study(scale="small"):
         cases={cases},
         seeds={seeds},
         baseline={baseline},
+        once={once},
         overrides={{"train.steps": {{"small": 60, "large": 700}}[scale]}},
     )
 """
@@ -31,9 +32,10 @@ GRID = "product(vary('model.placement', 'pre', 'post'), vary('model.depth', 4, 8
 def study(tmp_path):
     """Writes a study file."""
 
-    def write(cases=GRID, seeds="(0, 1)", baseline="None", text=STUDY):
+    def write(cases=GRID, seeds="(0, 1)", baseline="None", once="()", text=STUDY):
         path = tmp_path / "placement.py"
-        path.write_text(text.format(cases=cases, seeds=seeds, baseline=baseline))
+        fields = {"cases": cases, "seeds": seeds, "baseline": baseline, "once": once}
+        path.write_text(text.format(**fields))
         return str(path)
 
     return write
@@ -52,6 +54,13 @@ def test_runs_are_cases_times_seeds(study):
     config = planned.runs[3].config
     assert (config.model.placement, config.model.depth) == ("post", 8)
     assert (config.seed, config.train.steps) == (0, 60)
+
+
+def test_some_cases_have_the_first_seed_alone(study):
+    planned = plan(study(once="['placement=post depth=8']"))
+    seeds = [run.seed for run in planned.runs if run.case == "placement=post depth=8"]
+    assert seeds == [0]
+    assert [run.index for run in planned.runs] == list(range(7))
 
 
 def test_a_directory_is_named_by_the_config_alone(study):
@@ -142,6 +151,7 @@ MISTAKES = {
     "no seed": ({"seeds": "()"}, "at least one case and one seed"),
     "seed as field": ({"cases": "vary('seed', 1, 2)"}, "sets the seed"),
     "no baseline": ({"baseline": "'placement=per depth=4'"}, "try: 'placement=pre"),
+    "no such case": ({"once": "['depth=4']"}, "no case 'depth=4' to run once"),
     "no matched baseline": (
         {"baseline": "{'model.residual': 'hyper'}"},
         "has no baseline: expected a case that is the same but for",

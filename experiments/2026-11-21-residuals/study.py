@@ -5,7 +5,7 @@ Hardware:  2 CPU cores; with `study.py:tpu` one TPU v5e-8 host, not run yet
 """
 
 from reslab.core.errors import ReslabError
-from reslab.study.algebra import case, chain, vary
+from reslab.study.algebra import case, chain
 from reslab.study.plan import Study
 
 SCALES = {
@@ -47,7 +47,17 @@ RESIDUALS = {
     "denseformer": "denseformer",
     "ddl": "ddl",
 }
+# These read one stream as it is: there are no weights to be looked at.
+WITHOUT_WEIGHTS = ("plain", "ddl")
+LOOKS = ("stream", "contribution", "gradient")
 VALUE_PATH = ", value_path='value_residual'"
+
+
+def _fields(name: str) -> dict[str, object]:
+    fields: dict[str, object] = {"model.residual": RESIDUALS[name]}
+    if name not in WITHOUT_WEIGHTS:
+        fields["probes.names"] = (*LOOKS, "depth_weights")
+    return fields
 
 
 def get_study(scale: str = "cpu") -> Study:
@@ -65,7 +75,7 @@ def get_study(scale: str = "cpu") -> Study:
         ),
         config="tiny",
         cases=chain(
-            vary("model.residual", **RESIDUALS),
+            *(case(name, _fields(name)) for name in RESIDUALS),
             case("value_residual", {"model.mixer": first}),
         ),
         seeds=(0, 1, 2),
@@ -73,7 +83,7 @@ def get_study(scale: str = "cpu") -> Study:
         overrides={
             # Every branch starts at full size, as in the papers.
             "model.mixer": own,
-            "probes.names": ("stream", "contribution", "gradient", "depth_weights"),
+            "probes.names": LOOKS,
             "model.scales_output_by_depth": False,
             "train.keep_checkpoints": 1,
             **SCALES[scale],

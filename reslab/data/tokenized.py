@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import weakref
 from collections.abc import Callable
 from typing import Any, BinaryIO, Self
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.files import whole_directory
 from reslab.data.corpus import Corpus, Documents, TokenStream, token_dtype
 
 RECORD = "corpus.json"
@@ -91,14 +91,8 @@ def tokenize(
       ReslabError: If a spec is wrong, a split is empty, or `out` is there.
     """
     encoder = registry.make("tokenizers", tokenizer)
-    out = pathlib.Path(out)
-    if out.exists():
-        raise ReslabError(f"{out}", expected="a new directory", got="one that is there")
-    partial = out.with_name(f".{out.name}.partial")
     dtype, documents = token_dtype(encoder), Documents(source)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with whole_directory(out) as partial:
         with contextlib.ExitStack() as stack:
             writers = {
                 name: stack.enter_context(_Writer(partial / f"{name}.tokens", dtype))
@@ -121,15 +115,6 @@ def tokenize(
             "tokens": {name: writer.tokens for name, writer in writers.items()},
         }
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(out)
-    except OSError as error:
-        raise ReslabError(
-            f"{out}",
-            expected="a directory that can be written",
-            got=error.strerror or str(error),
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return record
 
 

@@ -1,11 +1,7 @@
 """A run made from another: its parameters converted, ready to be trained on."""
 
-import contextlib
 import dataclasses
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +13,7 @@ from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.depth import arrange_layers, block_layers
 from reslab.core.errors import ReslabError
+from reslab.core.files import whole_directory
 from reslab.core.model_state import ModelState, check_updated, model_state_of
 from reslab.core.trees import named_leaves, nested_leaves
 from reslab.parallel.mesh import make_mesh
@@ -120,7 +117,7 @@ def transform_run(
         largest_logit=largest,
         tokens=before.shape[0] * before.shape[1],
     )
-    with _whole_or_not_at_all(out) as directory:
+    with whole_directory(out) as directory:
         new_run = Run(directory)
         new_run.open(new_config, describe(new_setup))
         with Checkpoints(new_run.checkpoints, is_async=False) as checkpoints:
@@ -205,23 +202,3 @@ def _logits(setup: Setup, variables: ModelState) -> np.ndarray:
             segments=batch["segment_ids"],
         )
     return np.asarray(logits)
-
-
-@contextlib.contextmanager
-def _whole_or_not_at_all(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory that takes the name `out` when the block has ended well."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=out.parent))
-    except OSError as error:
-        raise ReslabError(
-            f"{out}",
-            expected="a directory that can be written",
-            got=error.strerror or str(error),
-        ) from None
-    try:
-        partial.chmod(0o755)
-        yield partial
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

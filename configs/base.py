@@ -94,7 +94,9 @@ def get_config() -> ConfigDict:
     config.mesh = mesh = ConfigDict(type_safe=False)
     mesh.data = -1  # replicas; -1 is the devices that are left
     mesh.fsdp = 1  # parts into which parameters are split
+    mesh.sequence = 1  # parts into which the tokens of a row are split
     mesh.tensor = 1  # parts into which each sublayer is split
+    mesh.dcn_data = 1  # TPU slices among which the replicas are divided
     mesh.cpu_devices = 1  # XLA devices on a CPU; ignored elsewhere
 
     return config

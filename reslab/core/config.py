@@ -264,6 +264,8 @@ def from_json(text: str, where: str) -> ConfigDict:
 # Fields that came after the first version, with what the versions before them did.
 _SINCE = {
     "data.replay": 0.0,
+    "mesh.dcn_data": 1,
+    "mesh.sequence": 1,
     "model.kernels": "auto",
     "model.name": "lm",
     "model.use_embedding_projection": False,
@@ -371,6 +373,7 @@ _AT_LEAST_ONE = (
     "train.keep_checkpoints",
     "eval.batch",
     "eval.batches",
+    "mesh.dcn_data",
     "probes.batch",
 )
 _AT_LEAST_ZERO = (

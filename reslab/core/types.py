@@ -53,10 +53,12 @@ LOGICAL_AXES = (
     "streams",
 )
 
-# The axes of a device mesh, and those over which a batch and heads are spread.
+# The axes of a device mesh, and those over which a batch and heads are spread. A mesh
+# has more axes only where they are asked for: "sequence" spreads the tokens of a row.
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor",)
+SEQUENCE_AXIS = "sequence"
 
 
 @dataclasses.dataclass(frozen=True)

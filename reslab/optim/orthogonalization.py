@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
-from reslab.core.types import MESH_AXES
+from reslab.core.types import MESH_AXES, SEQUENCE_AXIS
 from reslab.optim._leaves import Layouts, map_leaves, resolve
 
 Coefficients = tuple[tuple[float, float, float], ...]
@@ -247,5 +247,5 @@ def _split_axes() -> dict[str, int]:
     """Axes of the current mesh over which parameters are split, and their sizes."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {} if mesh.empty else dict(mesh.shape)
-    replicating = MESH_AXES[0]
-    return {a: size for a, size in sizes.items() if size > 1 and a != replicating}
+    replicating = (MESH_AXES[0], SEQUENCE_AXIS)
+    return {a: size for a, size in sizes.items() if size > 1 and a not in replicating}

@@ -12,13 +12,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves, unbox
-from reslab.core.types import BATCH_AXES, HEAD_AXES, LOGICAL_AXES, MESH_AXES
+from reslab.core.types import (
+    BATCH_AXES,
+    HEAD_AXES,
+    LOGICAL_AXES,
+    MESH_AXES,
+    SEQUENCE_AXIS,
+)
 
 # The batch is spread over data and fsdp; fsdp also spreads parameters over their
-# embed axis, tensor over the axis inside each sublayer (Megatron's split).
+# embed axis, tensor over the axis inside each sublayer (Megatron's split). Tokens of
+# a row are spread over sequence, in a mesh that has it.
 RULES: Mapping[str, Any] = {
     "batch": BATCH_AXES,
-    "length": None,
+    "length": SEQUENCE_AXIS,
     "embed": "fsdp",
     "mlp": "tensor",
     "heads": HEAD_AXES,
@@ -35,18 +42,28 @@ def make_mesh(
 ) -> Mesh:
     """Arranges devices in a mesh with the axes `data`, `fsdp` and `tensor`.
 
+    With `sequence` above 1 it has that axis too, between `fsdp` and `tensor`: what is
+    exchanged most lies closest together. With `dcn_data` above 1 the devices are those
+    of as many TPU slices; the replicas of `data` are divided among them, so that the
+    other axes stay inside a slice and gradients alone pass between them.
+
     Args:
-      shape: Size of each axis; at most one may be -1, which takes what is left.
+      shape: Size of each axis, 1 where there is none; at most one may be -1, which
+        takes what is left.
       devices: The devices; all of them if None.
 
     Returns:
       The mesh.
 
     Raises:
-      ReslabError: If the sizes do not multiply to the number of devices.
+      ReslabError: If the sizes do not multiply to the number of devices, or the
+        slices are not as many as `dcn_data` says.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [int(shape[axis]) for axis in MESH_AXES]
+    axes = MESH_AXES
+    if shape.get(SEQUENCE_AXIS, 1) != 1:
+        axes = (*MESH_AXES[:-1], SEQUENCE_AXIS, MESH_AXES[-1])
+    sizes = [int(shape.get(axis, 1)) for axis in axes]
     free = [i for i, size in enumerate(sizes) if size == -1]
     known = math.prod(size for size in sizes if size != -1)
     if len(free) == 1 and known > 0 and len(devices) % known == 0:
@@ -55,24 +72,70 @@ def make_mesh(
         raise ReslabError(
             "mesh",
             expected=f"axes that multiply to the {len(devices)} devices",
-            got=" x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True)),
+            got=" x ".join(f"{a}={s}" for a, s in zip(axes, sizes, strict=True)),
             hint="set one axis to -1 to take what is left",
         )
-    kinds = (AxisType.Auto,) * len(MESH_AXES)
-    if devices[0].platform == "tpu":
-        return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
-    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=kinds)
+    slices = _slices(devices, int(shape.get("dcn_data", 1)), sizes[0])
+    kinds = (AxisType.Auto,) * len(axes)
+    if devices[0].platform != "tpu":
+        ordered = np.asarray([device for one in slices for device in one])
+        return Mesh(ordered.reshape(sizes), axes, axis_types=kinds)
+    inside = (sizes[0] // len(slices), *sizes[1:])
+    # Each slice by itself, as its chips are wired; then one behind the other.
+    grids = [
+        jax.make_mesh(inside, axes, axis_types=kinds, devices=one).devices
+        for one in slices
+    ]
+    return Mesh(np.concatenate(grids), axes, axis_types=kinds)
+
+
+def _slices(
+    devices: Sequence[jax.Device], wanted: int, replicas: int
+) -> list[list[jax.Device]]:
+    """The devices of each slice, of which there must be so many."""
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    if len(slices) != wanted:
+        raise ReslabError(
+            "mesh.dcn_data",
+            expected=f"the {len(slices)} slices that the devices are in",
+            got=str(wanted),
+        )
+    if replicas % wanted:
+        raise ReslabError(
+            "mesh.data",
+            expected=f"a multiple of mesh.dcn_data={wanted}",
+            got=str(replicas),
+        )
+    return [slices[index] for index in sorted(slices)]
+
+
+def rules(mesh: Mesh) -> tuple[tuple[str, Any], ...]:
+    """The rules that hold in a mesh: axes that it has not divide nothing."""
+    return tuple(
+        (name, None if axis == SEQUENCE_AXIS and axis not in mesh.shape else axis)
+        for name, axis in RULES.items()
+    )
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are divided."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
     """Makes the mesh and the logical-axis rules current for traced code."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules(mesh)):
         yield mesh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of the global batch over `data` and `fsdp`."""
+    """Rows of the global batch over `data` and `fsdp`, each row whole.
+
+    Token ids are few bytes; where a mesh divides rows too, the model does it.
+    """
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
@@ -118,7 +181,7 @@ def tree_sharding(boxed: Any, mesh: Mesh) -> Any:
       ReslabError: If an axis of a parameter is not divided by its mesh axis.
     """
     specs = nn.get_partition_spec(boxed)
-    shardings = nn.logical_to_mesh_sharding(specs, mesh, tuple(RULES.items()))
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, rules(mesh))
     leaves = named_leaves(unbox(boxed))
     for (name, leaf), sharding in zip(
         leaves.items(), jax.tree.leaves(shardings), strict=True

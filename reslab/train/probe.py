@@ -20,7 +20,7 @@ from reslab.observe.probes import quantities
 from reslab.observe.probes._view import CannotAnswer, View
 from reslab.observe.probes._watch import watching_stream_gradient
 from reslab.observe.writers import jsonl
-from reslab.parallel.mesh import make_mesh, place_on, replicated, use_mesh
+from reslab.parallel.mesh import batch_parts, make_mesh, place_on, replicated, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
@@ -68,7 +68,7 @@ class Prober:
             self._probes[name] = registry.make("probes", spec)
         self._setup = setup
         self._model = setup.model.clone(is_unrolled=False)
-        shared = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+        shared = batch_parts(setup.mesh)
         rows = shared * math.ceil(config.probes.batch / shared)
         windows = setup.task.validation_batches(rows)
         self._held_out = place_on(setup.mesh)(next(windows))
@@ -219,8 +219,7 @@ def _setup_here(config: ConfigDict) -> Setup:
         check_batch(config, mesh)
         return make_setup(config, mesh)
     except ReslabError:
-        one = {"data": 1, "fsdp": 1, "tensor": 1}
-        return make_setup(config, make_mesh(one, jax.devices()[:1]))
+        return make_setup(config, make_mesh({}, jax.devices()[:1]))
 
 
 def _answerable(setup: Setup) -> list[str]:

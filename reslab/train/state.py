@@ -16,9 +16,10 @@ from reslab.core.errors import ReslabError
 from reslab.core.layout import layouts
 from reslab.core.model_state import model_state_of
 from reslab.core.trees import first_match, named_leaves, unbox
+from reslab.core.types import SEQUENCE_AXIS
 from reslab.optim.groups import Plan, grouped, parse_groups, plans
 from reslab.optim.guard import guarded, parse_policy
-from reslab.parallel.mesh import replicated, tree_sharding, use_mesh
+from reslab.parallel.mesh import batch_parts, replicated, tree_sharding, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.tasks import Task, make_task
 
@@ -216,7 +217,14 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     Raises:
       ReslabError: If one does not.
     """
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = batch_parts(mesh)
+    parts = mesh.shape.get(SEQUENCE_AXIS, 1)
+    if config.data.length % parts:
+        raise ReslabError(
+            "data.length",
+            expected=f"a multiple of mesh.sequence={parts}",
+            got=str(config.data.length),
+        )
     parts = config.train.accumulate
     for key, size, unit in (
         ("data.batch", config.data.batch, rows * parts),
@@ -246,6 +254,12 @@ def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
       ReslabError: If the config cannot be built on this mesh.
     """
     task = make_task(config)
+    if SEQUENCE_AXIS in mesh.shape and task.unit != "tokens":
+        raise ReslabError(
+            "mesh.sequence",
+            expected=f"1: a model of {task.unit} has no tokens to divide",
+            got=str(mesh.shape[SEQUENCE_AXIS]),
+        )
     model = build_model(config, task, mesh.devices.flat[0].platform)
     limit = getattr(model, "position_limit", None)
     if limit is not None and limit < config.data.length:

@@ -258,6 +258,80 @@ def test_splash_over_a_mesh_equals_the_reference():
         close(a, e, 1e-5)
 
 
+def divided(batch=1, sequence=4, tensor=2):
+    sizes, names = (batch, sequence, tensor), ("data", "sequence", "tensor")
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": False},
+        {"segments": True},
+        {"window": 3, "softcap": 1.5},
+        {"segments": True, "window": 5},
+    ],
+    ids=str,
+)
+def test_divided_tokens_attend_as_whole_rows(options, dtype, x64):
+    arrays = inputs(dtype, batch=2, length=16)
+    options = dict(options)
+    if options.pop("segments", False):
+        segments = jnp.arange(16, dtype=jnp.int32)
+        options["segments"] = jnp.stack([segments // 5, segments // 11])
+    cotangent = jnp.cos(jnp.arange(arrays[0].size)).reshape(arrays[0].shape)
+    cotangent = cotangent.astype(dtype)
+
+    def run(*x):
+        return attention(*x, **options)
+
+    expected = gradients(run, arrays, cotangent)
+    expected = [jax.jit(run)(*arrays), *expected]
+    with jax.set_mesh(divided()):
+        text = str(jax.make_jaxpr(run)(*arrays))
+        actual = [jax.jit(run)(*arrays), *gradients(run, arrays, cotangent)]
+    assert "shard_map" in text and "f64[2,4,2,6]" in text.replace("f32", "f64")
+    for a, e in zip(actual, expected, strict=True):
+        close(a, e, {"float32": 1e-5, "float64": 1e-10}[dtype])
+
+
+def test_what_cannot_be_divided_is_left_to_the_compiler():
+    for arrays, options in (
+        (inputs(length=6), {}),
+        (inputs(batch=3), {}),
+        (inputs(length=4, keys=8), {"query_offset": 4}),
+        (inputs(), {"first_key": 2}),
+    ):
+        expected = attention(*arrays, **options)
+        with jax.set_mesh(divided(batch=2, tensor=1)):
+            run = jax.jit(lambda *x, options=options: attention(*x, **options))
+            assert "shard_map" not in str(jax.make_jaxpr(run)(*arrays))
+            close(run(*arrays), expected, 1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 200])
+def test_splash_over_divided_tokens_equals_the_reference(window):
+    arrays = inputs(batch=2, length=512, heads=2, kv_heads=2, dim=64)
+    segments = jnp.broadcast_to(jnp.arange(512) // 300, (2, 512)).astype(jnp.int32)
+    cotangent = jnp.cos(jnp.arange(arrays[0].size)).reshape(arrays[0].shape)
+    mask = {"segments": segments, "window": window, "is_causal": True}
+
+    def kernel(*x):
+        return splash(*x, **mask, softcap=None, scale=0.125, interpret=True)
+
+    expected = gradients(lambda *x: attention(*x, **mask), arrays, cotangent)
+    with jax.set_mesh(divided(batch=2, sequence=2)):
+        actual = gradients(kernel, arrays, cotangent)
+    for a, e in zip(actual, expected, strict=True):
+        close(a, e, 1e-5)
+    match = r"length 512, .* on each of 8 devices"
+    mesh = divided(sequence=8, tensor=1)
+    with jax.set_mesh(mesh), pytest.raises(ReslabError, match=match):
+        attention(*arrays, implementation="splash")
+
+
 def test_platform_is_that_of_the_mesh():
     assert platform() == jax.default_backend()
     assert jax.jit(lambda: len(platform()))() == len(jax.default_backend())

@@ -1,6 +1,7 @@
 """Attention compiled for a TPU that this machine need not have."""
 
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,9 @@ def devices(topology):
 def compile_gradient(mesh, shape, implementation="auto", **options):
     """Compiles forward and backward in bfloat16; the text of the program."""
     batch, length, dim = shape["batch"], shape["length"], shape["head_dim"]
-    heads = NamedSharding(mesh, PartitionSpec(("fsdp",), None, ("tensor",), None))
+    length_axis = "sequence" if "sequence" in mesh.shape else None
+    spec = PartitionSpec(("fsdp",), length_axis, ("tensor",), None)
+    heads = NamedSharding(mesh, spec)
     rows = NamedSharding(mesh, PartitionSpec(("fsdp",)))
 
     def argument(count):
@@ -101,3 +104,15 @@ def test_other_lengths_take_another_path(devices):
     with jax.numpy_dtype_promotion("standard"):
         text = compile_gradient(mesh_of(devices, 1, 1), shape)
     assert "tpu_custom_call" not in text
+
+
+@pytest.mark.parametrize("window", [None, 512])
+def test_divided_tokens_gather_keys_and_scatter_their_gradients(devices, window):
+    shape = {"batch": 1, "length": 2048, "heads": 8, "kv_heads": 1, "head_dim": 128}
+    grid = np.asarray(devices).reshape(1, 4, 1)
+    mesh = Mesh(grid, ("fsdp", "sequence", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    text = compile_gradient(mesh, shape, window=window)
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
+    assert "all-gather" in text and ("reduce-scatter" in text or "all-reduce" in text)
+    # A kernel is given a fourth of the queries and all of the keys.
+    assert re.search(r"bf16\[1,8,512,128\]", text) and "bf16[1,1,2048,128]" in text

@@ -187,6 +187,7 @@ def one_device_losses(small_config):
         {"data": 1, "fsdp": 8, "tensor": 1},
         {"data": 4, "fsdp": 1, "tensor": 2},
         {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2},
     ],
     ids=lambda shape: "x".join(map(str, shape.values())),
 )
@@ -232,6 +233,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_config):
         optim__learning_rate=1e30, optim__clip=0.0, optim__name="sgd(momentum=0.0)"
     )
     with pytest.raises(loop.Diverged, match=r"step \d+: \w+ is not finite"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_tokens_must_divide_the_sequence_axis(tmp_path, small_config):
+    config = small_config(mesh__data=1, mesh__sequence=8, data__length=20)
+    with pytest.raises(ReslabError, match=r"data.length: .* multiple of mesh.seq.*=8"):
         loop.train(config, tmp_path / "run")
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.platform import platform
 from reslab.ops.attention.reference import reference_attention, visibility
+from reslab.ops.attention.sequence import divided_attention, is_divided
 from reslab.ops.attention.splash import obstacle, splash
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "splash")
@@ -42,6 +43,9 @@ def attention(
 
     Query head h reads key-value head h // (heads // kv_heads). The softmax is
     taken in float32, or in float64 for float64 inputs.
+
+    Where the mesh in context has an axis `sequence`, each device attends from its own
+    tokens to all keys of their rows, which are gathered for it.
 
     Reference: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, Eq. 1;
     grouped queries: Ainslie et al., 2023, https://arxiv.org/abs/2305.13245;
@@ -106,14 +110,17 @@ def attention(
     mask["first_key"] = first_key
     if implementation == "xla":
         return _xla(query, key, value, query_offset, scale=scale, **mask)
-    return reference_attention(
-        query, key, value, query_offset, softcap=softcap, scale=scale, **mask
-    )
+    mask |= {"softcap": softcap, "scale": scale}
+    if is_divided(query, key, query_offset, hides_keys):
+        return divided_attention(query, key, value, **mask)
+    return reference_attention(query, key, value, query_offset, **mask)
 
 
 def _choose(query, key, obstacles):
     if platform() == "tpu" and not obstacles["splash"]:
         return "splash"
+    if is_divided(query, key, 0, False):
+        return "reference"  # The other has no form for it.
     # On a CPU the reference takes 0.75 of the time of "xla" (forward and
     # backward, float32, batch 16, length 256, 4 heads of 64, two cores), except
     # for a single query of grouped heads: there its copies of the keys weigh

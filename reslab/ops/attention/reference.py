@@ -13,6 +13,7 @@ def visibility(
     key_length: int,
     *,
     segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
     query_offset: int | jax.Array = 0,
     is_causal: bool = True,
     window: int | None = None,
@@ -23,7 +24,8 @@ def visibility(
     Args:
       length: Number of queries.
       key_length: Number of keys.
-      segments: Document of each token (batch, length).
+      segments: Document of each query (batch, length).
+      key_segments: That of each key (batch, key_length); as `segments` if None.
       query_offset: Index of the first query among the keys.
       is_causal: Whether later keys are hidden.
       window: Number of latest keys visible, the query's own included.
@@ -45,7 +47,8 @@ def visibility(
     if not isinstance(first_key, int) or first_key > 0:
         conditions.append((columns >= first_key)[None, None])
     if segments is not None:
-        conditions.append(segments[:, None, :, None] == segments[:, None, None, :])
+        others = segments if key_segments is None else key_segments
+        conditions.append(segments[:, None, :, None] == others[:, None, None, :])
     return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
 
@@ -56,6 +59,7 @@ def reference_attention(
     query_offset: int | jax.Array,
     *,
     segments: jax.Array | None,
+    key_segments: jax.Array | None = None,
     is_causal: bool,
     window: int | None,
     first_key: int | jax.Array,
@@ -82,6 +86,7 @@ def reference_attention(
         length,
         key_length,
         segments=segments,
+        key_segments=key_segments,
         query_offset=query_offset,
         is_causal=is_causal,
         window=window,

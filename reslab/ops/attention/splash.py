@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from reslab.core.types import BATCH_AXES, HEAD_AXES
+from reslab.core.types import BATCH_AXES, HEAD_AXES, SEQUENCE_AXIS
 
 LANES = 128
 
@@ -23,12 +23,14 @@ def obstacle(
     (batch, length, heads, _), (_, key_length, kv_heads, _) = query.shape, key.shape
     if not isinstance(query_offset, int) or query_offset or length != key_length:
         return "queries that continue a cache (a query offset, or more keys)"
-    if length % LANES:
-        return f"length {length}, which {LANES} does not divide"
+    _, parts = axes_of((SEQUENCE_AXIS,))
+    if length % (LANES * parts):
+        among = f" on each of {parts} devices" if parts > 1 else ""
+        return f"length {length}, which {LANES} does not divide{among}"
     if query.dtype not in (jnp.float32, jnp.bfloat16):
         return f"dtype {query.dtype}"
-    _, batch_parts = _axes(BATCH_AXES)
-    _, head_parts = _axes(HEAD_AXES)
+    _, batch_parts = axes_of(BATCH_AXES)
+    _, head_parts = axes_of(HEAD_AXES)
     if batch % batch_parts:
         return f"batch {batch} over {batch_parts} devices"
     if heads % head_parts or kv_heads % head_parts:
@@ -51,7 +53,9 @@ def splash(
     """Computes attention block by block; see `api.attention`.
 
     The compiler cannot partition a kernel. Under a mesh, each device runs it
-    on its own rows and heads.
+    on its own rows, heads and queries, to which all keys and values of the row come:
+    with grouped heads they are small, and the mask spares what no query of a device
+    may see.
 
     Args:
       query: Shape (batch, length, heads, head_dim).
@@ -67,35 +71,52 @@ def splash(
     Returns:
       Like `query`.
     """
-    run = functools.partial(
-        _local, is_causal=is_causal, window=window, softcap=softcap, interpret=interpret
+    make_kernel = functools.partial(
+        _kernel,
+        query.shape[1],
+        is_causal=is_causal,
+        window=window,
+        softcap=softcap,
+        interpret=interpret,
     )
-    batch_axes, _ = _axes(BATCH_AXES)
-    head_axes, _ = _axes(HEAD_AXES)
-    if batch_axes or head_axes:
-        spec = PartitionSpec(batch_axes, None, head_axes, None)
-        run = jax.shard_map(
-            run,
-            in_specs=(spec, spec, spec, PartitionSpec(batch_axes)),
-            out_specs=spec,
-            # The kernel does not say how its outputs vary over the mesh.
-            check_vma=False,
-        )
-    return run(query * scale, key, value, segments)
+    batch_axes, _ = axes_of(BATCH_AXES)
+    head_axes, head_parts = axes_of(HEAD_AXES)
+    length_axes, length_parts = axes_of((SEQUENCE_AXIS,))
+    arguments = query * scale, key, value, segments, segments
+    if not (batch_axes or head_axes or length_axes):
+        return _apply(make_kernel(query.shape[2], 1), *arguments)
+    queries = PartitionSpec(batch_axes, length_axes or None, head_axes, None)
+    keys = PartitionSpec(batch_axes, None, head_axes, None)
+    rows, whole_rows = PartitionSpec(batch_axes, length_axes), PartitionSpec(batch_axes)
+    kernel = make_kernel(query.shape[2] // head_parts, length_parts)
+    # What the kernel knows of the mask is divided like the queries.
+    mask = PartitionSpec(None, SEQUENCE_AXIS if length_axes else None)
+    sharding = NamedSharding(jax.sharding.get_abstract_mesh(), mask)
+    run = jax.shard_map(
+        _apply,
+        in_specs=(
+            kernel.manual_sharding_spec(sharding),
+            *(queries, keys, keys, rows, whole_rows),
+        ),
+        out_specs=queries,
+        # The kernel does not say how its outputs vary over the mesh.
+        check_vma=False,
+    )
+    return run(kernel, *arguments)
 
 
-def _axes(names: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+def axes_of(names: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
     """The axes of that name in the mesh in context, and their devices."""
     sizes = jax.sharding.get_abstract_mesh().shape
     present = tuple(name for name in names if name in sizes)
     return present, math.prod(sizes[name] for name in present)
 
 
-def _local(query, key, value, segments, *, is_causal, window, softcap, interpret):
+def _kernel(length, heads, parts, *, is_causal, window, softcap, interpret):
+    """The kernel of one device's heads, for queries in so many parts."""
     # Imported where it is used: it takes 0.15 s, on machines of every kind.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    length, heads = query.shape[1:3]
     shape = (length, length)
     if window is not None:
         sides = (window - 1, 0 if is_causal else None)
@@ -105,8 +126,8 @@ def _local(query, key, value, segments, *, is_causal, window, softcap, interpret
     else:
         mask = splash_attention.FullMask(shape)
     # Large blocks keep the matrix unit busy; 512 fits the memory of every TPU.
-    block = math.gcd(length, 512)
-    kernel = splash_attention.make_splash_mha(
+    block = math.gcd(length // parts, 512)
+    return splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention.BlockSizes(
             block_q=block,
@@ -118,15 +139,19 @@ def _local(query, key, value, segments, *, is_causal, window, softcap, interpret
         ),
         attn_logits_soft_cap=softcap,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=parts,
         interpret=interpret,
     )
 
-    def one(query, key, value, segments):
+
+def _apply(kernel, query, key, value, segments, key_segments):
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    def one(query, key, value, segments, key_segments):
         if segments is not None:
-            segments = splash_attention.SegmentIds(segments, segments)
+            segments = splash_attention.SegmentIds(segments, key_segments)
         return kernel(query, key, value, segments)
 
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    output: Any = jax.vmap(one)(query, key, value, segments)
+    output: Any = jax.vmap(one)(query, key, value, segments, key_segments)
     return jnp.swapaxes(output, 1, 2)

@@ -99,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
         help="end the process after this long without a step, or 20 steps; 0 never",
     )
     added.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="trace these steps, such as 10:13, to profile/ in the run directory",
+    )
+    added.add_argument(
         "--debug-nans",
         action="store_true",
         help="stop where the first NaN is made, with a traceback; slow",
@@ -296,6 +301,7 @@ def _train(options: argparse.Namespace) -> int:
             directory,
             watchdog=options.watchdog,
             is_strict=options.strict_restore,
+            profile=options.profile,
         )
     except (Exception, KeyboardInterrupt) as error:
         return end(error, "reslab train: ")

@@ -21,6 +21,7 @@ from reslab.data.prefetch import prefetch
 from reslab.observe.environment import environment
 from reslab.observe.meter import Meter
 from reslab.observe.metrics import Writers, check_writers
+from reslab.observe.profile import Profile
 from reslab.observe.progress import progress
 from reslab.observe.writers.jsonl import JsonLines
 from reslab.optim.guard import parse_policy
@@ -90,6 +91,7 @@ def train(
     patience: float = 0.0,
     watchdog: float = 0.0,
     is_strict: bool = False,
+    profile: str | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on training, the run in a directory.
@@ -105,6 +107,7 @@ def train(
         never does.
       is_strict: Whether a damaged newest checkpoint is an error; otherwise it is set
         aside, and the run goes on from the newest that is intact.
+      profile: Steps to trace, as `reslab.observe.profile` takes them.
       after_step: Called with the number of every step, once it has been dispatched
         and what is due after it has begun.
 
@@ -117,11 +120,14 @@ def train(
       Stopped: After SIGTERM or an interrupt, when the state has been saved.
       SaveFailed: If a checkpoint could not be written.
     """
+    tracer = Profile(profile, config.train.steps, directory) if profile else None
     setup = prepare(config)
     batches = setup.task.train_batches()
     evaluator = Evaluator(setup)
     run = Run(pathlib.Path(directory))
     is_finished = on_writer(run.result) is not None
+    if tracer and is_finished:
+        tracer.check(config.train.steps)
     found = None
     has_begun = on_writer(lambda: any(run.checkpoints.glob("[0-9]*")))
     if config.train.continue_from and not has_begun:
@@ -155,10 +161,13 @@ def train(
 
         dog = stack.enter_context(watching(watchdog))
         begin = newest()
+        if tracer:
+            tracer.check(begin.step)
+            stack.callback(tracer.close)
         files = _Files(run, config) if is_writer() else _Files()
         stack.callback(files.close)
         trainer = _Trainer(
-            setup, checkpoints, files, evaluator, prober, dog, after_step
+            setup, checkpoints, files, evaluator, prober, dog, tracer, after_step
         )
         result = trainer.run(begin, newest, batches)
         checkpoints.wait()
@@ -232,6 +241,7 @@ class _Trainer:
         evaluator: Evaluator,
         prober: Prober | None,
         dog: Watchdog,
+        tracer: Profile | None,
         after_step: Callable[[int], None] | None,
     ):
         self._setup = setup
@@ -244,6 +254,8 @@ class _Trainer:
         self._after_step = after_step
         self._policy = parse_policy(setup.config.train.on_bad_step)
         self._step = jit_step(setup)
+        # What the devices of other processes do is the same.
+        self._tracer = tracer if is_writer() else None
 
     def run(
         self, begin: Restored, newest: Callable[[], Restored], batches: Batches
@@ -309,7 +321,10 @@ class _Trainer:
                 began = time.monotonic()
                 batch = next(placed)
                 self._look(step - 1, state, batch, meter)
-                state, metrics = self._step(state, batch)
+                if self._tracer:
+                    state, metrics = self._tracer(step, self._step, state, batch)
+                else:
+                    state, metrics = self._step(state, batch)
                 # Waiting for the step before this one keeps the devices busy and
                 # Python at most one step ahead of them.
                 jax.block_until_ready(previous)

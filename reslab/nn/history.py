@@ -15,7 +15,7 @@ from reslab.core.precision import statistics_dtype
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sources", "carried"],
+    data_fields=["sources", "carried", "ahead"],
     meta_fields=["is_complete"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,15 @@ class History:
       sources: The sources, (rows, batch, length, embed), of which those not yet
         written are zeros; or a tuple of those written, which grows.
       carried: Arrays (batch, length, embed) by name.
+      ahead: What the next sublayers of a layer read, where the layer read for all of
+        them at once; empty between layers.
       is_complete: Whether `sources` already holds what will be written: so it is in
         the backward pass, where writing only says whose gradient a row's is.
     """
 
     sources: jax.Array | tuple[jax.Array, ...]
     carried: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    ahead: tuple[Any, ...] = ()
     is_complete: bool = False
 
     @classmethod

@@ -121,7 +121,7 @@ def test_a_sharded_training_step_compiles_with_kernels(slice_name, devices):
     assert report.is_fitting
     # Not every jaxlib can read what every libtpu wrote.
     if report.cost is not None:
-        sites = 2 * 3
+        layers = 3
         # Forward, again in the backward pass, and backward; the last reading once.
         # The others are those of attention.
-        assert report.cost.kernels.count >= 3 * sites + 2
+        assert report.cost.kernels.count >= 3 * layers + 2

@@ -213,17 +213,23 @@ class SublayerBlock(nn.Module):
         mask = mask_for(self.norm, segments)
         around = vars(self.context) | {"norm": self.norm}
         first = sites.first_of(layer, self.context.sites, self.sublayers)
-        for index, (name, kind, branch) in enumerate(self.branches(mixer)):
-            residual = registry.make(
+        parts = list(self.branches(mixer))
+        residuals = [
+            registry.make(
                 "residuals",
                 self.residual,
                 **around,
-                sublayer=kind,
+                sublayer=part.kind,
                 sublayers=self.sublayers,
                 sublayer_index=index,
-                name=f"{name}_residual",
+                name=f"{part.name}_residual",
             )
+            for index, part in enumerate(parts)
+        ]
+        if hasattr(residuals[0], "read_ahead"):
+            stream = residuals[0].read_ahead(stream, residuals[1:], site=first)
+        for index, (name, kind, branch) in enumerate(parts):
             placement = self.make_placement(kind, name=f"{name}_placement")
             site = first + index
-            stream = placement(stream, residual, branch, site=site, **mask)
+            stream = placement(stream, residuals[index], branch, site=site, **mask)
         return stream, shared, state

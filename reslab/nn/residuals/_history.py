@@ -1,7 +1,5 @@
 """What residuals over a history share: where its rows are, and reading by attention."""
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,8 +13,7 @@ from reslab.core.platform import computed_once
 from reslab.core.types import Branch
 from reslab.nn import sites
 from reslab.nn.history import History, Sources
-from reslab.ops.depth_attention.api import depth_read_through
-from reslab.ops.depth_attention.reference import logit, merge
+from reslab.ops.depth_attention.reference import logit
 
 
 class HistoryResidual(nn.Module):
@@ -141,24 +138,40 @@ class DepthAttention(nn.Module):
       null_bias: Initial value of what is added to that source's logit; large, and
         nothing else is read.
       param_dtype: Dtype in which parameters are stored.
-      kernels: Implementation of the reading: "auto", "reference" or "pallas".
     """
 
     epsilon: float = 1e-6
     use_null: bool = False
     null_bias: float = 0.0
     param_dtype: Any = jnp.float32
-    kernels: str = "auto"
 
     @nn.compact
+    def _vectors(self, features: int, dtype: Any) -> tuple[jax.Array, Any, Any]:
+        """The query times the gain; the null source and its bias, or None."""
+
+        def make(name, value, shape, axes):
+            init = nn.initializers.constant(value)
+            args = (name, init, shape, axes, self.param_dtype)
+            return parameter(self, *args).astype(dtype)
+
+        vector = (features,), ("embed",)
+        direction = make("query", 0.0, *vector) * (1 + make("gain", 0.0, *vector))
+        if not self.use_null:
+            return direction, None, None
+        bias = make("null_bias", self.null_bias, (), ())
+        return direction, make("null", 0.0, *vector), bias
+
+    def direction(self, features: int, dtype: Any) -> jax.Array:
+        """What sources are multiplied with: the query times the gain (features,)."""
+        return self._vectors(features, dtype)[0]
+
     def __call__(
         self,
         sources: Sources,
         is_valid: jax.Array,
         extra: jax.Array | None = None,
         has_extra: bool | jax.Array = True,
-        through: History | None = None,
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, jax.Array]:
         """Reads the sources, and one more that is in no row yet.
 
         Args:
@@ -166,41 +179,13 @@ class DepthAttention(nn.Module):
           is_valid: Which of them count (rows,).
           extra: The one more (batch, length, embed), or None.
           has_extra: Whether it counts.
-          through: The history, where the reading is to be one operation: then all
-            sources that may be read count, and nobody looks at the weights.
 
         Returns:
           The reading (batch, length, embed), and the weights (rows + 1 with an extra
-          source + 1 with a null source, batch, length), or `through` as later readers
-          are to have it.
+          source + 1 with a null source, batch, length).
         """
         shape, dtype = jax.tree.leaves(sources.values)[0].shape, sources.dtype
-        features = shape[-1]
-
-        def vector(name):
-            zeros = nn.initializers.zeros
-            args = (name, zeros, (features,), ("embed",), self.param_dtype)
-            return parameter(self, *args).astype(dtype)
-
-        direction = vector("query") * (1 + vector("gain"))
-        if through is not None:
-            read = functools.partial(
-                depth_read_through, epsilon=self.epsilon, implementation=self.kernels
-            )
-            stacked: Any = through.sources
-            limit = jnp.maximum(sources.limit, 1)
-            readings, lse, values = read(stacked, direction[None], limit=limit)
-            # Of no sources nothing is read.
-            lowest = jnp.asarray(-1e30, dtype)
-            lse = jnp.where(sources.limit > 0, lse[0], lowest)
-            reading = readings[0].astype(dtype)
-            reading = jnp.where(sources.limit > 0, reading, 0)
-            if extra is not None:
-                lse = jnp.where(has_extra, lse, -lowest)
-                reading = merge(
-                    reading, lse, extra.astype(dtype), direction, self.epsilon
-                )
-            return reading, dataclasses.replace(through, sources=values)
+        direction, null, bias = self._vectors(shape[-1], dtype)
         rows = sources.dots(direction)
         rows = rows * jax.lax.rsqrt(sources.mean_squares() + self.epsilon)
         # Finite, so that reading nothing at all is nothing and not a NaN.
@@ -212,11 +197,8 @@ class DepthAttention(nn.Module):
             own = logit(values[-1], direction, self.epsilon)
             logits.append(jnp.where(has_extra, own, lowest)[None])
         if self.use_null:
-            null = vector("null")
-            constant = nn.initializers.constant(self.null_bias)
-            bias = parameter(self, "null_bias", constant, (), (), self.param_dtype)
             values.append(null[None, None])
-            own = logit(null, direction, self.epsilon) + bias.astype(dtype)
+            own = logit(null, direction, self.epsilon) + bias
             logits.append(jnp.broadcast_to(own, (1, *rows.shape[1:])))
         weights = jax.nn.softmax(jnp.concatenate(logits), axis=0)
         count = rows.shape[0]

@@ -1,5 +1,8 @@
 """Attention residuals: every sublayer attends to what earlier ones wrote."""
 
+import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -10,12 +13,14 @@ from reslab.core.errors import ReslabError
 from reslab.core.losses import add_loss
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
+from reslab.core.precision import statistics_dtype
 from reslab.core.taps import TAPS, tap
 from reslab.core.types import Branch
 from reslab.nn import sites
 from reslab.nn.history import History
 from reslab.nn.residuals._history import DepthAttention, HistoryResidual
-from reslab.ops.depth_attention.api import reads_by_kernel
+from reslab.ops.depth_attention.api import depth_read_through, reads_by_kernel
+from reslab.ops.depth_attention.reference import merge
 
 GATES = ("", "scalar", "vector", "alpha")
 
@@ -180,7 +185,6 @@ class AttentionResiduals(HistoryResidual):
             self.use_null,
             self.null_bias,
             self.param_dtype,
-            self.kernels,
         )
         if self.gate:
             self.gated = Gate(self.gate, self.param_dtype)
@@ -190,6 +194,31 @@ class AttentionResiduals(HistoryResidual):
         start = {"sum": x, "part": jnp.zeros_like(x)}
         return History.start(x, self._rows, **{key: start[key] for key in self._keeps})
 
+    def read_ahead(
+        self,
+        stream: History,
+        others: Sequence["AttentionResiduals"],
+        *,
+        site: int | jax.Array,
+    ) -> History:
+        """Reads for all sublayers of a layer at once what earlier layers wrote.
+
+        Every source is then copied from memory once for all of them. What the layer
+        itself writes is merged into the readings that wait.
+
+        Args:
+          stream: The history before the layer.
+          others: The residuals of the sublayers that follow this one.
+          site: The site of this one.
+
+        Returns:
+          The history with its readings, where a reading is one operation; else as
+          it was.
+        """
+        if not self._reads_through(stream, 1 + len(others)):
+            return stream
+        return self._with_readings(stream, (self, *others), site)
+
     def __call__(
         self, stream: History, branch: Branch, *, site: int | jax.Array
     ) -> History:
@@ -197,9 +226,7 @@ class AttentionResiduals(HistoryResidual):
         block = sites.at(self._block_of_site, site)
         is_first = sites.at(self._is_first, site)
         carried = stream.carried
-        reading, weights, stream = self._read(
-            stream, sites.at(self._visible, site), block, ~jnp.asarray(is_first)
-        )
+        reading, weights, stream = self._read(stream, site)
         if weights is not None:
             self._tap(weights, stream.rows, block)
         if self.routing == "add":
@@ -221,29 +248,38 @@ class AttentionResiduals(HistoryResidual):
         elif "part" in new:
             source = new["part"]
         is_in_place = weights is None
-        return stream.write(source, block + 1, is_in_place=is_in_place).carry(**new)
+        stream = stream.write(source, block + 1, is_in_place=is_in_place).carry(**new)
+        return self._merged_ahead(stream, source, site)
 
     def narrow(self, stream: History) -> jax.Array:
         """The sum so far, or one more reading."""
         if self.routing == "add":
             return stream.carried["sum"]
-        reading, *_ = self._read(stream, self._rows, None, False)
+        reading, *_ = self._read(stream, None)
         return reading.astype(stream.dtype)
 
-    def _read(self, stream, visible, block, has_extra):
+    def _read(self, stream, site):
+        """What a site reads, or the end; the weights, if known; the history."""
+        extra, has_extra = None, site is not None
+        if has_extra and self.routing == "replace" and self._in_blocks:
+            extra = stream.carried["part" if self.source == "delta" else "sum"]
+            has_extra = ~jnp.asarray(sites.at(self._is_first, site))
+        if not stream.ahead and self._reads_through(stream, 1):
+            stream = self._with_readings(stream, (self,), site)
+        if stream.ahead:
+            (reading, logsumexp, query), *ahead = stream.ahead
+            if extra is not None:
+                reading, _ = merge(
+                    reading, logsumexp, extra, query, self.epsilon, has_extra
+                )
+            return reading, None, dataclasses.replace(stream, ahead=tuple(ahead))
+        visible = self._rows if site is None else sites.at(self._visible, site)
         sources = stream.before(visible)
         is_valid = sources.is_valid
         if self.window:
             is_recent = sources.index >= visible - self.window
             is_valid &= is_recent | (sources.index == 0)
-        arguments: tuple[Any, ...] = (sources, is_valid)
-        if self.routing == "replace" and self._in_blocks and block is not None:
-            extra = stream.carried["part" if self.source == "delta" else "sum"]
-            arguments += (extra, has_extra)
-        if self._reads_through(stream):
-            reading, stream = self.read(*arguments, through=stream)
-            return reading, None, stream
-        reading, weights = self.read(*arguments)
+        reading, weights = self.read(sources, is_valid, extra, has_extra)
         if self.entropy_bonus:
             self._reward(weights)
         return reading, weights, stream
@@ -256,13 +292,70 @@ class AttentionResiduals(HistoryResidual):
         mean = jnp.mean(jnp.sum(entropy, axis=0))
         add_loss(self, "entropy", -self.entropy_bonus / readings * mean)
 
-    def _reads_through(self, stream: History) -> bool:
-        """Whether a reading is one operation, of which nobody sees the weights."""
+    def _reads_through(self, stream: History, readers: int) -> bool:
+        """Whether readings are one operation, of which nobody sees the weights."""
         is_plain = not (self.window or self.use_null or self.entropy_bonus)
         is_watched = self.is_mutable_collection(TAPS) or self.is_initializing()
         if not is_plain or is_watched or isinstance(stream.sources, tuple):
             return False
-        return reads_by_kernel(stream.sources, 1, self.kernels)
+        return reads_by_kernel(stream.sources, readers, self.kernels)
+
+    def query(self, features: int, dtype: Any) -> jax.Array:
+        """What sources are multiplied with (features,)."""
+        return self.read.direction(features, dtype)
+
+    def _with_readings(self, stream, readers, site):
+        """The history with what these residuals, of a site and those after it, read.
+
+        All of them see what the first sees, which is at least the embedding, unless
+        they see nothing.
+        """
+        values: Any = stream.sources
+        dtype = statistics_dtype(values.dtype)
+        queries = [one.query(values.shape[-1], dtype) for one in readers]
+        if site is None:
+            visible = [self._rows]
+        else:
+            visible = [sites.at(self._visible, site + i) for i in range(len(readers))]
+        readings, logsumexp, values = depth_read_through(
+            values,
+            jnp.stack(queries),
+            limit=jnp.maximum(visible[0], 1),
+            epsilon=self.epsilon,
+            implementation=self.kernels,
+        )
+        ahead = []
+        for index, (query, count) in enumerate(zip(queries, visible, strict=True)):
+            sees = jnp.asarray(count) > 0
+            # Of no sources nothing is read.
+            reading = jnp.where(sees, readings[index].astype(dtype), 0)
+            ahead.append((reading, jnp.where(sees, logsumexp[index], -1e30), query))
+        return dataclasses.replace(stream, sources=values, ahead=tuple(ahead))
+
+    def _merged_ahead(self, stream, source, site):
+        """The history with what this site wrote in the readings that are to see it."""
+        blocks, visible, starts = self._block_of_site, self._visible, self.starts
+        ahead = []
+        for index, (reading, logsumexp, query) in enumerate(stream.ahead, start=1):
+            # Only a finished block is seen, and only after the site that finishes it.
+            sees = [
+                later < len(visible)
+                and blocks[now] < blocks[now + 1]
+                and blocks[now] + 1 < visible[later]
+                for now, later in enumerate(range(index, index + len(blocks)))
+            ]
+            places = [
+                first + self.sublayer_index
+                for first, end in itertools.pairwise(starts)
+                if first + self.sublayer_index + index < end
+            ]
+            if any(sees[place] for place in places):
+                is_read = all(sees[place] for place in places) or sites.at(sees, site)
+                reading, logsumexp = merge(
+                    reading, logsumexp, source, query, self.epsilon, is_read
+                )
+            ahead.append((reading, logsumexp, query))
+        return dataclasses.replace(stream, ahead=tuple(ahead))
 
     def _tap(self, weights, rows, block):
         """Shows the mean weight of every row (rows,), unfinished ones among them."""

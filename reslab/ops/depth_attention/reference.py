@@ -67,10 +67,12 @@ def merge(
     value: jax.Array,
     query: jax.Array,
     epsilon: float = 1e-6,
-) -> jax.Array:
+    is_read: bool | jax.Array = True,
+) -> tuple[jax.Array, jax.Array]:
     """The second phase: adds one source to a reading of the first.
 
-        p = sigmoid(q . k - lse),    h = o + p (v - o)
+        l = q . k,    p = sigmoid(l - lse),    h = o + p (v - o),
+        lse' = log(exp(lse) + exp(l))
 
     Args:
       reading: A reading (batch, length, embed).
@@ -78,14 +80,16 @@ def merge(
       value: The source (batch, length, embed).
       query: The reader's query, times the gain of its norm (embed,).
       epsilon: Added to the mean square before the root.
+      is_read: Whether the source is added at all; one truth, which may be traced.
 
     Returns:
-      What reading all the sources at once would give.
+      What reading all the sources at once would give, and its logarithm.
     """
     wide = value.astype(reading.dtype)
     own = logit(wide, query.astype(reading.dtype), epsilon)
-    weight = jax.nn.sigmoid(own - logsumexp)[..., None]
-    return reading + weight * (wide - reading)
+    weight = jnp.where(is_read, jax.nn.sigmoid(own - logsumexp), 0)[..., None]
+    total = jnp.where(is_read, jnp.logaddexp(own, logsumexp), logsumexp)
+    return reading + weight * (wide - reading), total
 
 
 def add_and_merge(
@@ -99,5 +103,5 @@ def add_and_merge(
     """Adds to an unfinished block, and merges it; see `api.block_merge`."""
     wide = statistics_dtype(value.dtype)
     total = (value.astype(wide) + update.astype(wide)).astype(value.dtype)
-    merged = merge(reading.astype(wide), logsumexp, total, query, epsilon)
+    merged, _ = merge(reading.astype(wide), logsumexp, total, query, epsilon)
     return total, merged.astype(value.dtype)

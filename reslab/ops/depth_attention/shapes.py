@@ -13,6 +13,14 @@ READS = {
 # Finished blocks, and all readers of the next.
 BLOCKS = {
     "odd": {"rows": 3, "readers": 4, "batch": 2, "length": 21, "features": 200},
+    # Both sublayers of the last of 24 layers.
+    "layer_24": {
+        "rows": 49,
+        "readers": 2,
+        "batch": 4,
+        "length": 1024,
+        "features": 1024,
+    },
     # 32 sublayers in blocks of 8: the last block reads the embedding and three.
     "last_of_4": {
         "rows": 4,

@@ -133,7 +133,8 @@ def test_golden_phases(golden, x64):
 
     def merged(values, part, queries):
         readings, logs = attend(values, queries)
-        return jax.vmap(merge, in_axes=(0, 0, None, 0))(readings, logs, part, queries)
+        merged = jax.vmap(merge, in_axes=(0, 0, None, 0))
+        return merged(readings, logs, part, queries)[0]
 
     (readings, logs), pull = jax.vjp(attend, data["phase1_V"], data["phase1_p_q"])
     cotangent = jnp.asarray(data["phase1_cot"]), jnp.zeros_like(logs)

@@ -9,8 +9,9 @@ pass, at 24 and at 48 layers: memory of temporaries, bytes moved to and from mem
 (loops counted as often as they run), an estimate of the step over that of `plain`, and
 the time this machine took to compile. Every residual of the folder comes with its
 defaults and with what EXTRA adds; a row of the same residual, depth and commit is
-replaced. The estimate leaves out the Pallas kernels, which are the same for all, and is
-good for ratios only.
+replaced. The estimate is good for ratios only. Pallas kernels are in it, at their
+roofline: those of attention by their products, readings of a history by the bytes of
+what is read and by their schedules.
 """
 
 import argparse
@@ -22,14 +23,18 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+from reslab.bench import compiled
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
 from reslab.observe.environment import environment
-from reslab.parallel.aot.hlo import program_cost
+from reslab.observe.meter import PEAK_FLOPS
+from reslab.ops.depth_attention.pallas_tpu import LARGEST_WHOLE
+from reslab.ops.depth_attention.shapes import BLOCKS
+from reslab.parallel.aot.hlo import Cost, program_cost
 from reslab.parallel.aot.program import OutOfMemory, compile_program
-from reslab.parallel.aot.topology import topology
+from reslab.parallel.aot.topology import Topology, topology
 from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
 
 TABLE = pathlib.Path(__file__).with_suffix(".csv")
@@ -52,6 +57,45 @@ def specs(depth: int) -> Iterator[str]:
         yield name
         for form in EXTRA.get(name, ()):
             yield form.format(eighth=2 * depth // 8)
+
+
+def attention_seconds(cost: Cost, target: Topology) -> float:
+    """Time of the kernels of attention, that skip half of a causal product."""
+    products = {"fwd": 2, "dkv": 4, "dq": 3}
+    flops = BATCH * LENGTH**2 * WIDTH
+    return (
+        sum(
+            count * flops * cost.by_kernel[name].count
+            for part, count in products.items()
+            for name in cost.by_kernel
+            if f"splash_mha_{part}" in name
+        )
+        / PEAK_FLOPS[target.devices[0].device_kind]
+    )
+
+
+def reading_seconds(spec: str, depth: int, cost: Cost, target: Topology) -> float:
+    """Time of the kernels that read a history; in proportion to what they read."""
+    residual = registry.make("residuals", spec, depth=depth, sublayers=2, parent=None)
+    generation = target.name.partition(":")[0]
+    rows = residual.visible[-1] + 1
+    shape = "layer_24" if rows > LARGEST_WHOLE else "layer_8"
+    forward, both = compiled(
+        ["block_read"], generation, [shape], "bfloat16", ["pallas"]
+    )
+    each = BLOCKS[shape]["rows"]
+    # A layer reads what its first sublayer sees; the end, everything.
+    read = sum(residual.visible[::2]) + rows * (residual.routing == "replace")
+    source = 2 * BATCH * LENGTH * WIDTH / target.chip.hbm_bandwidth
+    # What the bench compiles does not add to gradients of later readers.
+    again = max(
+        both.dma_us - forward.dma_us + each * source * 1e6,
+        both.compute_us - forward.compute_us,
+    )
+    calls = (
+        cost.by_kernel["depth_read"].count / cost.by_kernel["depth_read_backward"].count
+    )
+    return (calls * forward.least_us + again) / each * read / 1e6
 
 
 def measured(spec: str, depth: int, chip_name: str) -> dict[str, object]:
@@ -103,7 +147,10 @@ def measured(spec: str, depth: int, chip_name: str) -> dict[str, object]:
             program.text, clock=chip.clock, hbm_bandwidth=chip.hbm_bandwidth
         )
         row["hbm_gib"] = round(cost.hbm_bytes / 2**30, 1)
-        row["estimated_ms"] = round(1000 * cost.seconds, 1)
+        seconds = cost.seconds + attention_seconds(cost, target)
+        if "depth_read" in cost.by_kernel:
+            seconds += reading_seconds(spec, depth, cost, target)
+        row["estimated_ms"] = round(1000 * seconds, 1)
         row["unknown_loops"] = cost.unknown_loops
     return row
 

@@ -116,11 +116,14 @@ def test_kernels_are_counted_apart():
     text = entry(
         f"%p = {ARRAY} parameter(0)",
         f'%b = {ARRAY} custom-call(), custom_call_target="AllocateBuffer"',
-        f"ROOT %k = {ARRAY} custom-call(%p, %b), frontend_attributes={{metadata={{",
+        f"ROOT %add_rms.7 = {ARRAY} custom-call(%p, %b), "
+        "frontend_attributes={metadata={",
         '"a":"b = c(d"',
         '}}, custom_call_target="tpu_custom_call"',
     )
-    assert cost(text) == Cost(3 * SIZE, kernels=Traffic(1, 3 * SIZE))
+    traffic = Traffic(1, 3 * SIZE)
+    expected = Cost(3 * SIZE, kernels=traffic, by_kernel={"add_rms": traffic})
+    assert cost(text) == expected
 
 
 def test_seconds_are_cycles_and_those_of_loops_are_calibrated():

@@ -142,7 +142,7 @@ class AttentionResiduals(HistoryResidual):
         return tuple(i == 0 or blocks[i - 1] < b for i, b in enumerate(blocks))
 
     @property
-    def _visible(self) -> tuple[int, ...]:
+    def visible(self) -> tuple[int, ...]:
         """Number of sources that each site reads."""
         blocks = self._block_of_site
         if self.routing == "replace" or not self._in_blocks:
@@ -161,7 +161,7 @@ class AttentionResiduals(HistoryResidual):
             return ()
         most = self.window + 1 if self.window else self._rows
         idle = []
-        for site, visible in enumerate(self._visible):
+        for site, visible in enumerate(self.visible):
             has_extra = self.routing == "replace" and not self._is_first[site]
             if min(visible, most) + has_extra < 2:
                 idle.append(site)
@@ -273,7 +273,7 @@ class AttentionResiduals(HistoryResidual):
                     reading, logsumexp, extra, query, self.epsilon, has_extra
                 )
             return reading, None, dataclasses.replace(stream, ahead=tuple(ahead))
-        visible = self._rows if site is None else sites.at(self._visible, site)
+        visible = self._rows if site is None else sites.at(self.visible, site)
         sources = stream.before(visible)
         is_valid = sources.is_valid
         if self.window:
@@ -316,7 +316,7 @@ class AttentionResiduals(HistoryResidual):
         if site is None:
             visible = [self._rows]
         else:
-            visible = [sites.at(self._visible, site + i) for i in range(len(readers))]
+            visible = [sites.at(self.visible, site + i) for i in range(len(readers))]
         readings, logsumexp, values = depth_read_through(
             values,
             jnp.stack(queries),
@@ -334,7 +334,7 @@ class AttentionResiduals(HistoryResidual):
 
     def _merged_ahead(self, stream, source, site):
         """The history with what this site wrote in the readings that are to see it."""
-        blocks, visible, starts = self._block_of_site, self._visible, self.starts
+        blocks, visible, starts = self._block_of_site, self.visible, self.starts
         ahead = []
         for index, (reading, logsumexp, query) in enumerate(stream.ahead, start=1):
             # Only a finished block is seen, and only after the site that finishes it.

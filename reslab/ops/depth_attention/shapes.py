@@ -13,7 +13,7 @@ READS = {
 # Finished blocks, and all readers of the next.
 BLOCKS = {
     "odd": {"rows": 3, "readers": 4, "batch": 2, "length": 21, "features": 200},
-    # Both sublayers of the last of 24 layers.
+    # Both sublayers of the last layer: of 24 layers, and of 8 blocks.
     "layer_24": {
         "rows": 49,
         "readers": 2,
@@ -21,6 +21,7 @@ BLOCKS = {
         "length": 1024,
         "features": 1024,
     },
+    "layer_8": {"rows": 9, "readers": 2, "batch": 4, "length": 1024, "features": 1024},
     # 32 sublayers in blocks of 8: the last block reads the embedding and three.
     "last_of_4": {
         "rows": 4,

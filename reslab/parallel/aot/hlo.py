@@ -90,6 +90,7 @@ class Cost:
         several fusions counts once, an all-reduce of which each device keeps its
         own part as the reduce-scatter that it is.
       kernels: Pallas kernels, with the bytes of their operands and results.
+      by_kernel: The same for each, by name.
       seconds: Estimate, without kernels and without waiting for collectives.
       unknown_loops: Loops whose length could not be read, counted once.
     """
@@ -98,21 +99,17 @@ class Cost:
     copies: Traffic = Traffic()
     collectives: Mapping[str, Traffic] = dataclasses.field(default_factory=dict)
     kernels: Traffic = Traffic()
+    by_kernel: Mapping[str, Traffic] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     unknown_loops: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        kinds = [k for k in COLLECTIVES if k in {*self.collectives, *other.collectives}]
-        none = Traffic()
         return Cost(
             self.hbm_bytes + other.hbm_bytes,
             self.copies + other.copies,
-            {
-                kind: self.collectives.get(kind, none)
-                + other.collectives.get(kind, none)
-                for kind in kinds
-            },
+            _together(self.collectives, other.collectives),
             self.kernels + other.kernels,
+            _together(self.by_kernel, other.by_kernel),
             self.seconds + other.seconds,
             self.unknown_loops + other.unknown_loops,
         )
@@ -123,9 +120,17 @@ class Cost:
             self.copies * times,
             {kind: traffic * times for kind, traffic in self.collectives.items()},
             self.kernels * times,
+            {name: traffic * times for name, traffic in self.by_kernel.items()},
             self.seconds * times,
             self.unknown_loops,
         )
+
+
+def _together(
+    one: Mapping[str, Traffic], other: Mapping[str, Traffic]
+) -> dict[str, Traffic]:
+    names, none = dict.fromkeys((*one, *other)), Traffic()
+    return {name: one.get(name, none) + other.get(name, none) for name in names}
 
 
 def program_cost(text: str, *, clock: float, hbm_bandwidth: float) -> Cost:
@@ -379,7 +384,8 @@ class _Reader:
             return Cost()
         moved = self._moved(computation, one)
         if one.target == _KERNEL:
-            return Cost(moved, kernels=Traffic(1, moved))
+            traffic, name = Traffic(1, moved), re.sub(r"\.\d+$", "", one.name)
+            return Cost(moved, kernels=traffic, by_kernel={name: traffic})
         copies = Traffic()
         if one.opcode == "copy" and moved:
             copies = Traffic(1, moved)

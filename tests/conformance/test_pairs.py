@@ -22,7 +22,12 @@ from reslab.nn.norm import needs_batch
 KINDS = ("residual", "placement", "norm", "block")
 ELSEWHERE = (1, 2)
 # Smaller than by default, where it shortens the test.
-SPECS = {"hourglass": "hourglass(bottlenecks=1)", "hyper": "hyper(streams=2)"}
+SPECS = {
+    "hourglass": "hourglass(bottlenecks=1)",
+    "hyper": "hyper(streams=2)",
+    "mhc": "mhc(streams=2, iterations=3)",
+    "mhc_lite": "mhc_lite(streams=2)",
+}
 LAYERS = 3  # In one model: deeper ones compile slower than as many more.
 
 

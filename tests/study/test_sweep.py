@@ -22,7 +22,7 @@ def get_study():
         question="Does the placement matter?",
         config="tiny",
         cases=vary("model.placement", "pre", "post"),
-        seeds=(0, 1),
+        seeds=(0,),
         baseline="placement=pre",
         overrides={
             "model.features": 16,
@@ -33,7 +33,7 @@ def get_study():
             "data.length": 16,
             "data.batch": 8,
             "optim.schedule": "constant",
-            "train.steps": 400,
+            "train.steps": 800,
             "train.log_every": 20,
             "train.eval_every": 100,
             "train.checkpoint_every": 40,
@@ -79,7 +79,7 @@ def whole(folder, environment):
     process = start(folder, environment, "--out", "whole", "--jobs", "2")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
-    assert "4 of 4 runs are finished" in out
+    assert "2 of 2 runs are finished" in out
     assert "sweep 100/100" in err
     return folder / "whole"
 
@@ -119,14 +119,14 @@ def test_what_is_done_is_skipped(whole, folder, monkeypatch, capsys):
     before = {p: p.stat().st_mtime_ns for p in whole.glob("*/*")}
     monkeypatch.chdir(folder)
     assert main(["sweep", "small.py", "--out", "whole"]) == 0
-    assert "4 of 4 runs are finished" in capsys.readouterr().out
+    assert "2 of 2 runs are finished" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in whole.glob("*/*")}
     record = json.loads((whole / "study.json").read_text())
     assert record["baselines"] == {
         "placement=pre": None,
         "placement=post": "placement=pre",
     }
-    assert len((whole / "manifest.jsonl").read_text().splitlines()) == 4
+    assert len((whole / "manifest.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.slow
@@ -136,9 +136,7 @@ def test_a_run_that_fails_does_not_stop_the_others(folder, environment):
         'vary("model.placement", "pre", "post")',
         'vary("optim.learning_rate", 1e30, 1e-3)',
     ).replace('"placement=pre"', '"learning_rate=0.001"')
-    text = text.replace("(0, 1)", "(0,)").replace(
-        '"train.steps": 400', '"train.steps": 20'
-    )
+    text = text.replace('"train.steps": 800', '"train.steps": 20')
     text = text.replace(
         '"probes.every": 0',
         '"probes.every": 0, "optim.clip": 0.0, "optim.name": "sgd(momentum=0.0)"',

@@ -319,6 +319,7 @@ def _kernels(
     """The schedules of a case's kernels, each with its loops."""
     stem = "depth_read" if case.operation == "block_read" else case.operation
     stem = stem.removesuffix("_of_tokens").removeprefix("add_norm_")
+    stem = stem.replace("stream_write", "stream_mix")
     return [
         (case.loops["backward" in name], schedule)
         for name, schedule in schedules.items()

@@ -180,13 +180,17 @@ def block_merge(name: str, shape: Mapping[str, int], dtype: str) -> Case:
 
 
 def stream_mix(
-    name: str, shape: Mapping[str, int], dtype: str, is_static: bool = True
+    name: str,
+    shape: Mapping[str, int],
+    dtype: str,
+    is_static: bool = True,
+    is_read: bool = True,
 ) -> Case:
-    """Mixed streams."""
+    """Mixed streams, that are also read or not."""
     tokens, width = shape["batch"] * shape["length"], shape["features"]
     count = shape["streams"]
     x = _array(shape["batch"], shape["length"], width, dtype=dtype)
-    size = count * count + 2 * count
+    size = count * count + count + count * is_read
     weights = _array(size) if is_static else _array(*x.shape[:-1], size)
 
     def kernel(streams, output, weights, interpret=False):
@@ -196,17 +200,18 @@ def stream_mix(
     flat, row = _array(tokens, width, dtype=dtype), _array(tokens, size)
     given = (flat,) * (count + 1) + (() if is_static else (row,))
     parameters = (_array(1, size),) if is_static else ()
-    results = (flat,) * (count + 1)
+    results = (flat,) * (count + is_read)
     blocks = (
         one.forward_rows(given, parameters, results),
         one.backward_rows(given, parameters, results),
     )
     parts = tuple(one.parts(block, width) for block in blocks)
-    moved = (count + 1) * _size(x)
+    read, written = (count + 1) * _size(x), (count + is_read) * _size(x)
+    operation = "stream_mix" if is_read else "stream_write"
     return Case(
-        "stream_mix" if is_static else "stream_mix_of_tokens",
+        operation if is_static else f"{operation}_of_tokens",
         *(name, dtype, reference_stream_mix, kernel, ((x,) * count, x, weights)),
-        *(2 * moved, 3 * moved),
+        *(read + written, 2 * read + written),
         _loops(blocks, parts, tokens),
     )
 
@@ -225,6 +230,14 @@ _MAKERS: Mapping[str, tuple[Run, Mapping[str, Any]]] = {
     "stream_mix": (stream_mix, stream_shapes.SHAPES),
     "stream_mix_of_tokens": (
         functools.partial(stream_mix, is_static=False),
+        stream_shapes.SHAPES,
+    ),
+    "stream_write": (
+        functools.partial(stream_mix, is_read=False),
+        stream_shapes.SHAPES,
+    ),
+    "stream_write_of_tokens": (
+        functools.partial(stream_mix, is_static=False, is_read=False),
         stream_shapes.SHAPES,
     ),
 }

@@ -14,6 +14,7 @@ from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
 from reslab.ops import tiles
 from reslab.ops.depth_attention import pallas_tpu
+from reslab.ops.stream_mix import pallas_tpu as stream_tpu
 from reslab.parallel.mesh import make_mesh
 from reslab.train.state import make_setup
 
@@ -23,6 +24,10 @@ RESIDUALS = [
     pytest.param("attnres", marks=exhaustive),
     pytest.param("attnres(routing='add')", marks=exhaustive),
     pytest.param("attnres(routing='add', block=2, gate='scalar')", marks=exhaustive),
+    "hyper(streams=2)",
+    pytest.param("hyper(streams=2, is_dynamic=True)", marks=exhaustive),
+    pytest.param("mhc(streams=2)", marks=exhaustive),
+    pytest.param("mhc_lite(streams=3)", marks=exhaustive),
 ]
 
 
@@ -30,14 +35,19 @@ RESIDUALS = [
 def emulated_kernels(monkeypatch):
     """Lets models run the kernels here."""
     taken = []
-    through = functools.partial(pallas_tpu.read_through, interpret=True)
 
-    def read(*arguments):
-        taken.append(arguments)
-        return through(*arguments)
+    def emulate(module, name):
+        kernel = functools.partial(getattr(module, name), interpret=True)
+
+        def run(*arguments):
+            taken.append(name)
+            return kernel(*arguments)
+
+        monkeypatch.setattr(module, name, run)
 
     monkeypatch.setattr(tiles, "platform", lambda: "tpu")
-    monkeypatch.setattr(pallas_tpu, "read_through", read)
+    emulate(pallas_tpu, "read_through")
+    emulate(stream_tpu, "stream_mix")
     monkeypatch.setattr(pallas_tpu, "LARGEST_WHOLE", 2)
     monkeypatch.setattr(pallas_tpu, "LARGEST_CHUNK", 2)
     return taken

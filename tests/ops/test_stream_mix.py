@@ -34,20 +34,33 @@ def test_is_what_hyper_connections_do(emulated):
     emulated.assert_close(reading, sum(r * h for r, h in zip(read, new, strict=True)))
 
 
+def test_what_is_not_read_has_no_weights(emulated):
+    *streams, output = emulated.arrays([(2, 3, 8)] * 3)
+    (weights,) = emulated.arrays([(8,)], seed=1)
+    expected, _ = stream_mix(streams, output, weights)
+    new, reading = stream_mix(streams, output, weights[:6])
+    assert reading is None
+    emulated.assert_close(new, expected)
+
+
 CASES = [
-    (2, (3, 11, 200), False, "float32"),
-    (4, (1, 1, 128), True, "float32"),
-    (4, (2, 9, 256), True, "float32"),
-    (4, (1, 300, 256), False, "bfloat16"),  # Several blocks, the last not full.
-    (3, (2, 20, 128), True, "bfloat16"),
+    (2, (3, 11, 200), False, True, "float32"),
+    (4, (1, 1, 128), True, True, "float32"),
+    (4, (2, 9, 256), True, True, "float32"),
+    (4, (1, 300, 256), False, True, "bfloat16"),  # Several blocks, the last not full.
+    (3, (2, 20, 128), True, True, "bfloat16"),
+    (2, (3, 11, 200), True, False, "float32"),
+    (4, (1, 30, 128), False, False, "bfloat16"),
 ]
 
 
-@pytest.mark.parametrize("count, shape, is_of_token, dtype", CASES, ids=str)
-def test_the_kernel_equals_the_reference(emulated, count, shape, is_of_token, dtype):
-    arrays = emulated.arrays([shape] * (2 * count + 2), dtype)
+@pytest.mark.parametrize("count, shape, is_of_token, is_read, dtype", CASES, ids=str)
+def test_the_kernel_equals_the_reference(
+    emulated, count, shape, is_of_token, is_read, dtype
+):
+    arrays = emulated.arrays([shape] * (2 * count + 1 + is_read), dtype)
     *streams, output = arrays[: count + 1]
-    size = count * count + 2 * count
+    size = count * count + count + count * is_read
     (weights,) = emulated.arrays([(*shape[:-1] * is_of_token, size)], seed=1)
     interpret = emulated.interpret if shape == (2, 9, 256) else True
 
@@ -97,7 +110,7 @@ def test_bad_input_is_one_line():
     x = jnp.ones((2, 8))
     for arguments, keywords, message in [
         (((x, x[:1]), x, jnp.ones(8)), {}, "streams and output"),
-        (((x, x), x, jnp.ones(7)), {}, r"expected \(8,\) or \(2, 8\)"),
+        (((x, x), x, jnp.ones(7)), {}, r"expected \(8,\), or \(2, 8\); or 6 of them"),
         (((x, x), x, jnp.ones(8)), {"implementation": "pallas"}, "platform cpu"),
     ]:
         with pytest.raises(ReslabError, match=message):

@@ -77,7 +77,8 @@ class ManifoldConnections(SeveralStreams):
         read = nn.sigmoid(logits["read"])[..., None]
         write = 2 * nn.sigmoid(logits["write"])[..., None]
         tap(self, "depth_weights", jnp.mean(read.reshape(n, -1), axis=1))
-        return pass_through(stream, branch, read=read, mix=mix, write=write)
+        weights = {"read": read, "mix": mix, "write": write}
+        return pass_through(stream, branch, **weights, kernels=self.kernels)
 
     def _say(self, stream: Streams, sizes: dict[str, int]) -> dict[str, jax.Array]:
         """The normalized streams times each projection, (size, ...) each."""

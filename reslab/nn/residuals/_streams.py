@@ -13,6 +13,7 @@ from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
+from reslab.ops.stream_mix.api import mixes_by_kernel, stream_mix
 
 # Separate arrays, not one: a stacked axis would be copied at every mixing.
 Streams = tuple[jax.Array, ...]
@@ -24,6 +25,7 @@ class SeveralStreams(nn.Module):
     Attributes:
       streams: Number of streams n.
       param_dtype: Dtype in which parameters are stored.
+      kernels: Implementation of what has a kernel: "auto", "reference" or "pallas".
 
     Raises:
       ReslabError: If `streams` is below 1.
@@ -31,6 +33,7 @@ class SeveralStreams(nn.Module):
 
     streams: int = 4
     param_dtype: Any = jnp.float32
+    kernels: str = "auto"
 
     def __post_init__(self):
         if self.streams < 1:
@@ -64,12 +67,15 @@ def pass_through(
     read: jax.Array | Sequence[jax.Array],
     mix: jax.Array | Sequence[Sequence[jax.Array]],
     write: jax.Array | Sequence[jax.Array],
+    kernels: str = "reference",
 ) -> Streams:
     """Reads a mixture of streams, and mixes them anew with what the branch returns.
 
         H'[t] = sum_s mix[t][s] * H[s] + write[t] * branch(sum_s read[s] * H[s])
 
     Weights are numbers, or one for each token (..., 1), in the dtype to mix in.
+    Reading is left to the compiler, which does that at the speed of memory; all else,
+    with its gradient, is one operation that has a kernel (`stream_mix`).
     """
     dtype = read[0].dtype
 
@@ -80,7 +86,15 @@ def pass_through(
         return functools.reduce(jnp.add, terms)
 
     reading = computed_once(mixed(read).astype(stream[0].dtype))
-    output = computed_once(branch(reading)).astype(dtype)
+    output = computed_once(branch(reading))
+    rows = [*(one for row in mix for one in row), *write]
+    lead = output.shape[:-1] if read[0].ndim else ()
+    if mixes_by_kernel(
+        stream, jax.ShapeDtypeStruct((*lead, len(rows)), dtype), kernels
+    ):
+        together = jnp.concatenate(rows, axis=-1) if lead else jnp.stack(rows)
+        return stream_mix(stream, output, together, implementation="pallas")[0]
+    output = output.astype(dtype)
     return tuple(
         (mixed(row) + one * output).astype(h.dtype)
         for row, one, h in zip(mix, write, stream, strict=True)

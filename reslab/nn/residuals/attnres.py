@@ -155,6 +155,30 @@ class AttentionResiduals(HistoryResidual):
         return tuple(block if is_first else block + 1 for block, is_first in pairs)
 
     @property
+    def _sees(self) -> frozenset[tuple[int, int]]:
+        """Pairs of sites of a layer: what the first finishes, the second sees."""
+        blocks, visible = self._block_of_site, self.visible
+        return frozenset(
+            (now, later)
+            for first, end in itertools.pairwise(self.starts)
+            for now, later in itertools.combinations(range(first, end), 2)
+            # Only what is finished is seen.
+            if blocks[now] < blocks[now + 1] and blocks[now] + 1 < visible[later]
+        )
+
+    @property
+    def _reads_together(self) -> bool:
+        """Whether a layer's sites see what its first sees, and the layer, alone."""
+        visible, sees = self.visible, self._sees
+        return all(
+            visible[later]
+            == max(visible[first], 1)
+            + sum((now, later) in sees for now in range(later))
+            for first, end in itertools.pairwise(self.starts)
+            for later in range(first + 1, end)
+        )
+
+    @property
     def idle_sites(self) -> tuple[int, ...]:
         """Sites that read one source, or none: no query changes that."""
         if self.use_null:
@@ -212,10 +236,10 @@ class AttentionResiduals(HistoryResidual):
           site: The site of this one.
 
         Returns:
-          The history with its readings, where a reading is one operation; else as
-          it was.
+          The history with its readings, where a reading is one operation and the
+          sublayers see the same; else as it was.
         """
-        if not self._reads_through(stream, 1 + len(others)):
+        if not self._reads_together or not self._reads_through(stream, 1 + len(others)):
             return stream
         return self._with_readings(stream, (self, *others), site)
 
@@ -334,23 +358,16 @@ class AttentionResiduals(HistoryResidual):
 
     def _merged_ahead(self, stream, source, site):
         """The history with what this site wrote in the readings that are to see it."""
-        blocks, visible, starts = self._block_of_site, self.visible, self.starts
-        ahead = []
+        sees, starts, ahead = self._sees, self.starts, []
         for index, (reading, logsumexp, query) in enumerate(stream.ahead, start=1):
-            # Only a finished block is seen, and only after the site that finishes it.
-            sees = [
-                later < len(visible)
-                and blocks[now] < blocks[now + 1]
-                and blocks[now] + 1 < visible[later]
-                for now, later in enumerate(range(index, index + len(blocks)))
-            ]
+            table = [(now, now + index) in sees for now in range(starts[-1])]
             places = [
                 first + self.sublayer_index
                 for first, end in itertools.pairwise(starts)
                 if first + self.sublayer_index + index < end
             ]
-            if any(sees[place] for place in places):
-                is_read = all(sees[place] for place in places) or sites.at(sees, site)
+            if any(table[place] for place in places):
+                is_read = all(table[place] for place in places) or sites.at(table, site)
                 reading, logsumexp = merge(
                     reading, logsumexp, source, query, self.epsilon, is_read
                 )

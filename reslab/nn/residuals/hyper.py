@@ -80,7 +80,8 @@ class HyperConnections(SeveralStreams):
             ]
         read, *mix, write = zip(*weights, strict=True)
         tap(self, "depth_weights", jnp.stack([jnp.mean(weight) for weight in read]))
-        return pass_through(stream, branch, read=read, mix=mix, write=write)
+        weights = {"read": read, "mix": mix, "write": write}
+        return pass_through(stream, branch, **weights, kernels=self.kernels)
 
     def _of_tokens(self, stream: Streams) -> list[list[jax.Array]]:
         """What each token adds to the weights of each stream, (..., 1) each."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.ops import tiles
-from reslab.ops.stream_mix.reference import passed
+from reslab.ops.stream_mix.reference import passed, reads
 from reslab.ops.token_kernel import Arrays, TokenKernel
 
 
@@ -33,7 +33,8 @@ def kernel(dtype: Any, is_static: bool, interpret: Any = False) -> TokenKernel:
         def rounded(x):
             return x.astype(dtype).astype(jnp.float32)
 
-        return passed(streams, output, weight, rounded)
+        is_read = reads(streams, weights)
+        return passed(streams, output, weight, rounded, is_read=is_read)
 
     return TokenKernel("stream_mix", function, temporaries=6, interpret=interpret)
 
@@ -50,7 +51,7 @@ def obstacle(streams: Arrays, weights: jax.Array) -> str | None:
         is_static = weights.ndim == 1
         given = (array,) * (count + 1) + (() if is_static else (row,))
         parameters = (row,) if is_static else ()
-        results = (array,) * (count + 1)
+        results = (array,) * (count + reads(streams, weights))
         one = kernel(first.dtype, is_static)
         return one.backward_rows(given, parameters, results)
 
@@ -92,12 +93,12 @@ def _forward(streams, output, weights, interpret):
         del axes
         given, parameters = _inputs(arrays, weights)
         like = jax.ShapeDtypeStruct(given[0].shape, given[0].dtype)
-        results = one.apply(given, parameters, (like,) * len(arrays))
+        results = one.apply(given, parameters, (like,) * count)
         return tuple(result.reshape(arrays[0].shape) for result in results)
 
-    arrays = (*streams, output)
+    arrays, count = (*streams, output), len(streams) + reads(streams, weights)
     axis = None if weights.ndim == 1 else 0
-    run = tiles.over_batch(local, (axis, *(0 for _ in arrays)), (0,) * len(arrays))
+    run = tiles.over_batch(local, (axis, *(0 for _ in arrays)), (0,) * count)
     once = tiles.differentiable_once(run, "stream_mix")
     return once(weights, *arrays), (streams, output, weights)
 
@@ -121,7 +122,7 @@ def _backward(interpret, kept, cotangents):
     axis = None if is_static else 0
     run = tiles.over_batch(
         local,
-        (axis, *(0 for _ in range(2 * count))),
+        (axis, *(0 for _ in (*arrays, *cotangents))),
         (-1 if is_static else 0, *(0 for _ in arrays)),
     )
     once = tiles.differentiable_once(run, "stream_mix")

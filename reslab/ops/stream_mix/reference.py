@@ -15,22 +15,32 @@ def passed(
     output: jax.Array,
     weight: Callable[[int], jax.Array],
     rounded: Callable[[jax.Array], jax.Array],
+    *,
+    is_read: bool,
 ) -> tuple[jax.Array, ...]:
-    """The new streams and the reading of them, in float32.
+    """The new streams and, where they are read, the reading of them, in float32.
 
     Args:
       streams: The streams.
       output: What the sublayer returned.
       weight: Gives the weight of that number; see `api.stream_mix` for their order.
       rounded: Rounds to the dtype of the streams.
+      is_read: Whether they are read, and have weights for that.
     """
     count, reading, new = len(streams), [], []
     for t in range(count):
         terms = [weight(t * count + s) * h for s, h in enumerate(streams)]
         terms.append(weight(count * count + t) * output)
         new.append(rounded(functools.reduce(jnp.add, terms)))
-        reading.append(weight(count * count + count + t) * new[-1])
-    return (*new, functools.reduce(jnp.add, reading))
+        if is_read:
+            reading.append(weight(count * count + count + t) * new[-1])
+    return (*new, functools.reduce(jnp.add, reading)) if is_read else tuple(new)
+
+
+def reads(streams: Sequence[Any], weights: Any) -> bool:
+    """Whether there are weights of a reading."""
+    count = len(streams)
+    return weights.shape[-1] > count * count + count
 
 
 def reference_stream_mix(
@@ -48,5 +58,6 @@ def reference_stream_mix(
         return x.astype(dtype).astype(wide)
 
     widened = [h.astype(wide) for h in streams]
-    results = passed(widened, output.astype(wide), weight, rounded)
+    is_read = reads(streams, weights)
+    results = passed(widened, output.astype(wide), weight, rounded, is_read=is_read)
     return tuple(result.astype(dtype) for result in results)

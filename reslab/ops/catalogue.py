@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from reslab.ops.add_norm import pallas_gpu as add_norm_gpu
 from reslab.ops.add_norm import pallas_tpu as add_norm_tpu
 from reslab.ops.add_norm import shapes as add_norm_shapes
 from reslab.ops.add_norm.reference import NORMS, reference_add_norm
@@ -54,6 +55,7 @@ class Case:
       loops: Loops of the forward and the backward kernel.
       constant: Index of the argument whose gradient is not asked for, because it is
         that of another one.
+      gpu_kernel: The kernel for a GPU, where there is one for the shape.
     """
 
     operation: str
@@ -66,6 +68,7 @@ class Case:
     backward_bytes: int
     loops: tuple[Loop, ...]
     constant: int | None = None
+    gpu_kernel: Run | None = None
 
     def both_ways(self, run: Run) -> tuple[Run, tuple[Any, ...]]:
         """Results and gradients in one function, and its arguments."""
@@ -106,6 +109,9 @@ def add_norm(name: str, shape: Mapping[str, int], dtype: str, norm: str) -> Case
     def kernel(x, update, rows, interpret=False):
         return add_norm_tpu.add_norm(norm, x, update, rows, 1e-6, interpret)
 
+    def gpu_kernel(x, update, rows):
+        return add_norm_gpu.add_norm(norm, x, update, rows, 1e-6)
+
     forward, again = add_norm_tpu.kernels(norm, 1e-6, dtype)
     flat = _array(tokens, width, dtype=dtype)
     parameters = (_array(1, width),) * len(rows)
@@ -120,6 +126,7 @@ def add_norm(name: str, shape: Mapping[str, int], dtype: str, norm: str) -> Case
         *(operation, name, dtype, reference, kernel, (x, x, rows), moved, moved),
         _loops(blocks, parts, tokens),
         constant=1,
+        gpu_kernel=None if add_norm_gpu.misfit(norm, width) else gpu_kernel,
     )
 
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from reslab.core.platform import platform
+
 # What JAX calls the chips.
 CHIPS = {
     "TPU v5 lite": "v5e",
@@ -33,8 +35,11 @@ def preferred(operation: str) -> str:
 
     Returns:
       "pallas" where the kernel was cheaper when compiled for the chip at hand, or for
-      all of them together where that is none of `CHIPS`; else "reference".
+      all of them together where that is a TPU that is none of `CHIPS`; else
+      "reference", so on a GPU, where nothing was measured.
     """
+    if platform() == "gpu":
+        return "reference"
     rows = [row for row in _rows() if row["operation"] == operation]
     chip = CHIPS.get(_device_kind())
     rows = [row for row in rows if chip in (None, row["device"])]

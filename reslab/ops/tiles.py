@@ -118,11 +118,14 @@ def summed(x: jax.Array, axes: Sequence[str]) -> jax.Array:
 
 
 def common_obstacle(
-    dtype: Any, batch: int, dtypes: Sequence[Any] = (jnp.float32, jnp.bfloat16)
+    dtype: Any,
+    batch: int,
+    dtypes: Sequence[Any] = (jnp.float32, jnp.bfloat16),
+    on: str = "tpu",
 ) -> str | None:
     """What every kernel refuses: another platform, another dtype, an uneven batch."""
-    if platform() != "tpu":
-        return f"platform {platform()} (it is a TPU kernel)"
+    if platform() != on:
+        return f"platform {platform()} (it is a {on.upper()} kernel)"
     if dtype not in dtypes:
         names = " and ".join(jnp.dtype(d).name for d in dtypes)
         return f"dtype {jnp.dtype(dtype).name}, only {names}"

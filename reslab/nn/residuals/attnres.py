@@ -19,7 +19,11 @@ from reslab.core.types import Branch
 from reslab.nn import sites
 from reslab.nn.history import History
 from reslab.nn.residuals._history import DepthAttention, HistoryResidual
-from reslab.ops.depth_attention.api import depth_read_through, reads_by_kernel
+from reslab.ops.depth_attention.api import (
+    depth_read,
+    depth_read_through,
+    reads_by_kernel,
+)
 from reslab.ops.depth_attention.reference import merge
 
 GATES = ("", "scalar", "vector", "alpha")
@@ -337,23 +341,25 @@ class AttentionResiduals(HistoryResidual):
         values: Any = stream.sources
         dtype = statistics_dtype(values.dtype)
         queries = [one.query(values.shape[-1], dtype) for one in readers]
-        if site is None:
-            visible = [self._rows]
+        arguments = values, jnp.stack(queries)
+        keywords = {"epsilon": self.epsilon, "implementation": self.kernels}
+        if site is None:  # Nobody reads later.
+            readings, logsumexp = depth_read(*arguments, **keywords)
         else:
-            visible = [sites.at(self.visible, site + i) for i in range(len(readers))]
-        readings, logsumexp, values = depth_read_through(
-            values,
-            jnp.stack(queries),
-            limit=jnp.maximum(visible[0], 1),
-            epsilon=self.epsilon,
-            implementation=self.kernels,
-        )
+            limit = jnp.maximum(sites.at(self.visible, site), 1)
+            *found, values = depth_read_through(*arguments, limit=limit, **keywords)
+            readings, logsumexp = found
         ahead = []
-        for index, (query, count) in enumerate(zip(queries, visible, strict=True)):
-            sees = jnp.asarray(count) > 0
-            # Of no sources nothing is read.
-            reading = jnp.where(sees, readings[index].astype(dtype), 0)
-            ahead.append((reading, jnp.where(sees, logsumexp[index], -1e30), query))
+        for index, query in enumerate(queries):
+            reading, total = readings[index].astype(dtype), logsumexp[index]
+            if site is not None and 0 in self.visible:
+                sees = jnp.asarray(sites.at(self.visible, site + index)) > 0
+                # Of no sources nothing is read.
+                reading, total = (
+                    jnp.where(sees, reading, 0),
+                    jnp.where(sees, total, -1e30),
+                )
+            ahead.append((reading, total, query))
         return dataclasses.replace(stream, sources=values, ahead=tuple(ahead))
 
     def _merged_ahead(self, stream, source, site):

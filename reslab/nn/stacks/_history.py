@@ -93,7 +93,7 @@ def append_only_scan(
 
             def body(history, scanned, plan=plan, used=used, shared=shared):
                 before = {key: history.carried[key] for key in plan.uses}
-                own, x = _apart(scanned)
+                own, x = scanned
                 history, written, updates = plan.forward(used, own, history, shared, x)
                 return _laid_out(history), (written, updates, before)
 
@@ -136,7 +136,7 @@ def append_only_scan(
                 join_used=join_used,
             ):
                 by_history, by_seen, by_used = carry
-                (floats, others), x, before, by_written = _apart(scanned)
+                (floats, others), x, before, by_written = scanned
                 unused = jax.tree.map(jnp.zeros_like, by_history.carried)
                 before = {**unused, **before}
 
@@ -233,16 +233,6 @@ class _Plan:
             uses=uses,
             count=segment.count,
         )
-
-
-def _apart(scanned: Any) -> Any:
-    """Keeps what is done to one layer's parameters inside the loop.
-
-    Else the TPU compiler converts those of all layers to the compute dtype at once,
-    before the loop, and keeps them: 24 MiB a layer of width 1,024. What is read and
-    written is the same.
-    """
-    return jax.lax.optimization_barrier(scanned) if platform() == "tpu" else scanned
 
 
 def _laid_out(history: History) -> History:

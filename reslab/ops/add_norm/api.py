@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.platform import platform
 from reslab.core.precision import statistics_dtype
 from reslab.ops import evidence, tiles
-from reslab.ops.add_norm import pallas_tpu
+from reslab.ops.add_norm import pallas_gpu, pallas_tpu
 from reslab.ops.add_norm.reference import NORMS, reference_add_norm
 
 # Rows that a norm does without where none is given, and what they then are.
@@ -53,8 +54,8 @@ def add_norm(
         not given.
       epsilon: Added before the root.
       scale: Factor on what is returned, one number; may be traced.
-      implementation: "reference" is plain jnp, "pallas" the TPU kernel; "auto"
-        chooses by what was compiled (`reslab.ops.evidence`).
+      implementation: "reference" is plain jnp, "pallas" the kernel for a TPU, or
+        that for a GPU; "auto" chooses by what was compiled (`reslab.ops.evidence`).
 
     Returns:
       The sum and its norm, both like `x`.
@@ -76,14 +77,15 @@ def add_norm(
             got=f"{update.dtype}{list(update.shape)}",
         )
     rows = _rows(norm, parameters or {}, x, scale)
+    kernel = pallas_gpu if platform() == "gpu" else pallas_tpu
     chosen = tiles.choose(
         "add_norm",
         implementation,
-        pallas_tpu.obstacle(norm, x, len(rows)),
+        kernel.obstacle(norm, x, len(rows)),
         evidence.preferred(f"add_norm_{norm}"),
     )
     if chosen == "pallas":
-        return pallas_tpu.add_norm(norm, x, update, rows, epsilon)
+        return kernel.add_norm(norm, x, update, rows, epsilon)
     return reference_add_norm(norm, x, update, rows, epsilon)
 
 

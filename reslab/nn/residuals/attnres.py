@@ -373,7 +373,9 @@ class AttentionResiduals(HistoryResidual):
                 if first + self.sublayer_index + index < end
             ]
             if any(table[place] for place in places):
-                is_read = all(table[place] for place in places) or sites.at(table, site)
+                is_read = jnp.asarray(
+                    all(table[place] for place in places) or sites.at(table, site), bool
+                )
                 reading, logsumexp = merge(
                     reading, logsumexp, source, query, self.epsilon, is_read
                 )

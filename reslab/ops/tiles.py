@@ -23,6 +23,8 @@ LANES = 128
 # and v5p, 32 on v6e. Some of it is the compiler's own.
 VMEM_BYTES = 15 * 2**20
 LARGEST_BLOCK = 256
+# The axis of a mesh that spreads the length of sequences; reslab's models have none.
+SEQUENCE_AXIS = "sequence"
 IMPLEMENTATIONS = ("auto", "reference", "pallas")
 
 
@@ -82,34 +84,47 @@ def over_batch(
     inputs: Sequence[int | None],
     outputs: Any,
 ) -> Callable[..., Any]:
-    """Runs a function of arrays on each device's own part of the batch.
+    """Runs a function of arrays on each device's own part of the tokens.
 
-    The compiler cannot partition a kernel. Devices that share no batch repeat the
-    same work.
+    The compiler cannot partition a kernel. The batch is spread, and the axis after it
+    where the mesh has an axis `SEQUENCE_AXIS` that divides it: every kernel here is a
+    function of one token. Devices that share neither repeat the same work.
 
     Args:
       function: Takes and returns arrays; it is given the axes as `axes=`, for sums
         over all devices.
-      inputs: The batch axis of each argument; None for what all devices have.
+      inputs: The batch axis of each argument; None for what all devices have. The
+        first that has one ends in features.
       outputs: The same for its results, a tree of numbers; -1 stands for None.
     """
     axes, _ = batch_axes()
-    function = functools.partial(function, axes=axes)
-    if not axes:
-        return function
+    parts = jax.sharding.get_abstract_mesh().shape.get(SEQUENCE_AXIS, 1)
+    if not axes and parts == 1:
+        return functools.partial(function, axes=())
 
-    def spec(axis):
-        if axis is None or axis < 0:
-            return PartitionSpec()
-        return PartitionSpec(*(None,) * axis, axes)
+    def run(*arrays):
+        first, axis = next(
+            (array, axis)
+            for array, axis in zip(arrays, inputs, strict=True)
+            if axis is not None
+        )
+        has_length = first.ndim > axis + 2 and first.shape[axis + 1] % parts == 0
+        spread = (SEQUENCE_AXIS,) if parts > 1 and has_length else ()
 
-    return jax.shard_map(
-        function,
-        in_specs=tuple(spec(axis) for axis in inputs),
-        out_specs=jax.tree.map(spec, outputs),
-        # A kernel does not say how its outputs vary over the mesh.
-        check_vma=False,
-    )
+        def spec(axis):
+            if axis is None or axis < 0:
+                return PartitionSpec()
+            return PartitionSpec(*(None,) * axis, axes or None, *spread)
+
+        return jax.shard_map(
+            functools.partial(function, axes=(*axes, *spread)),
+            in_specs=tuple(spec(axis) for axis in inputs),
+            out_specs=jax.tree.map(spec, outputs),
+            # A kernel does not say how its outputs vary over the mesh.
+            check_vma=False,
+        )(*arrays)
+
+    return run
 
 
 def summed(x: jax.Array, axes: Sequence[str]) -> jax.Array:

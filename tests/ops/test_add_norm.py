@@ -133,8 +133,9 @@ def test_a_gradient_of_the_gradient_is_refused(emulated):
         jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2))(x)
 
 
-def test_devices_share_the_batch(emulated):
-    x, update, by_sum, by_output = emulated.arrays([(8, 5, 128)] * 4)
+@pytest.mark.parametrize("last", ["tensor", "sequence"])
+def test_devices_share_the_batch(emulated, last):
+    x, update, by_sum, by_output = emulated.arrays([(8, 6, 128)] * 4)
     (gain,) = emulated.arrays([(128,)], seed=1)
 
     def run(x, update, rows):
@@ -143,7 +144,7 @@ def test_devices_share_the_batch(emulated):
     arguments = (x, update, (gain,)), (by_sum, by_output)
     expected = both_ways(run, *arguments)
     kinds = (AxisType.Auto,) * 3
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=kinds)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", last), axis_types=kinds)
     with jax.set_mesh(mesh):
         got = both_ways(run, *arguments)
     emulated.assert_close(got, expected)

@@ -133,7 +133,8 @@ def test_two_phases_are_one_reading(emulated):
     emulated.assert_close(merged, whole[0])
 
 
-def test_devices_share_the_batch(emulated):
+@pytest.mark.parametrize("last", ["tensor", "sequence"])
+def test_devices_share_the_batch(emulated, last):
     values, by_reading = emulated.arrays([(3, 8, 4, 128), (2, 8, 4, 128)])
     queries, by_lse = emulated.arrays([(2, 128), (2, 8, 4)], seed=1)
     value, update, by_total, by_output = emulated.arrays([(8, 4, 128)] * 4, seed=2)
@@ -149,7 +150,7 @@ def test_devices_share_the_batch(emulated):
     cotangents = (by_reading, by_lse), (by_total, by_output)
     expected = both_ways(run, arguments, cotangents)
     kinds = (AxisType.Auto,) * 3
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=kinds)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", last), axis_types=kinds)
     with jax.set_mesh(mesh):
         got = both_ways(run, arguments, cotangents)
     emulated.assert_close(got, expected)

@@ -76,9 +76,10 @@ def test_the_kernel_equals_the_reference(
 
 
 @pytest.mark.parametrize("is_of_token", [False, True])
-def test_devices_share_the_batch(emulated, is_of_token):
-    arrays = emulated.arrays([(8, 3, 128)] * 6)
-    (weights,) = emulated.arrays([(8, 3, 8)[2 - 2 * is_of_token :]], seed=1)
+@pytest.mark.parametrize("last", ["tensor", "sequence"])
+def test_devices_share_the_batch(emulated, last, is_of_token):
+    arrays = emulated.arrays([(8, 4, 128)] * 6)
+    (weights,) = emulated.arrays([(8, 4, 8)[2 - 2 * is_of_token :]], seed=1)
 
     def run(streams, output, weights):
         return pallas_tpu.stream_mix(streams, output, weights, True)
@@ -86,7 +87,7 @@ def test_devices_share_the_batch(emulated, is_of_token):
     arguments = (tuple(arrays[:2]), arrays[2], weights), tuple(arrays[3:])
     expected = both_ways(run, *arguments)
     kinds = (AxisType.Auto,) * 3
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=kinds)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", last), axis_types=kinds)
     with jax.set_mesh(mesh):
         got = both_ways(run, *arguments)
     emulated.assert_close(got, expected)

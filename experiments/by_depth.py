@@ -23,7 +23,7 @@ from reslab.study.results import Outcome, read_results
 
 BEFORE, EXCESS = 5, 1.1
 HEADER = ("case", "n", "bits per byte", "sd", "tokens/s", "spikes")
-HEADER += ("variance, first", "last", "gradient, first", "last")
+HEADER += ("variance, first", "variance, last", "gradient, first", "gradient, last")
 HEADER += ("largest weight", "sources read")
 
 

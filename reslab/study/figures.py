@@ -1,6 +1,7 @@
 """The figures of a report: curves, differences, and depth over steps."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ _MOST_LOOKS = 60
 # More lines cannot be told apart, and a longer list of runs is not read.
 _MOST_LINES = 8
 _MOST_NAMED = 24
+# Differences so many times the median one would make all others a point.
+_FAR = 100
 
 
 class _Curve(NamedTuple):
@@ -47,12 +50,19 @@ def differences(
     shown = [row for row in rows if row.baseline is not None]
     if not any(row.comparison for row in shown):
         return None
-    intervals, data = [], []
+    intervals, data, far = [], [], []
+    usual = statistics.median(
+        abs(r.comparison.difference) for r in shown if r.comparison
+    )
     for row in shown:
         found = row.comparison
         values = (found.difference, found.low, found.high) if found else (None,) * 3
-        intervals.append(charts.Interval(f"{row.case} - {row.baseline}", *values))
+        if found and abs(found.difference) > _FAR * usual > 0:
+            far.append(row.case)
+        else:
+            intervals.append(charts.Interval(f"{row.case} - {row.baseline}", *values))
         data.append([row.case, row.baseline or "", *map(_exact, values)])
+    left_out = f"Too far away to be drawn: {', '.join(far)}. " if far else ""
     drawing = charts.interval_chart(
         intervals,
         identifier=identifier,
@@ -64,7 +74,7 @@ def differences(
         [drawing],
         "Dots are differences of the means; lines are 95% intervals (Welch), not "
         "corrected for the number of comparisons. A dot without a line has too few "
-        "runs. " + named_runs(results, results.cases),
+        f"runs. {left_out}{named_runs(results, results.cases)}",
         Table("", ["case", "baseline", "difference", "low", "high"], data),
     )
 

@@ -83,19 +83,19 @@ def reading_seconds(spec: str, depth: int, cost: Cost, target: Topology) -> floa
     forward, both = compiled(
         ["block_read"], generation, [shape], "bfloat16", ["pallas"]
     )
-    each = BLOCKS[shape]["rows"]
+    each, bandwidth = BLOCKS[shape]["rows"], target.chip.hbm_bandwidth
     # A layer reads what its first sublayer sees; the end, everything.
     read = sum(residual.visible[::2]) + rows * (residual.routing == "replace")
-    source = 2 * BATCH * LENGTH * WIDTH / target.chip.hbm_bandwidth
-    # What the bench compiles does not add to gradients of later readers.
+    once = max(forward.compute_us / 1e6, forward.ideal_bytes / bandwidth)
+    # What the bench compiles does not add to the gradients of later readers.
+    added = 2 * BATCH * LENGTH * WIDTH * each
     again = max(
-        both.dma_us - forward.dma_us + each * source * 1e6,
-        both.compute_us - forward.compute_us,
+        (both.compute_us - forward.compute_us) / 1e6,
+        (both.ideal_bytes - forward.ideal_bytes + added) / bandwidth,
     )
-    calls = (
-        cost.by_kernel["depth_read"].count / cost.by_kernel["depth_read_backward"].count
-    )
-    return (calls * forward.least_us + again) / each * read / 1e6
+    calls = cost.by_kernel["depth_read"].count
+    calls /= cost.by_kernel["depth_read_backward"].count
+    return (calls * once + again) / each * read
 
 
 def measured(spec: str, depth: int, chip_name: str) -> dict[str, object]:

@@ -16,15 +16,13 @@ from jax.sharding import PartitionSpec
 
 from reslab.core.errors import ReslabError
 from reslab.core.platform import platform
-from reslab.core.types import BATCH_AXES
+from reslab.core.types import BATCH_AXES, SEQUENCE_AXIS
 
 LANES = 128
 # What a kernel may use of the chip's memory unless it asks for more: 16 MiB on v5e
 # and v5p, 32 on v6e. Some of it is the compiler's own.
 VMEM_BYTES = 15 * 2**20
 LARGEST_BLOCK = 256
-# The axis of a mesh that spreads the length of sequences; reslab's models have none.
-SEQUENCE_AXIS = "sequence"
 IMPLEMENTATIONS = ("auto", "reference", "pallas")
 
 

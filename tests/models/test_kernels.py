@@ -46,6 +46,7 @@ def emulated_kernels(monkeypatch):
         monkeypatch.setattr(module, name, run)
 
     monkeypatch.setattr(tiles, "platform", lambda: "tpu")
+    emulate(pallas_tpu, "read")
     emulate(pallas_tpu, "read_through")
     emulate(stream_tpu, "stream_mix")
     monkeypatch.setattr(pallas_tpu, "LARGEST_WHOLE", 2)

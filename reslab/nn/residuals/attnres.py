@@ -1,6 +1,7 @@
 """Attention residuals: every sublayer attends to what earlier ones wrote."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -297,10 +298,11 @@ class AttentionResiduals(HistoryResidual):
         if stream.ahead:
             (reading, logsumexp, query), *ahead = stream.ahead
             if extra is not None:
-                reading, _ = merge(
+                reading, _ = _merged(
                     reading, logsumexp, extra, query, self.epsilon, has_extra
                 )
-            return reading, None, dataclasses.replace(stream, ahead=tuple(ahead))
+            wide = reading.astype(query.dtype)
+            return wide, None, dataclasses.replace(stream, ahead=tuple(ahead))
         visible = self._rows if site is None else sites.at(self.visible, site)
         sources = stream.before(visible)
         is_valid = sources.is_valid
@@ -351,7 +353,7 @@ class AttentionResiduals(HistoryResidual):
             readings, logsumexp = found
         ahead = []
         for index, query in enumerate(queries):
-            reading, total = readings[index].astype(dtype), logsumexp[index]
+            reading, total = readings[index], logsumexp[index]
             if site is not None and 0 in self.visible:
                 sees = jnp.asarray(sites.at(self.visible, site + index)) > 0
                 # Of no sources nothing is read.
@@ -376,7 +378,7 @@ class AttentionResiduals(HistoryResidual):
                 is_read = jnp.asarray(
                     all(table[place] for place in places) or sites.at(table, site), bool
                 )
-                reading, logsumexp = merge(
+                reading, logsumexp = _merged(
                     reading, logsumexp, source, query, self.epsilon, is_read
                 )
             ahead.append((reading, logsumexp, query))
@@ -392,6 +394,21 @@ class AttentionResiduals(HistoryResidual):
             shown = padded.at[:rows].set(means[:rows])
             shown = shown.at[block + 1].add(means[rows])
         tap(self, "depth_weights", shown)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
+def _merged(
+    reading: jax.Array,
+    logsumexp: jax.Array,
+    source: jax.Array,
+    query: jax.Array,
+    epsilon: float,
+    is_read: bool | jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`merge` for arrays of the stream's dtype: no wider copy is kept of them."""
+    wide = reading.astype(query.dtype)
+    merged, total = merge(wide, logsumexp, source, query, epsilon, is_read)
+    return merged.astype(reading.dtype), total
 
 
 class Gate(nn.Module):

@@ -188,6 +188,15 @@ class Reading:
 
         jax.lax.fori_loop(0, block // size, step, None)
 
+    def in_memory(self, values: jax.Array) -> jax.Array:
+        """Keeps the compiler from copying all sources into the chip beforehand.
+
+        It does so where they fit, those that are not read among them.
+        """
+        if self.interpret:
+            return values
+        return pltpu.with_memory_space_constraint(values, pltpu.HBM)
+
     def forward(
         self, values: jax.Array, queries: jax.Array, limit: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -204,7 +213,7 @@ class Reading:
         tokens = values.shape[1]
         block = self.block(tokens, is_backward=False)
         readers, width = self.readers, self.width
-        queries = self.pieces(queries)
+        values, queries = self.in_memory(values), self.pieces(queries)
         running = [
             pltpu.VMEM((readers, block, width), jnp.float32),
             pltpu.VMEM((block, readers), jnp.float32),
@@ -326,7 +335,7 @@ class Reading:
         each = blocks // cores
 
         is_whole, is_adding = self.chunks == 1, by_later is not None
-        pieces = self.pieces(queries)
+        values, pieces = self.in_memory(values), self.pieces(queries)
 
         def body(limit, *refs):
             sources, rest = refs[: self.chunk], refs[self.chunk :]

@@ -52,15 +52,20 @@ def add_norm(
     return _forward(norm, x, update, rows, epsilon, interpret)[0]
 
 
-def _tokens(x: jax.Array) -> int:
-    """Tokens of a tile."""
-    return max(1, TILE_ELEMENTS // x.shape[-1])
+def _launch(body: Any, programs: int, results: Any, interpret: bool) -> Any:
+    return pl.pallas_call(
+        body,
+        grid=(programs,),
+        out_shape=results,
+        compiler_params=triton.CompilerParams(num_warps=8),
+        interpret=interpret,
+        name=body.__name__,
+    )
 
 
 def _load(ref: Any, at: Any, exists: jax.Array) -> jax.Array:
     """A tile in float32; zeros behind the last token."""
-    tile = triton.load(ref.at[at, :], mask=exists, other=0.0)
-    return tile.astype(jnp.float32)
+    return triton.load(ref.at[at, :], mask=exists, other=0.0).astype(jnp.float32)
 
 
 def _place(tile: Any, size: int, tokens: int) -> tuple[Any, jax.Array]:
@@ -70,7 +75,7 @@ def _place(tile: Any, size: int, tokens: int) -> tuple[Any, jax.Array]:
 
 
 def _forward(norm, x, update, rows, epsilon, interpret):
-    size = _tokens(x)
+    size = max(1, TILE_ELEMENTS // x.shape[-1])
 
     def local(x, update, *rows, axes):
         del axes
@@ -88,14 +93,7 @@ def _forward(norm, x, update, rows, epsilon, interpret):
             triton.store(output_ref.at[at, :], y.astype(x.dtype), mask=exists)
 
         like = jax.ShapeDtypeStruct(flat.shape, x.dtype)
-        run = pl.pallas_call(
-            add_norm_forward,
-            grid=(pl.cdiv(tokens, size),),
-            out_shape=(like, like),
-            compiler_params=triton.CompilerParams(num_warps=8),
-            interpret=interpret,
-            name=f"add_{norm}",
-        )
+        run = _launch(add_norm_forward, pl.cdiv(tokens, size), (like, like), interpret)
         given = (row.reshape(1, -1) for row in rows)
         outputs = run(flat, update.reshape(flat.shape), *given)
         return tuple(output.reshape(x.shape) for output in outputs)
@@ -107,7 +105,7 @@ def _forward(norm, x, update, rows, epsilon, interpret):
 
 def _backward(norm, epsilon, interpret, kept, cotangents):
     total, rows = kept
-    size = _tokens(total)
+    size = max(1, TILE_ELEMENTS // total.shape[-1])
 
     def local(total, by_total, by_output, *rows, axes):
         flat = [a.reshape(-1, a.shape[-1]) for a in (total, by_total, by_output)]
@@ -115,20 +113,16 @@ def _backward(norm, epsilon, interpret, kept, cotangents):
         programs = min(PROGRAMS, pl.cdiv(tokens, size))
         turns = pl.cdiv(tokens, size * programs)
 
-        def add_norm_backward(total_ref, by_total_ref, by_output_ref, *refs):
-            row_refs, (by_sum_ref, *by_refs) = refs[: len(rows)], refs[len(rows) :]
+        def add_norm_backward(total_ref, by_total_ref, by_output_ref, *others):
+            row_refs, (by_sum_ref, *by_refs) = others[: len(rows)], others[len(rows) :]
             given = tuple(ref[...] for ref in row_refs)
             program = pl.program_id(0)
 
             def turn(index, sums):
                 at, exists = _place(index * programs + program, size, tokens)
-                h, by_h, by_y = (
-                    _load(ref, at, exists)
-                    for ref in (total_ref, by_total_ref, by_output_ref)
-                )
-                _, pull = jax.vjp(
-                    lambda h, rows: normalized(norm, h, rows, epsilon), h, given
-                )
+                refs = total_ref, by_total_ref, by_output_ref
+                h, by_h, by_y = (_load(ref, at, exists) for ref in refs)
+                _, pull = jax.vjp(lambda *a: normalized(norm, *a, epsilon), h, given)
                 more, by_rows = pull(by_y)
                 by_sum = (by_h + more).astype(total.dtype)
                 triton.store(by_sum_ref.at[at, :], by_sum, mask=exists)
@@ -141,24 +135,15 @@ def _backward(norm, epsilon, interpret, kept, cotangents):
 
         sums = (jax.ShapeDtypeStruct((programs, width), jnp.float32),) * len(rows)
         like = jax.ShapeDtypeStruct(flat[0].shape, total.dtype)
-        run = pl.pallas_call(
-            add_norm_backward,
-            grid=(programs,),
-            out_shape=(like, *sums),
-            compiler_params=triton.CompilerParams(num_warps=8),
-            interpret=interpret,
-            name=f"add_{norm}_backward",
-        )
+        run = _launch(add_norm_backward, programs, (like, *sums), interpret)
         by_sum, *by_rows = run(*flat, *(row.reshape(1, -1) for row in rows))
         by_rows = (tiles.summed(by_row.sum(0), axes) for by_row in by_rows)
         return by_sum.reshape(total.shape), *by_rows
 
-    run = tiles.over_batch(
-        local, (0, 0, 0, *(None for _ in rows)), (0, *(-1 for _ in rows))
-    )
-    by_sum, *by_rows = tiles.differentiable_once(run, f"add_norm({norm!r})")(
-        total, *cotangents, *rows
-    )
+    inputs, outputs = (0, 0, 0, *(None for _ in rows)), (0, *(-1 for _ in rows))
+    run = tiles.over_batch(local, inputs, outputs)
+    once = tiles.differentiable_once(run, f"add_norm({norm!r})")
+    by_sum, *by_rows = once(total, *cotangents, *rows)
     return by_sum, by_sum, tuple(by_rows)
 
 

@@ -124,7 +124,7 @@ def test_a_sharded_training_step_compiles_with_kernels(slice_name, devices):
         "model.vocabulary_multiple": 128,
         "data.length": 128,
         "data.batch": devices,
-        "mesh.data": 2,
+        "mesh.data": 4,  # As chips are wired.
         "mesh.fsdp": -1,
     }
     config = configs.update(configs.load("base"), changes.items())

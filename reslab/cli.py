@@ -12,7 +12,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from reslab import __version__
 from reslab.core.errors import ReslabError
@@ -56,8 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERNAL
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; try: {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="reslab", description=__doc__.split("\n")[0])
+    parser = _Parser(prog="reslab", description=__doc__.split("\n")[0])
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="command")
 

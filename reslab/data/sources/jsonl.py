@@ -3,6 +3,8 @@
 import dataclasses
 import gzip
 import json
+import pathlib
+import zlib
 from collections.abc import Iterator
 
 from reslab.core.errors import ReslabError
@@ -28,17 +30,34 @@ class JsonLinesSource:
           ReslabError: If the path names no file, or a line has no such text.
         """
         for file in matching_files(self.path, "source jsonl"):
-            opener = gzip.open if file.suffix == ".gz" else open
-            with opener(file, "rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    try:
-                        yield json.loads(line)[self.field].encode()
-                    except (ValueError, KeyError, TypeError, AttributeError):
-                        raise ReslabError(
-                            f"source jsonl: {file}, line {number}",
-                            expected=f"an object with text in {self.field!r}",
-                            got=repr(line[:60].decode(errors="replace")),
-                        ) from None
+            for number, line in enumerate(_lines(file), start=1):
+                try:
+                    text = json.loads(line)[self.field].encode()
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise ReslabError(
+                        f"source jsonl: {file}, line {number}",
+                        expected=f"an object with text in {self.field!r}",
+                        got=repr(line[:60].decode(errors="replace")),
+                    ) from None
+                yield text
+
+
+def _lines(file: pathlib.Path) -> Iterator[bytes]:
+    """The lines of a file, or of what is packed in it.
+
+    Raises:
+      ReslabError: If the archive is damaged, or the file cannot be read.
+    """
+    opener = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rb") as lines:
+            yield from lines
+    except (OSError, EOFError, zlib.error) as error:
+        raise ReslabError(
+            f"source jsonl: {file}",
+            expected="a file that can be read",
+            got=str(error) or type(error).__name__,
+        ) from None
 
 
 build = JsonLinesSource

@@ -1,0 +1,486 @@
+"""Requests that cannot be carried out: each costs one line and exit 2, nothing else.
+
+One table of everything that a person can get wrong. A row is a command line and words
+of the one line that it is answered with. Whatever it wrote would be found.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+
+import pytest
+
+from reslab.cli import main
+from reslab.core import config as configs
+from reslab.train.run import Run
+
+SMALL = (
+    "model.features=32",
+    "model.depth=2",
+    "model.mixer=attention(heads=2)",
+    "precision.compute=float32",
+    "data.source=synthetic(documents=60)",
+    "data.length=16",
+    "data.batch=8",
+    "optim.schedule=cosine(warmup=2)",
+    "train.steps=4",
+    "train.checkpoint_every=2",
+    "eval.batch=8",
+    "probes.every=0",
+)
+
+
+def train(*sets, options=("--run", "run")):
+    flags = [part for text in (*SMALL, *sets) for part in ("--set", text)]
+    return ["train", "--config", "tiny", *options, *flags]
+
+
+# Fields of a config, as `--set`: the fields, and words of the answer.
+CONFIG = {
+    "unknown field": (["model.dpth=3"], "unknown field 'model.dpth'", "model.depth"),
+    "unknown group": (["modle.depth=3"], "unknown field 'modle.depth'"),
+    "not a field": (["model=3"], "'model' is a group of fields"),
+    "no value": (["model.depth"], "expected field=value"),
+    "float for int": (["model.depth=1.5"], "model.depth: expected int; got 1.5"),
+    "text for int": (["model.depth=four"], "model.depth: expected int; got 'four'"),
+    "bool for int": (["model.depth=True"], "model.depth: expected int"),
+    "text for bool": (["model.tie_embeddings=maybe"], "expected bool"),
+    "infinite float": (["optim.clip=1e999"], "optim.clip: expected float"),
+    "int for spec": (["model.norm=3"], "model.norm: expected str"),
+    "ints for specs": (["model.mixer=(1,2)"], "model.mixer: expected spec strings"),
+    "unknown variant": (["model.norm=rsm"], "unknown norms 'rsm'", "'rms'"),
+    "unknown module": (["model.norm=no.such.norm"], "no module named 'no'"),
+    "unknown argument": (["model.norm=rms(eps=1)"], "no argument 'eps'", "epsilon"),
+    "wrong argument": (["model.residual=hyper(streams=2.5)"], "streams: expected int"),
+    "bad argument": (["model.residual=hyper(streams=0)"], "expected at least 1"),
+    "bad loops": (["model.stack=looped(loops=0)"], "loops: expected at least 1"),
+    "malformed spec": (["model.norm=rms("], "malformed spec"),
+    "positional spec": (["model.residual=hyper(4)"], "malformed spec"),
+    "expression in spec": (["model.norm=rms(epsilon=2**3)"], "malformed spec"),
+    "heads": (["model.mixer=attention(heads=3)"], "a divisor of the width (32)"),
+    "kv heads": (["model.mixer=attention(heads=4,kv_heads=3)"], "a divisor of heads"),
+    "delta heads": (["model.mixer=gated_delta(heads=5)"], "3/4 of the width"),
+    "value residual": (
+        ["model.mixer=attention(heads=2,value_path='value_residual(form=1)')"],
+        "value_residual': form: expected str",
+    ),
+    "odd rope": (["model.mixer=attention(heads=2,head_dim=5)"], "head_dim"),
+    "alpha": (["model.placement=mix_ln(alpha=1.5)"], "alpha: expected between 0 and 1"),
+    "activation": (["model.norm=evonorm_s0"], "contains the activation"),
+    "groups": (["model.norm=group(groups=5)"], "groups"),
+    "norm inside": (
+        ["model.placement=hybrid", "model.mixer=gated_delta(heads=2)"],
+        "puts a norm inside the mixer",
+    ),
+    "depth": (["model.depth=0"], "model.depth: expected at least 1"),
+    "remat": (["model.remat=some"], "model.remat: unknown choice 'some'"),
+    "layers": (["model.layers=scna"], "try: 'scan'"),
+    "precision": (["precision.compute=float16"], "precision.compute"),
+    "batch": (["data.batch=12"], "data.batch: expected a multiple of the 8 devices"),
+    "eval batch": (["eval.batch=12"], "eval.batch: expected a multiple"),
+    "accumulate": (["train.accumulate=3"], "train.accumulate: expected a divisor"),
+    "length": (["data.length=100000000"], "corpus"),
+    "missing text": (["data.source=text(path='no.txt')"], "no.txt"),
+    "mesh": (["mesh.data=3"], "multiply to the 8 devices", "data=3"),
+    "mesh zero": (["mesh.fsdp=0"], "multiply to the 8 devices"),
+    "undivided parameter": (
+        ["mesh.data=1", "mesh.tensor=8"],
+        "mesh axis tensor=8",
+    ),
+    "group": (["optim.groups=(('nothing$', {}),)"], "matches no parameter"),
+    "group option": (["optim.groups=(('.', {'rate': 1}),)"], "unknown option 'rate'"),
+    "group value": (["optim.groups=(('.', {'freeze': 1}),)"], "freeze: expected bool"),
+    "group pattern": (["optim.groups=(('(', {}),)"], "a regular expression"),
+    "group form": (["optim.groups=('x',)"], "pairs (pattern, {option: value})"),
+    "optimizer": (["optim.name=adam"], "unknown optimizers 'adam'"),
+    "schedule": (["optim.schedule=cosine(warmup=9)"], "schedule: warmup"),
+    "decay": (["optim.schedule=wsd(decay=2.0)"], "'wsd': decay"),
+    "source": (["data.source=stdlb"], "try: 'stdlib'"),
+    "writer": (["train.writers=('tensorbord',)"], "try: 'tensorboard'"),
+    "seed": (["seed=-1"], "seed: expected at least 0"),
+    "large seed": (["seed=99999999999"], "seed: expected below 2**32"),
+    "no evaluation": (["eval.batches=0"], "eval.batches: expected at least 1"),
+    "no checkpoints": (["train.keep_checkpoints=0"], "expected at least 1"),
+    "negative clip": (["optim.clip=-1"], "optim.clip: expected at least 0"),
+    "negative chunks": (["model.vocabulary_chunks=-1"], "expected at least 0"),
+    "no heads": (["model.mixer=gated_delta(heads=0)"], "expected positive heads"),
+    "negative head": (["model.mixer=gated_delta(head_dim=-1)"], "positive heads"),
+    "negative hidden": (["model.ffn=swiglu(hidden=-5)"], "hidden: expected at least 0"),
+    "reserved dtype": (["model.norm=rms(param_dtype='x')"], "is not set in a spec"),
+    "reserved decay": (["optim.name=adamw(weight_decay=0.5)"], "weight_decay is not"),
+    "int for a spec": (["model.mixer=attention(position=3)"], "position: expected str"),
+    "float64": (["precision.compute=float64"], "float64 is switched off"),
+    "shadowed group": (
+        ["optim.groups=(('kernel', {}), ('query', {}), ('.', {}))"],
+        "'query' decides for no parameter",
+    ),
+    "short validation": (["data.source=text(path='short.txt')", "data.length=64"], ""),
+    "missing writer": (["train.writers=('wandb',)"], "reslab[track]"),
+}
+CONFIG |= {
+    "sequence axis": (["mesh.sequence=3"], "multiply to the 8 devices", "sequence=3"),
+    "undivided tokens": (
+        ["mesh.data=1", "mesh.sequence=8", "data.length=20"],
+        "data.length: expected a multiple of mesh.sequence=8",
+    ),
+    "slices": (["mesh.dcn_data=2"], "mesh.dcn_data: expected the 1 slices"),
+    "no slices": (["mesh.dcn_data=0"], "mesh.dcn_data: expected at least 1"),
+    "two free axes": (["mesh.data=-1", "mesh.fsdp=-1"], "set one axis to -1"),
+    "mesh of halves": (["mesh.tensor=0.5"], "mesh.tensor: expected int"),
+    "mesh of words": (["mesh.fsdp=all"], "mesh.fsdp: expected int; got 'all'"),
+    "pixels as tokens": (
+        ["model.name=resnet", "data.source=digits", "mesh.data=4", "mesh.sequence=2"],
+        "",
+    ),
+    "a missing bucket": (["data.source=text(path='gs://bucket/x')"], "mount the"),
+    "no tokens": (["data.source=tokens(path='nowhere')"], "reslab data tokenize"),
+    "no record": (["data.source=array_record(path='nowhere')"], "nowhere"),
+    "no lines": (["data.source=jsonl(path='nowhere')"], "nowhere"),
+    "no mixture": (["data.source=mixture"], "specs of sources"),
+    "weights": (
+        ["data.source=mixture(sources=('stdlib','synthetic'), weights=(1,))"],
+        "2 positive numbers",
+    ),
+    "a glob of nothing": (["data.source=text(path='*.none')"], "at least one file"),
+    "no tokenizer": (["data.tokenizer=huggingface(path='no.json')"], "no.json"),
+    "unknown tokenizer": (["data.tokenizer=bpe"], "unknown tokenizers 'bpe'"),
+    "workers": (["data.workers=-1"], "data.workers: expected at least 0"),
+    "replay": (["data.replay=0.5"], "a run to continue from"),
+    "all replayed": (["data.replay=1.0"], "at least 0 and below 1"),
+    "bad step": (["train.on_bad_step=stop"], "on_bad_step"),
+    "bad step's argument": (["train.on_bad_step=skip(sigma=0)"], "sigma"),
+    "probe": (["probes.names=('dream',)"], "unknown probes 'dream'"),
+    "writers": (["train.writers=tensorboard"], "train.writers: expected tuple"),
+    "kernels": (["model.kernels=pallas"], "a TPU for 'pallas'"),
+    "unknown kernels": (["model.kernels=cuda"], "model.kernels"),
+    "block": (["model.block=standart"], "try: 'standard'"),
+    "stack": (["model.stack=loop"], "unknown stacks 'loop'"),
+    "linear": (["model.linear=densse"], "try: 'dense'"),
+    "position": (["model.position=rop"], "try: 'rope'"),
+    "ffn": (["model.ffn=swigl"], "try: 'swiglu'"),
+    "mixer": (["model.mixer=attn"], "unknown mixers 'attn'"),
+    "residual": (["model.residual=hypr"], "try: 'hyper'"),
+    "model": (["model.name=llm"], "unknown models 'llm'"),
+    "a path for a spec": (["model.norm=/etc/passwd"], ""),
+    "code for a spec": (["model.norm=__import__('os').getcwd()"], ""),
+    "nothing for a spec": (["model.placement=''"], ""),
+    "no specs": (["model.mixer=()"], "expected spec strings"),
+    "negative steps": (["train.steps=-5"], "train.steps: expected at least 1"),
+    "no rows": (["data.batch=0"], "data.batch: expected at least 1"),
+    "continue from nothing": (["train.continue_from=nowhere"], "nowhere"),
+}
+
+# Whole command lines. {files} is a directory with the files below, {run} a finished
+# run and {bad} one of the directories that are not.
+COMMANDS = {
+    "nothing": ([], "required: command"),
+    "unknown command": (["trian"], "invalid choice: 'trian'"),
+    "no config": (["train"], "--config --from-run is required"),
+    "two configs": (["train", "--config", "tiny", "--from-run", "x"], "not allowed"),
+    "unknown option": (["train", "--config", "tiny", "--steps", "3"], "--steps"),
+    "watchdog of words": (["train", "--config", "tiny", "--watchdog", "x"], "float"),
+    "unknown config": (["train", "--config", "tinny"], "no config 'tinny'", "'tiny'"),
+    "no such file": (["train", "--config", "no/such/tiny.py"], "no/such/tiny.py"),
+    "syntax": (["train", "--config", "{files}/syntax.py"], "syntax error in line 1"),
+    "no get_config": (["train", "--config", "{files}/other.py"], "get_config()"),
+    "a number": (["train", "--config", "{files}/number.py"], "a ConfigDict"),
+    "raises": (["train", "--config", "{files}/raises.py"], "line 2", "ZeroDivision"),
+    "unknown field in a file": (
+        ["train", "--config", "{files}/field.py"],
+        "train.stpes",
+    ),
+    "wrong type in a file": (["train", "--config", "{files}/type.py"], "model.depth"),
+    "a binary config": (["train", "--config", "{files}/binary.py"], "binary.py"),
+    "half a coordinator": (
+        train(options=("--coordinator", "here:1")),
+        "belong together",
+    ),
+    "coordinator without port": (
+        train(options=("--coordinator", "x", "--processes", "2", "--process", "0")),
+        "HOST:PORT",
+    ),
+    "process of too few": (
+        train(options=("--coordinator", "x:1", "--processes", "2", "--process", "2")),
+        "--process: expected 0 to 1",
+    ),
+    "no processes": (
+        train(options=("--coordinator", "x:1", "--processes", "0", "--process", "0")),
+        "--processes: expected at least 1",
+    ),
+    "run in a file": (
+        train(options=("--run", "{files}/other.py/run")),
+        "a directory that can be written",
+    ),
+    "run is a file": (train(options=("--run", "{files}/other.py")), "other.py"),
+    "another config": (
+        train("seed=7", options=("--run", "{run}")),
+        "holds another config",
+        "different seed",
+    ),
+    "repeat nothing": (["train", "--from-run", "nowhere"], "expected a run directory"),
+    "continue nothing": (
+        train(options=("--continue-from", "nowhere")),
+        "expected a run directory",
+    ),
+    **{
+        f"{verb} {name}": ([verb, f"{{bad}}/{name}"], *words)
+        for verb in ("eval", "generate", "inspect")
+        for name, *words in (
+            ("nowhere", ""),
+            ("empty", "expected a run directory"),
+            # What is inspected must have its corpus recorded, too.
+            ("young", "run.json" if verb == "inspect" else "no checkpoint"),
+            ("half", "not JSON"),
+        )
+    },
+    "from a list": (["train", "--from-run", "{bad}/list"], "expected an object"),
+    "from half a config": (["train", "--from-run", "{bad}/half"], "not JSON"),
+    "from a newer one": (
+        ["train", "--from-run", "{bad}/newer"],
+        "unknown field 'extra'",
+    ),
+    "from an older one": (
+        ["train", "--from-run", "{bad}/older"],
+        "has no field 'seed'",
+    ),
+    "an edited one": (["eval", "{bad}/edited"], "was changed since the run began"),
+    "one of another width": (
+        ["generate", "{bad}/wider"],
+        "embedding",
+        "(264, 32)",
+        "(264, 64)",
+    ),
+    "no prompt": (["generate", "{run}", "--prompt", ""], "--prompt: expected"),
+    "no length": (["generate", "{run}", "--length", "0"], "length: expected at least"),
+    "cold": (["generate", "{run}", "--temperature", "-1"], "temperature: expected"),
+    "negative top k": (["generate", "{run}", "--top-k", "-1"], "top_k: expected"),
+    "no top p": (["generate", "{run}", "--top-p", "0"], "top_p: expected above 0"),
+    "no samples": (["generate", "{run}", "--samples", "0"], "--samples: expected"),
+    "many words": (["generate", "{run}", "--length", "x"], "invalid int value: 'x'"),
+    "unknown transform": (["transform", "melt", "{run}", "--out", "o"], "'melt'"),
+    "transform nothing": (
+        ["transform", "fuse_norm", "no", "--out", "o"],
+        "expected a run directory",
+    ),
+    "transform onto a run": (
+        ["transform", "fuse_norm", "{run}", "--out", "{run}"],
+        "expected a new directory",
+    ),
+    "transform nowhere": (["transform", "fuse_norm", "{run}"], "--out"),
+    "unknown probe": (["inspect", "{run}", "--probe", "dream"], "unknown probes"),
+    "step of no checkpoint": (["inspect", "{run}", "--step", "77"], "77"),
+    "unknown family": (["list", "norm"], "unknown family 'norm'", "'norms'"),
+    "unknown variant to show": (["show", "norms/rsm"], "unknown norms 'rsm'"),
+    "unknown thing to show": (["show", "tinny"], "no config 'tinny'"),
+    "no study": (["sweep", "nowhere.py"], "nowhere.py"),
+    "not a study": (["sweep", "{files}/other.py"], "other.py"),
+    "report of nothing": (["report", "nowhere"], "nowhere"),
+    "report of an empty one": (["report", "{bad}/empty"], "empty"),
+    "unknown bench": (["bench", "all"], "invalid choice: 'all'"),
+    "unknown operation": (["bench", "ops", "--operation", "adding"], "'adding'"),
+    "unknown chip to bench": (["bench", "ops", "--target", "v9"], "v9"),
+    "unknown shape": (["bench", "ops", "--shape", "huge"], "huge"),
+    "unknown dtype": (["bench", "ops", "--dtype", "int"], "dtype"),
+    "bench to nowhere": (
+        ["bench", "ops", "--out", "nowhere/x.csv"],
+        "a directory that can be written",
+    ),
+    "unknown drill": (["drill", "--only", "kil"], "unknown row 'kil'", "'kill'"),
+    "tokenize what is not there": (
+        ["data", "tokenize", "text(path='no')", "--out", "o"],
+        "does not exist",
+    ),
+    "tokenize with what is not there": (
+        ["data", "tokenize", "synthetic", "--tokenizer", "bpe", "--out", "o"],
+        "unknown tokenizers 'bpe'",
+    ),
+    "tokenize onto what is there": (
+        ["data", "tokenize", "synthetic", "--out", "{files}"],
+        "expected a new directory",
+    ),
+    "tokenize into a file": (
+        ["data", "tokenize", "synthetic", "--out", "{files}/other.py/o"],
+        "other.py/o",
+    ),
+    "tokenize tokens": (
+        ["data", "tokenize", "tokens(path='{files}')", "--out", "o"],
+        "documents to tokenize",
+    ),
+    "mistaken work on data": (["data", "compress", "synthetic"], "'compress'"),
+    **{
+        f"corpus of {name}": (
+            train(f"data.source={kind}(path='{{files}}/{name}')"),
+            name,
+            *words,
+        )
+        for kind, name, *words in (
+            ("text", "nothing.txt"),
+            ("text", "binary.txt", "is binary"),
+            ("text", "latin.txt", "is not UTF-8"),
+            ("jsonl", "half.jsonl", "line 1"),
+            ("jsonl", "other.jsonl", "line 1", "'text'"),
+            ("jsonl", "broken.jsonl.gz"),
+            ("array_record", "other.py"),
+            ("tokens", "other.py"),
+        )
+    },
+    **{
+        f"slice {name!r}": (["compile", "tiny", "--topology", name], *words)
+        for name, *words in (
+            ("v9:2x2", "one of v4, v5e, v5p, v6e"),
+            ("v5:2x2", "try: 'v5"),
+            ("v5e", "v5e:2x2"),
+            ("v5e:2x2x1", "v5e:2x2"),
+            ("v5p:2x2", "v5p:2x2x2"),
+            ("v5e:0x2", "v5e:2x2"),
+            ("v5e:2xtwo", "v5e:2x2"),
+            ("0xv5e:2x2", "0xv5e:2x2"),
+            ("", "one of v4"),
+        )
+    },
+    "compile nothing": (["compile", "nothing"], "no config 'nothing'"),
+    "compile for serving": (["compile", "tiny", "--what", "serve"], "'serve'"),
+    "compile twice": (["compile", "tiny", "tiny"], "tiny is there twice"),
+    "compile without libtpu": (["compile", "tiny"], "'libtpu'", "reslab[tpu]"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Files and directories that the table names."""
+    files, bad = (tmp_path_factory.mktemp(name) for name in ("files", "bad"))
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(train(options=("--run", str(run)))) == 0
+    use_base = (
+        "from reslab.core.config import load\n"
+        "def get_config():\n    config = load('base')\n"
+    )
+    for name, text in {
+        "syntax.py": b"def get_config(:\n",
+        "other.py": b"x = 1\n",
+        "number.py": b"def get_config():\n    return 3\n",
+        "raises.py": b"def get_config():\n    return 1 / 0\n",
+        "field.py": f"{use_base}    config.train.stpes = 7\n    return config\n",
+        "type.py": f"{use_base}    config.model.depth = 1.5\n    return config\n",
+        "binary.py": b"\x00\xff\xfe",
+        "nothing.txt": b"",
+        "binary.txt": b"\x00\x01\x02",
+        "latin.txt": b"\xff\xfe\xff",
+        "half.jsonl": b'{"text": "a',
+        "other.jsonl": b'{"body": "a"}\n',
+        "broken.jsonl.gz": b"this is no archive",
+    }.items():
+        (files / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    config = (run / "config.json").read_text()
+    fields = json.loads(config)
+    older = {key: value for key, value in fields.items() if key != "seed"}
+    wider = configs.from_json(config, "config")
+    configs.update(wider, [("model.features", 64)])
+    for name, text in {
+        "empty": None,
+        "young": config,
+        "half": "{",
+        "list": "[]",
+        "newer": json.dumps(fields | {"extra": 1}),
+        "older": json.dumps(older),
+        "wider": configs.canonical_json(wider),
+    }.items():
+        (bad / name).mkdir()
+        if text is not None:
+            (bad / name / "config.json").write_text(text)
+    (bad / "wider" / "checkpoints").symlink_to(run / "checkpoints")
+    shutil.copytree(run, bad / "edited")
+    (bad / "edited" / "config.json").write_text(
+        config.replace('"seed": 0', '"seed": 1')
+    )
+    return {"files": files, "bad": bad, "run": run}
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    """Checks that a command line is refused in one line, with nothing written."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def check(arguments, *expected):
+        before = sorted(tmp_path.rglob("*"))
+        try:
+            code = main(arguments)
+        except SystemExit as stopped:
+            code = stopped.code
+        out, err = capsys.readouterr()
+        assert code == 2, err
+        assert len(err.splitlines()) == 1, err
+        assert "Traceback" not in out + err
+        for words in expected:
+            assert words in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check
+
+
+def without(monkeypatch, *packages):
+    """Makes packages look as if they were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in packages else find(name, *rest),
+    )
+
+
+def test_the_table_is_long():
+    assert len(CONFIG) + len(COMMANDS) >= 200
+
+
+@pytest.mark.parametrize("mistake", CONFIG)
+def test_mistakes_in_the_config(mistake, refused, tmp_path, monkeypatch):
+    (tmp_path / "here" / "short.txt").write_text("a short text " * 40)
+    without(monkeypatch, "wandb")
+    sets, *expected = CONFIG[mistake]
+    refused(train(*sets), *expected)
+
+
+@pytest.mark.parametrize("mistake", COMMANDS)
+def test_mistaken_commands(mistake, places, refused, monkeypatch):
+    without(monkeypatch, "libtpu")
+    arguments, *expected = COMMANDS[mistake]
+
+    def filled(word):
+        for name, path in places.items():
+            word = word.replace(f"{{{name}}}", str(path))
+        return word
+
+    refused([filled(word) for word in arguments], *expected)
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--topology", "v5e:3x5"], "even sizes"),
+        (["--topology", "v5e:2x2", "--set", "mesh.data=3"], "the 4 devices"),
+        (["--topology", "2xv5e:2x2"], "mesh.dcn_data: expected the 2 slices"),
+        (["--topology", "v5e:2x4", "--set", "data.batch=12"], "a multiple of the 8"),
+        (["--topology", "v5e:2x2", "--versus", "model.norm=rsm"], "'rsm'"),
+    ],
+)
+def test_what_does_not_fit_a_slice(options, words, refused):
+    pytest.importorskip("libtpu")
+    refused(["compile", "tiny", *options], words)
+
+
+def test_a_corpus_that_changed(refused, tmp_path, capsys):
+    corpus = tmp_path / "here" / "corpus.txt"
+    corpus.write_text("a man a plan a canal " * 200)
+    arguments = train("data.source=text(path='corpus.txt')")
+    assert main(arguments) == 0
+    capsys.readouterr()
+    (tmp_path / "here" / "run" / "result.json").unlink()
+    corpus.write_text("a man a plan a canoe " * 200)
+    refused(arguments, "the corpus changed since the run began")
+    refused(["eval", "run"], "the corpus changed since the run began")
+    corpus.write_text("a man a plan a canal " * 200)
+    with Run(tmp_path / "here" / "run").lock():
+        refused(arguments, "run is in use: got process", str(os.getpid()))

@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--width", type=int, default=128, help="for parameter shapes")
     configurable(added)
 
-    added = verb("compile", _compile, "cost of training steps on an absent TPU")
+    added = verb("compile", _compile, "cost of a step on an absent TPU")
     added.add_argument(
         "configs", nargs="+", metavar="CONFIG", help="a config, or a run directory"
     )
@@ -206,6 +206,17 @@ def _parser() -> argparse.ArgumentParser:
         default="v5e:2x4",
         metavar="SLICE",
         help="v4, v5e, v5p or v6e and its shape in chips (default: v5e:2x4)",
+    )
+    added.add_argument(
+        "--what",
+        default="train",
+        choices=("train", "eval", "generate"),
+        help="the step: of training (default), evaluation, or all of a generation",
+    )
+    added.add_argument(
+        "--fit",
+        action="store_true",
+        help="where it does not fit, compile its remedies too, until one does",
     )
     configurable(added)
     added.add_argument(
@@ -577,7 +588,9 @@ def _compile(options: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    reports = compile_configs(named, options.topology, tell)
+    reports = compile_configs(
+        named, options.topology, tell, work=options.what, is_fitting=options.fit
+    )
     write = as_json if options.json else table
     print(write(reports, options.topology))
     return 0 if all(report.is_fitting for report in reports) else 1

@@ -1,4 +1,4 @@
-"""Cost without the chip: training steps compiled for an absent TPU, side by side."""
+"""Cost without the chip: steps compiled for an absent TPU, side by side."""
 
 import dataclasses
 import importlib.metadata
@@ -9,20 +9,32 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
+from reslab.core.errors import ReslabError
 from reslab.core.trees import count_parameters
 from reslab.core.types import MESH_AXES
 from reslab.observe.flops import count_flops
 from reslab.observe.meter import PEAK_FLOPS
-from reslab.parallel.aot.hlo import COLLECTIVES, Cost, Traffic, program_cost
+from reslab.parallel.aot.hlo import Cost, Traffic, Wire, program_cost
 from reslab.parallel.aot.program import Memory, OutOfMemory, compile_program
-from reslab.parallel.aot.topology import Topology, topology
-from reslab.parallel.mesh import make_mesh, use_mesh
+from reslab.parallel.aot.topology import Chip, Topology, topology
+from reslab.parallel.mesh import (
+    batch_parts,
+    batch_sharding,
+    device_bytes,
+    make_mesh,
+    use_mesh,
+)
+from reslab.train.evaluate import make_sums
+from reslab.train.generate import continue_prompts
 from reslab.train.state import Setup, check_batch, make_setup
 from reslab.train.step import jit_step, make_step
+
+WORK = ("train", "eval", "generate")
 
 NOTES = (
     "Everything is per device and step, and nothing was run.",
@@ -34,41 +46,52 @@ NOTES = (
     "estimated step: an estimate for ratios between variants, from the compiler's "
     "cycles; some 15% off where matrix products dominate, more where kernels do, "
     "taken at their roofline; waiting for collectives is not in it",
+    "estimated MFU: model FLOPs over the peak in that time, from where no collective "
+    "is hidden behind other work to where all are, each at the full rate of its "
+    "links; the error of the estimated step is its error",
     "compile time: on this machine",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the training step of one config costs, on each device.
+    """What one step of a config costs, on each device.
 
     Attributes:
       name: What to call the config.
+      work: What the step does, of `WORK`; to generate, all of its tokens.
       mesh: Size of each mesh axis.
       parameters: Number of parameters of the model.
       needed: Bytes of memory that a step needs.
       available: Bytes of memory that a device has.
       remedies: Changes of the config that need less memory.
+      state: Bytes of parameters, and in training of what else it keeps of them.
       counted_flops: FLOPs of the matrix products, recomputation included.
       model_flops: FLOPs without it, as in model FLOPs utilization.
+      peak_flops: FLOPs that a device does in a second.
       memory: What memory holds, by kind; None if the compiler found too little.
       compile_seconds: Time to compile on this machine; None like `memory`.
       cost: What the compiled program does; None if its text cannot be read.
       estimated_seconds: Estimate of a step; None like `cost`.
+      wire_seconds: What its collectives take at the full rate of their links.
     """
 
     name: str
+    work: str
     mesh: Mapping[str, int]
     parameters: int
     needed: int
     available: int
     remedies: tuple[str, ...]
+    state: int
     counted_flops: float
     model_flops: float
+    peak_flops: float
     memory: Memory | None = None
     compile_seconds: float | None = None
     cost: Cost | None = None
     estimated_seconds: float | None = None
+    wire_seconds: float | None = None
 
     @property
     def is_fitting(self) -> bool:
@@ -76,14 +99,25 @@ class Report:
         return self.needed <= self.available
 
     @property
+    def estimated_mfu(self) -> tuple[float, float] | None:
+        """Model FLOPs utilization with no collective hidden, and with all of them."""
+        if self.estimated_seconds is None or self.wire_seconds is None:
+            return None
+        ideal = self.model_flops / self.peak_flops
+        exposed = self.estimated_seconds + self.wire_seconds
+        return ideal / exposed, ideal / max(self.estimated_seconds, self.wire_seconds)
+
+    @property
     def verdict(self) -> str:
         """Whether it fits, and if not, by how much and what to try."""
         if self.is_fitting:
             return "fits"
         over = self.needed - self.available
+        kept = "parameters" if self.work != "train" else "parameters and optimizer"
         return (
             f"does not fit: needs {size(self.needed)} of {size(self.available)}, "
-            f"over by {size(over)}; try: {' or '.join(self.remedies)}"
+            f"over by {size(over)}; {kept} are {size(self.state)}, the rest is "
+            f"activations; try: {' or '.join(self.remedies)}"
         )
 
 
@@ -91,8 +125,11 @@ def compile_configs(
     named: Mapping[str, ConfigDict],
     topology_name: str,
     tell: Callable[[str], None] = lambda line: None,
+    *,
+    work: str = "train",
+    is_fitting: bool = False,
 ) -> list[Report]:
-    """Compiles the training steps of configs for a TPU slice; runs nothing.
+    """Compiles steps of configs for a TPU slice; runs nothing.
 
     No data are loaded; a language model's tokenizer is.
 
@@ -100,6 +137,11 @@ def compile_configs(
       named: Configs by the names that they have in the report.
       topology_name: Such as `v5e:2x4`.
       tell: Is given a line as each config begins.
+      work: "train" is a training step; "eval" an evaluation step, of `eval.batch`
+        rows; "generate" continues as many prompts of half a window to its end, with
+        parameters where training has them.
+      is_fitting: Whether, where a step does not fit, its remedies are compiled one
+        after the other, until it does.
 
     Returns:
       A report for each config.
@@ -120,34 +162,87 @@ def compile_configs(
         mesh = make_mesh(config.mesh, target.devices)
         setup = make_setup(config, mesh)
         check_batch(config, mesh)
+        if work == "generate" and setup.task.unit != "tokens":
+            raise ReslabError(
+                "--what generate", expected="a language model", got=config.model.name
+            )
         prepared.append((name, setup))
     reports = []
     for name, setup in prepared:
         tell(f"compiling {name} for {topology_name} ...")
-        reports.append(_report(name, setup, target))
+        reports.append(_report(name, setup, target, work))
+        if is_fitting and not reports[-1].is_fitting:
+            reports += _fitted(reports[-1], setup, target, tell)
     return reports
 
 
-def _report(name: str, setup: Setup, target: Topology) -> Report:
+def _fitted(
+    report: Report, setup: Setup, target: Topology, tell: Callable[[str], None]
+) -> list[Report]:
+    """The report of the config with the fewest remedies that fits; [] for none."""
+    config, changes = configs.from_json(configs.canonical_json(setup.config), ""), []
+    while remedy := next(iter(_remedies(setup, report.work)), None):
+        configs.update(config, [configs.parse_override(part) for part in remedy])
+        changes += remedy
+        name = f"{report.name}, {' '.join(changes)}"
+        setup = make_setup(config, make_mesh(config.mesh, target.devices))
+        tell(f"compiling {name} ...")
+        found = _report(name, setup, target, report.work)
+        if found.is_fitting:
+            return [found]
+    return []
+
+
+def _step(setup: Setup, work: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """A step as a function, the same as it is jitted, and the shapes it is given."""
+    config, shapes = setup.config, setup.shapes
+    if work == "train":
+        batch = setup.task.batch_shapes(config.data.batch)
+        return make_step(setup), jit_step(setup), (shapes, batch)
+    rows = batch_sharding(setup.mesh)
+    if work == "eval":
+        batch = {
+            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+            for key, leaf in setup.task.batch_shapes(config.eval.batch).items()
+        }
+        step = make_sums(setup)
+        return step, jax.jit(step), (shapes.variables, batch)
+    half = config.data.length // 2
+    prompt = jax.ShapeDtypeStruct((config.eval.batch, half), np.int32, sharding=rows)
+
+    def generate(variables, prompt):
+        new = config.data.length - half
+        key = jax.random.key(config.seed)
+        return continue_prompts(setup.model, variables, prompt, new, key)
+
+    return generate, jax.jit(generate), (shapes.variables, prompt)
+
+
+def _report(name: str, setup: Setup, target: Topology, work: str) -> Report:
     config, mesh, chip = setup.config, setup.mesh, target.chip
-    devices, batch = mesh.devices.size, setup.task.batch_shapes(config.data.batch)
+    devices = mesh.devices.size
+    step, jitted, shapes = _step(setup, work)
     with use_mesh(mesh):
-        traced = jit_step(setup).trace(setup.shapes, batch)
-        lowered = traced.lower()
+        lowered = jitted.lower(*shapes)
         # What the jaxpr of the TPU's program says, kernels without an estimate out.
-        outside = count_flops(make_step(setup), setup.shapes, batch)
-    counted = plain_flops(setup)
-    units = config.data.batch * setup.task.units_per_example
-    per_unit = setup.task.flops_per_unit(setup.model, setup.shapes.params)
+        outside = count_flops(step, *shapes)
+    counted = model_flops = plain_flops(setup, work)
+    if work == "train":
+        units = config.data.batch * setup.task.units_per_example
+        per_unit = setup.task.flops_per_unit(setup.model, setup.shapes.params)
+        model_flops = per_unit * units
     report = Report(
         name=name,
+        work=work,
         mesh=dict(mesh.shape),
         parameters=count_parameters(setup.shapes.params),
         needed=0,
         available=chip.hbm_bytes,
-        remedies=_remedies(setup),
+        remedies=tuple(map(" with ".join, [*_remedies(setup, work), _LAST])),
+        state=device_bytes(shapes[0]),
         counted_flops=counted / devices,
-        model_flops=per_unit * units / devices,
+        model_flops=model_flops / devices,
+        peak_flops=PEAK_FLOPS[target.devices[0].device_kind],
     )
     try:
         program = compile_program(lowered)
@@ -164,19 +259,64 @@ def _report(name: str, setup: Setup, target: Topology) -> Report:
     if program.text is None:
         return report
     cost = program_cost(
-        program.text, clock=chip.clock, hbm_bandwidth=chip.hbm_bandwidth
+        program.text,
+        clock=chip.clock,
+        hbm_bandwidth=chip.hbm_bandwidth,
+        mesh=mesh.shape,
     )
     kernel_flops = max(0, counted - outside) / devices
     kernel_seconds = max(
-        cost.kernels.bytes / chip.hbm_bandwidth,
-        kernel_flops / PEAK_FLOPS[target.devices[0].device_kind],
+        cost.kernels.bytes / chip.hbm_bandwidth, kernel_flops / report.peak_flops
     )
     seconds = cost.seconds + (kernel_seconds if cost.kernels.count else 0.0)
-    return dataclasses.replace(report, cost=cost, estimated_seconds=seconds)
+    on_wires = sum(
+        _sent(wire, traffic) / bandwidth(mesh, chip, wire.axes)
+        for wire, traffic in cost.wires.items()
+    )
+    return dataclasses.replace(
+        report, cost=cost, estimated_seconds=seconds, wire_seconds=on_wires
+    )
 
 
-def plain_flops(setup: Setup) -> int:
-    """FLOPs of a training step over all devices, with no kernel in it.
+def _sent(wire: Wire, traffic: Traffic) -> float:
+    """Bytes that each device sends for collectives of so many bytes."""
+    if wire.kind in ("collective-permute", "collective-broadcast") or not wire.size:
+        return traffic.bytes
+    share = (wire.size - 1) / wire.size * traffic.bytes
+    return 2 * share if wire.kind == "all-reduce" else share
+
+
+def bandwidth(mesh: Mesh, chip: Chip, axes: Sequence[str]) -> float:
+    """Bytes per second that a device can send to others along axes of the mesh.
+
+    The devices of a group lie along one or more axes of the slice; each has a link
+    on either side, if it is a ring, and one to count on, if it is a line.
+
+    Args:
+      mesh: The devices.
+      chip: What they are.
+      axes: Axes of the mesh.
+    """
+    at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
+    group, everyone = mesh.devices[at].flat, mesh.devices.flat
+    if len({getattr(device, "slice_index", 0) for device in group}) > 1:
+        return chip.network
+    sizes = [len(set(along)) for along in zip(*_places(group), strict=True)]
+    whole = [len(set(along)) for along in zip(*_places(everyone), strict=True)]
+    links = sum(
+        2 if part == size and size % chip.ring == 0 else 1
+        for part, size in zip(sizes, whole, strict=True)
+        if part > 1
+    )
+    return max(1, links) * chip.link
+
+
+def _places(devices: Any) -> list[tuple[int, ...]]:
+    return [tuple(device.coords) for device in devices]
+
+
+def plain_flops(setup: Setup, work: str = "train") -> int:
+    """FLOPs of a step over all devices, with no kernel in it.
 
     A TPU kernel need not say what it computes (JAX's attention does not). On a
     device without kernels the same step is plain products, which are counted.
@@ -187,30 +327,36 @@ def plain_flops(setup: Setup) -> int:
         axis_types=(AxisType.Auto,) * len(MESH_AXES),
         abstract_device=AbstractDevice("cpu", None, "cpu"),
     )
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), setup.shapes
-    )
     if getattr(setup.model, "kernels", "auto") != "auto":
         model = setup.model.clone(kernels="reference")
         setup = dataclasses.replace(setup, model=model)
+    step, _, shapes = _step(setup, work)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes
+    )
     with jax.sharding.use_abstract_mesh(plain):
-        step = make_step(setup)
-        return count_flops(
-            step, shapes, setup.task.batch_shapes(setup.config.data.batch)
-        )
+        return count_flops(step, *shapes)
 
 
-def _remedies(setup: Setup) -> tuple[str, ...]:
-    config, found = setup.config, []
+_LAST = ("a larger slice",)
+
+
+def _remedies(setup: Setup, work: str) -> list[tuple[str, ...]]:
+    """Changes of the config that need less memory, the cheapest first."""
+    config, mesh, found = setup.config, setup.mesh.shape, []
+    rows = batch_parts(setup.mesh)
+    if mesh["data"] > 1:
+        found.append(("mesh.data=1", "mesh.fsdp=-1"))
+    if work != "train":
+        if config.eval.batch % (2 * rows) == 0:
+            found.append((f"eval.batch={config.eval.batch // 2}",))
+        return found
     if config.model.remat != "full":
-        found.append("model.remat=full")
-    rows = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+        found.append(("model.remat=full",))
     parts = 2 * config.train.accumulate
     if config.data.batch % (rows * parts) == 0:
-        found.append(f"train.accumulate={parts}")
-    if setup.mesh.shape["data"] > 1:
-        found.append("mesh.data=1 with mesh.fsdp=-1")
-    return (*found, "a larger slice")
+        found.append((f"train.accumulate={parts}",))
+    return found
 
 
 def size(count: float) -> str:
@@ -250,11 +396,9 @@ def table(reports: Sequence[Report], topology_name: str) -> str:
       reports: At least one.
       topology_name: The slice they were compiled for.
     """
-    kinds = [
-        kind
-        for kind in COLLECTIVES
-        if any(one.cost and kind in one.cost.collectives for one in reports)
-    ]
+    wires = list(
+        dict.fromkeys(wire for one in reports if one.cost for wire in one.cost.wires)
+    )
     first = next(
         (one.estimated_seconds for one in reports if one.estimated_seconds), None
     )
@@ -270,19 +414,27 @@ def table(reports: Sequence[Report], topology_name: str) -> str:
 
         return cell
 
-    def collective(kind):
-        return cost(lambda c: _traffic(c.collectives.get(kind, Traffic())))
+    def collective(wire):
+        return cost(lambda c: _traffic(c.wires.get(wire, Traffic())))
 
     def estimate(one):
         if one.estimated_seconds is None or first is None:
             return cost(lambda c: "-")(one)
         return f"{one.estimated_seconds / first:.2f}"
 
+    def utilization(one):
+        if one.estimated_mfu is None:
+            return cost(lambda c: "-")(one)
+        return " to ".join(f"{share:.2f}" for share in one.estimated_mfu)
+
     def seconds(one):
         return "-" if one.compile_seconds is None else f"{one.compile_seconds:.1f} s"
 
     devices = math.prod(reports[0].mesh.values())
     heading = f"{topology_name}, {devices} device{'s' if devices > 1 else ''}"
+    heading += {"train": "", "eval": ", evaluation", "generate": ", generation"}[
+        reports[0].work
+    ]
     rows: list[tuple[str, Callable[[Report], str]]] = [
         (heading, lambda one: one.name),
         ("mesh", _mesh),
@@ -301,8 +453,9 @@ def table(reports: Sequence[Report], topology_name: str) -> str:
         ("HBM traffic", cost(lambda c: size(c.hbm_bytes))),
         ("  copies", cost(lambda c: _traffic(c.copies))),
         ("  kernels", cost(lambda c: _traffic(c.kernels))),
-        *((kind, collective(kind)) for kind in kinds),
+        *((_over(wire), collective(wire)) for wire in wires),
         ("estimated step, ratio", estimate),
+        ("estimated MFU", utilization),
         ("compile time", seconds),
     ]
     if any(one.cost and one.cost.unknown_loops for one in reports):
@@ -318,6 +471,10 @@ def table(reports: Sequence[Report], topology_name: str) -> str:
     verdicts = [f"{one.name}: {one.verdict}" for one in reports if not one.is_fitting]
     notes = [line for note in NOTES for line in textwrap.wrap(note, 88)]
     return "\n".join([*lines, "", *verdicts, *notes])
+
+
+def _over(wire: Wire) -> str:
+    return f"{wire.kind} over {' x '.join(wire.axes)}" if wire.axes else wire.kind
 
 
 def _mesh(report: Report) -> str:
@@ -338,12 +495,25 @@ def as_json(reports: Sequence[Report], topology_name: str) -> str:
 
 
 def _fields(report: Report) -> dict[str, Any]:
-    fields: dict[str, Any] = dataclasses.asdict(report)
+    # Wires are keys that JSON has no form for; they are written below.
+    bare = dataclasses.replace(report, cost=None)
+    fields: dict[str, Any] = dataclasses.asdict(bare)
     fields |= {"is_fitting": report.is_fitting, "verdict": report.verdict}
+    fields["estimated_mfu"] = report.estimated_mfu
     if report.memory is not None:
         fields["memory"] = {**fields["memory"], "peak": report.memory.peak}
     if report.cost is not None:
         # The seconds of a cost leave out the kernels; those of the report do not.
-        cost = dataclasses.asdict(report.cost)
-        fields["cost"] = {k: v for k, v in cost.items() if k != "seconds"}
+        cost = dataclasses.asdict(dataclasses.replace(report.cost, wires={}))
+        fields["cost"] = {k: v for k, v in cost.items() if k != "seconds"} | {
+            "collectives": {
+                kind: dataclasses.asdict(traffic)
+                for kind, traffic in report.cost.collectives.items()
+            },
+            "wires": [
+                {"kind": wire.kind, "axes": list(wire.axes), "devices": wire.size}
+                | dataclasses.asdict(traffic)
+                for wire, traffic in report.cost.wires.items()
+            ],
+        }
     return fields

@@ -205,7 +205,7 @@ def test_other_generations(monkeypatch, name, is_readable):
     """Some programs cannot be read by this jaxlib; here, one of each."""
     pytest.importorskip("libtpu")
     if not is_readable:
-        monkeypatch.setattr(program, "_text", lambda compiled: None)
+        monkeypatch.setattr(program, "_text", lambda *_: None)
     config = small(
         model__features=128, model__depth=1, model__mixer="attention(heads=1)"
     )
@@ -224,6 +224,54 @@ def test_other_generations(monkeypatch, name, is_readable):
     assert any(line.split() == ["mesh", "one", "device"] for line in lines)
 
 
+@tpu_compile
+@pytest.mark.parametrize("work", ["eval", "generate"])
+def test_other_work_than_training(work):
+    pytest.importorskip("libtpu")
+    config = small(mesh__data=1, mesh__fsdp=-1, eval__batch=BATCH)
+    (report,) = compile_configs({"small": config}, SLICE, work=work)
+    forward = 2 * (DEPTH * KERNELS + WIDTH * VOCABULARY) + 4 * LENGTH * WIDTH * DEPTH
+    assert report.counted_flops == report.model_flops
+    if work == "eval":
+        assert report.model_flops == forward * TOKENS / 4
+    assert report.is_fitting and report.memory.aliased == 0
+    # Parameters alone, each in one place.
+    assert report.state == 4 * report.parameters / 4
+    assert report.state <= report.memory.arguments < 1.1 * report.state
+    heading = {"eval": "evaluation", "generate": "generation"}[work]
+    assert table([report], SLICE).splitlines()[0].split("  ")[0].endswith(heading)
+
+
+def test_what_would_fit_is_found_by_compiling(monkeypatch):
+    """The remedies one after the other, each in addition to those before."""
+    pytest.importorskip("libtpu")
+    compiled = []
+
+    def stub(name, setup, target, work):
+        config = setup.config
+        compiled.append((config.model.remat, config.train.accumulate))
+        is_enough = config.train.accumulate == 2
+        return costs.Report(
+            *(name, work, dict(setup.mesh.shape), 1, 1 if is_enough else 9, 5, (), 1),
+            *(1.0, 1.0, 1.0),
+        )
+
+    monkeypatch.setattr(costs, "_report", stub)
+    config = small(mesh__data=1, mesh__fsdp=-1)
+    told = []
+    first, last = compile_configs({"one": config}, SLICE, told.append, is_fitting=True)
+    assert compiled == [("none", 1), ("full", 1), ("full", 2)]
+    assert not first.is_fitting and last.is_fitting
+    assert last.name == "one, model.remat=full train.accumulate=2"
+    assert len(told) == 3 and config.train.accumulate == 1
+    (only,) = compile_configs(
+        {"one": small(data__batch=4, model__remat="full", mesh__fsdp=-1, mesh__data=1)},
+        SLICE,
+        is_fitting=True,
+    )
+    assert not only.is_fitting
+
+
 # What people see.
 
 
@@ -236,7 +284,9 @@ def test_table(reports):
     assert rows["mesh"] == ["fsdp=4", "tensor=4", "data=4"]
     assert rows["ratio"][:2] == ["1.000", "1.000"] and float(rows["ratio"][2]) > 1.2
     assert rows["estimated step, ratio"][0] == "1.00"
-    assert "all-to-all" in rows and rows["share"][0].endswith("%")
+    assert "all-to-all over fsdp" in rows and rows["share"][0].endswith("%")
+    assert rows["all-reduce over tensor"][0] == "0 B in 0"
+    assert re.fullmatch(r"0\.\d\d to 0\.\d\d", rows["estimated MFU"][0])
     assert "does not fit" not in "".join(lines)
     assert len({len(line) for line in lines[: lines.index("")]}) == 1  # Aligned.
 
@@ -255,6 +305,14 @@ def test_json(reports):
         "count": gathers.count,
         "bytes": gathers.bytes,
     }
+    assert {
+        "kind": "all-gather",
+        "axes": ["fsdp"],
+        "devices": 4,
+        "count": gathers.count,
+        "bytes": gathers.bytes,
+    } in fsdp["cost"]["wires"]
+    assert fsdp["estimated_mfu"] == list(report.estimated_mfu)
     assert "seconds" not in fsdp["cost"]
     assert fsdp["estimated_seconds"] == report.estimated_seconds
     assert any("an estimate" in note for note in body["notes"])
@@ -268,7 +326,10 @@ def test_what_does_not_fit_is_told(reports):
     assert report.memory is report.cost is report.estimated_seconds is None
     assert report.available == topology.CHIPS["v5e"].hbm_bytes
     over = costs.size(report.needed - report.available)
-    assert f"of 15.75 GiB, over by {over}; try: model.remat=full" in report.verdict
+    state = 3 * 4 * report.parameters / 4
+    assert report.state == pytest.approx(state, rel=0.01)
+    assert f"of 15.75 GiB, over by {over}; parameters and opt" in report.verdict
+    assert "the rest is activations; try: model.remat=full" in report.verdict
     text = table([report, reports["fsdp"]], SLICE)
     assert f"large: {report.verdict}" in text.splitlines()
     # The columns that can be compared still are.

@@ -1,6 +1,7 @@
 """Held-out loss: every validation example once, in order."""
 
 import itertools
+from collections.abc import Callable
 
 import jax
 
@@ -8,6 +9,16 @@ from reslab.core.model_state import ModelState
 from reslab.data.prefetch import prefetch
 from reslab.parallel.mesh import place_on, use_mesh
 from reslab.train.state import Setup
+from reslab.train.tasks import Batch, Sums
+
+
+def make_sums(setup: Setup) -> Callable[[ModelState, Batch], Sums]:
+    """An evaluation step: a pure function of the model's variables and a batch."""
+
+    def sums(variables: ModelState, batch: Batch) -> Sums:
+        return setup.task.loss_sums(setup.model, variables, batch)[1]
+
+    return sums
 
 
 class Evaluator:
@@ -23,11 +34,7 @@ class Evaluator:
         self._task, self._mesh = setup.task, setup.mesh
         self._rows = setup.config.eval.batch
         setup.task.validation_batches(self._rows)  # Refuses a split too short.
-        self._sums = jax.jit(
-            lambda variables, batch: setup.task.loss_sums(
-                setup.model, variables, batch
-            )[1]
-        )
+        self._sums = jax.jit(make_sums(setup))
 
     def __call__(
         self,

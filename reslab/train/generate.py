@@ -108,14 +108,34 @@ def generate(
             got=str(length),
         )
     run = functools.partial(
-        _generate, temperature=temperature, top_k=top_k, top_p=top_p
+        continue_prompts, temperature=temperature, top_k=top_k, top_p=top_p
     )
     return jax.jit(run, static_argnums=(0, 3))(
         model, variables, prompt, length, jax.random.key(seed)
     )
 
 
-def _generate(model, variables, prompt, length, key, **sampling):
+def continue_prompts(
+    model: LanguageModel,
+    variables: Any,
+    prompt: jax.Array,
+    length: int,
+    key: jax.Array,
+    **sampling: Any,
+) -> jax.Array:
+    """What `generate` compiles: one pass over the prompts, then token by token.
+
+    Args:
+      model: The model.
+      variables: Its parameters, and its state where it has one.
+      prompt: Token ids (batch, prompt length).
+      length: Number of tokens to add.
+      key: Random key.
+      **sampling: Options of `sample_token`.
+
+    Returns:
+      The new tokens (batch, length).
+    """
     batch, start = prompt.shape
     state = model.init_state(batch, start + length)
 
@@ -127,7 +147,7 @@ def _generate(model, variables, prompt, length, key, **sampling):
             state=state,
             method="hidden",
         )
-        logits = model.apply(variables, x[:, -1:], method="logits")
+        logits: Any = model.apply(variables, x[:, -1:], method="logits")
         return logits[:, 0], state
 
     positions = jnp.broadcast_to(jnp.arange(start), prompt.shape)

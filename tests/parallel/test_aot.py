@@ -1,6 +1,7 @@
 """Programs for an absent TPU: slices, the compiler's figures, the program's text."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from reslab.core.errors import ReslabError
 from reslab.parallel.aot import topology as slices
-from reslab.parallel.aot.hlo import Cost, Shape, Traffic, program_cost
+from reslab.parallel.aot.hlo import Cost, Shape, Traffic, Wire, program_cost
 from reslab.parallel.aot.program import OutOfMemory, compile_program
 from reslab.parallel.aot.topology import CHIPS, topology
 
@@ -238,6 +239,33 @@ def test_collectives_count_the_whole_array():
     }
 
 
+@pytest.mark.parametrize(
+    "groups, axes, size",
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("tensor",), 2),
+        ("replica_groups=[4,2]<=[8]", ("tensor",), 2),
+        ("replica_groups={{0,2},{1,3},{4,6},{5,7}}", ("fsdp",), 2),
+        ("replica_groups=[4,2]<=[2,2,2]T(0,2,1)", ("fsdp",), 2),
+        ("replica_groups=[2,4]<=[8]", ("fsdp", "tensor"), 4),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",), 2),
+        ("replica_groups={}", ("data", "fsdp", "tensor"), 8),
+        ("source_target_pairs={{0,4},{4,0},{1,5},{5,1}}", ("data",), 2),
+        ("replica_groups={{0,1},{2}}", (), 0),
+        ("use_global_device_ids=true", (), 0),
+    ],
+)
+def test_collectives_run_over_axes_of_the_mesh(groups, axes, size):
+    text = entry(
+        f"%p = {ARRAY} parameter(0)",
+        f"ROOT %r = {ARRAY} all-reduce(%p), channel_id=1, {groups}, to_apply=%plus",
+    )
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    found = program_cost(text, **CHIP, mesh=mesh)
+    assert found.wires == {Wire("all-reduce", axes, size): Traffic(1, SIZE)}
+    assert (found + found).wires == (found * 2).wires
+    assert found.collectives == {"all-reduce": Traffic(1, SIZE)}
+
+
 def test_an_all_reduce_that_is_sliced_is_a_reduce_scatter():
     quarter = "f32[256,128]{1,0:T(8,128)}"
     fused = f"""%scatter (a: f32[1024,128]) -> f32[256,128] {{
@@ -311,6 +339,7 @@ def has_libtpu():
         ("v5e:2x4", "TPU v5 lite", 8),
         ("v5p:2x2x1", "TPU v5", 4),
         ("v6e:2x2", "TPU v6 lite", 4),
+        ("2xv5e:2x2", "TPU v5 lite", 8),  # Two slices.
     ],
 )
 def test_slices(has_libtpu, name, kind, count):
@@ -329,6 +358,8 @@ def test_slices(has_libtpu, name, kind, count):
         ("v5p:2x2", "v5p:2x2x2"),
         ("v5e:0x2", "v5e:2x2"),  # libtpu divides by it and dies.
         ("v5e:2xtwo", "v5e:2x2"),
+        ("0xv5e:2x2", "one of v4"),
+        ("2xv5e:2", "v5e:2x2"),
     ],
 )
 def test_no_such_slice(name, words):
@@ -465,7 +496,8 @@ def test_several_processes_compile_at_once(has_libtpu):
     ] * 2
 
 
-def test_a_program_whose_text_cannot_be_read():
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_program_whose_text_jaxlib_cannot_read(is_written):
     class Compiled:
         def as_text(self):
             raise jax.errors.JaxRuntimeError("async-update should have 1 operands")
@@ -476,11 +508,14 @@ def test_a_program_whose_text_cannot_be_read():
             generated_code_size_in_bytes = 1
 
     class Lowered:
-        def compile(self):
+        def compile(self, compiler_options):
+            if is_written:
+                folder = pathlib.Path(compiler_options["xla_dump_to"])
+                (folder / "module_0.jit_step.after_codegen.txt").write_text("text")
             return Compiled()
 
     program = compile_program(Lowered())
-    assert program.text is None
+    assert program.text == ("text" if is_written else None)
     assert program.memory.peak == 16
 
 
@@ -504,7 +539,7 @@ def test_a_program_whose_text_cannot_be_read():
 )
 def test_what_is_missing_is_read(message, needed, available):
     class Lowered:
-        def compile(self):
+        def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError(message)
 
     with pytest.raises(OutOfMemory) as caught:
@@ -514,7 +549,7 @@ def test_what_is_missing_is_read(message, needed, available):
 
 def test_other_refusals_are_told():
     class Lowered:
-        def compile(self):
+        def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. "
                 "25.34M of 16.00M\nmore"

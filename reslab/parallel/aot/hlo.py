@@ -9,7 +9,9 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from reslab.core.errors import ReslabError
 
@@ -75,6 +77,21 @@ class Traffic:
         return Traffic(self.count * times, self.bytes * times)
 
 
+class Wire(NamedTuple):
+    """A kind of collective, and the axes of the mesh that it runs over.
+
+    Attributes:
+      kind: One of `COLLECTIVES`.
+      axes: Names of the axes along which the devices of a group differ, in the
+        order of the mesh; () where that cannot be said.
+      size: How many devices are in a group; 0 where that cannot be said.
+    """
+
+    kind: str
+    axes: tuple[str, ...] = ()
+    size: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """What one device does in one run of a program.
@@ -85,10 +102,10 @@ class Cost:
         A slice of a larger array counts what is sliced.
       copies: Instructions that only move or lay out again, with their bytes in
         memory, read and written; prefetches into the chip are not among them.
-      collectives: By kind, with the bytes of the whole array: what a gather
-        results in, what a scatter starts from. A collective that XLA spreads over
-        several fusions counts once, an all-reduce of which each device keeps its
-        own part as the reduce-scatter that it is.
+      wires: Collectives by kind and axes of the mesh, with the bytes of the whole
+        array: what a gather results in, what a scatter starts from. A collective
+        that XLA spreads over several fusions counts once, an all-reduce of which
+        each device keeps its own part as the reduce-scatter that it is.
       kernels: Pallas kernels, with the bytes of their operands and results.
       by_kernel: The same for each, by name.
       seconds: Estimate, without kernels and without waiting for collectives.
@@ -97,17 +114,25 @@ class Cost:
 
     hbm_bytes: int = 0
     copies: Traffic = Traffic()
-    collectives: Mapping[str, Traffic] = dataclasses.field(default_factory=dict)
+    wires: Mapping[Wire, Traffic] = dataclasses.field(default_factory=dict)
     kernels: Traffic = Traffic()
     by_kernel: Mapping[str, Traffic] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     unknown_loops: int = 0
 
+    @property
+    def collectives(self) -> dict[str, Traffic]:
+        """The same by kind, over whichever axes."""
+        found: dict[str, Traffic] = {}
+        for wire, traffic in self.wires.items():
+            found[wire.kind] = found.get(wire.kind, Traffic()) + traffic
+        return found
+
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             self.hbm_bytes + other.hbm_bytes,
             self.copies + other.copies,
-            _together(self.collectives, other.collectives),
+            _together(self.wires, other.wires),
             self.kernels + other.kernels,
             _together(self.by_kernel, other.by_kernel),
             self.seconds + other.seconds,
@@ -118,7 +143,7 @@ class Cost:
         return Cost(
             self.hbm_bytes * times,
             self.copies * times,
-            {kind: traffic * times for kind, traffic in self.collectives.items()},
+            {wire: traffic * times for wire, traffic in self.wires.items()},
             self.kernels * times,
             {name: traffic * times for name, traffic in self.by_kernel.items()},
             self.seconds * times,
@@ -126,20 +151,26 @@ class Cost:
         )
 
 
-def _together(
-    one: Mapping[str, Traffic], other: Mapping[str, Traffic]
-) -> dict[str, Traffic]:
-    names, none = dict.fromkeys((*one, *other)), Traffic()
-    return {name: one.get(name, none) + other.get(name, none) for name in names}
+def _together(one: Mapping[Any, Traffic], other: Mapping[Any, Traffic]) -> Any:
+    keys, none = dict.fromkeys((*one, *other)), Traffic()
+    return {key: one.get(key, none) + other.get(key, none) for key in keys}
 
 
-def program_cost(text: str, *, clock: float, hbm_bandwidth: float) -> Cost:
+def program_cost(
+    text: str,
+    *,
+    clock: float,
+    hbm_bandwidth: float,
+    mesh: Mapping[str, int] | None = None,
+) -> Cost:
     """Adds up a compiled and scheduled program, loops as often as they run.
 
     Args:
       text: `compiled.as_text()`.
       clock: Cycles per second of the chip.
       hbm_bandwidth: Bytes per second of its memory.
+      mesh: Size of each axis of the mesh that it was compiled for, in order;
+        collectives are told apart by axes where it is given.
 
     Returns:
       The cost on one device.
@@ -147,7 +178,11 @@ def program_cost(text: str, *, clock: float, hbm_bandwidth: float) -> Cost:
     Raises:
       ReslabError: If the text is not that of a compiled program.
     """
-    return _Reader(_parse(text), clock, hbm_bandwidth).entry()
+    cost = _Reader(_parse(text), clock, hbm_bandwidth, mesh or {}).entry()
+    wires = sorted(
+        cost.wires.items(), key=lambda one: (COLLECTIVES.index(one[0].kind), one[0])
+    )
+    return dataclasses.replace(cost, wires=dict(wires))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,10 +368,17 @@ class Term(NamedTuple):
 class _Reader:
     """Walks a module from its entry."""
 
-    def __init__(self, module: _Module, clock: float, hbm_bandwidth: float):
+    def __init__(
+        self,
+        module: _Module,
+        clock: float,
+        hbm_bandwidth: float,
+        mesh: Mapping[str, int],
+    ):
         self._module = module
         self._clock = clock
         self._bandwidth = hbm_bandwidth
+        self._mesh = mesh
         self._costs: dict[str, Cost] = {}
         self._reads: dict[tuple[str, int], int] = {}
 
@@ -630,7 +672,7 @@ class _Reader:
         """The collectives that an instruction is, or holds when it is a fusion."""
         if one.collective:
             traffic = Traffic(1, _payload(computation, one))
-            yield Cost(collectives={one.collective: traffic})
+            yield Cost(wires={self._wire(one.collective, one): traffic})
         inner = self._fused(one)
         for part in inner.instructions.values():
             if part.opcode == "fusion":
@@ -644,11 +686,59 @@ class _Reader:
             chains.add(chain)
             is_scatter = part.opcode == "all-reduce" and _keeps_its_part(inner, part)
             kind = "reduce-scatter" if is_scatter else part.collective
-            yield Cost(collectives={kind: Traffic(1, _payload(inner, part))})
+            wire = self._wire(kind, part)
+            yield Cost(wires={wire: Traffic(1, _payload(inner, part))})
+
+    def _wire(self, kind: str, one: Instruction) -> Wire:
+        """Which devices take part, as axes of the mesh.
+
+        Devices have the numbers of their places in the mesh.
+        """
+        if not self._mesh:
+            return Wire(kind)
+        names, sizes = tuple(self._mesh), tuple(self._mesh.values())
+        groups = _groups(one.attributes, math.prod(sizes))
+        if groups is None:
+            return Wire(kind)
+        # (groups, their devices, axes): along which axes do those of a group differ?
+        places = np.stack(np.unravel_index(groups, sizes), axis=-1)
+        differ = np.any(places != places[:, :1], axis=(0, 1))
+        axes = tuple(name for name, is_one in zip(names, differ, strict=True) if is_one)
+        return Wire(kind, axes, math.prod(self._mesh[name] for name in axes))
 
 
 _ASYNC_START, _ASYNC_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 _ASYNC = (_ASYNC_START, _ASYNC_DONE)
+
+
+_LISTED = re.compile(
+    r"\b(?:replica_groups|source_target_pairs)=(\{(?:\{[\d,]*\},?)*\})"
+)
+_STRIDED = re.compile(r"\breplica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+
+def _groups(attributes: str, devices: int) -> np.ndarray | None:
+    """The devices of each group of a collective; None where they cannot be read.
+
+    >>> _groups("replica_groups={{0,1},{2,3}}", 4).tolist()
+    [[0, 1], [2, 3]]
+    >>> _groups("replica_groups=[2,2]<=[2,2]T(1,0)", 4).tolist()
+    [[0, 2], [1, 3]]
+    """
+
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in text.split(",")]
+
+    if found := _STRIDED.search(attributes):
+        order = np.arange(math.prod(numbers(found[2]))).reshape(numbers(found[2]))
+        order = order.transpose(numbers(found[3])) if found[3] else order
+        return order.reshape(numbers(found[1]))
+    if found := _LISTED.search(attributes):
+        groups = [numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1])]
+        if len({len(group) for group in groups}) == 1:
+            return np.asarray(groups)
+        return None if groups else np.arange(devices)[None]
+    return None
 
 
 def _payload(computation: Computation, one: Instruction) -> int:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -45,8 +47,7 @@ class Program:
 
     Attributes:
       memory: What it takes.
-      text: The compiled and scheduled program; None where this jaxlib cannot read
-        what this libtpu wrote.
+      text: The compiled and scheduled program; None where it cannot be had.
       compile_seconds: How long this machine took to compile it.
     """
 
@@ -82,16 +83,20 @@ def compile_program(lowered: Any) -> Program:
       OutOfMemory: If the compiler finds that it does not fit a device.
       ReslabError: If the compiler refuses it for another reason.
     """
-    begin = time.perf_counter()
-    try:
-        with without_cache():
-            compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if (exceeded := _exceeded(str(error))) is not None:
-            raise exceeded from None
-        message = str(error).splitlines()[0]
-        raise ReslabError("the TPU compiler refuses it", got=message) from error
-    seconds = time.perf_counter() - begin
+    with tempfile.TemporaryDirectory(prefix="reslab-compile-") as written:
+        # jaxlib does not understand every libtpu's program; libtpu does.
+        options = {"xla_dump_to": written, "xla_dump_hlo_as_text": True}
+        begin = time.perf_counter()
+        try:
+            with without_cache():
+                compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if (exceeded := _exceeded(str(error))) is not None:
+                raise exceeded from None
+            message = str(error).splitlines()[0]
+            raise ReslabError("the TPU compiler refuses it", got=message) from error
+        seconds = time.perf_counter() - begin
+        text = _text(compiled, pathlib.Path(written))
     stats = compiled.memory_analysis()
     memory = Memory(
         arguments=stats.argument_size_in_bytes,
@@ -100,15 +105,16 @@ def compile_program(lowered: Any) -> Program:
         temporaries=stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
-    return Program(memory, _text(compiled), seconds)
+    return Program(memory, text, seconds)
 
 
-def _text(compiled: Any) -> str | None:
-    """The program's text; jaxlib does not understand every libtpu's."""
+def _text(compiled: Any, written: pathlib.Path) -> str | None:
+    """The program's text, from jaxlib, or as the compiler wrote it."""
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError:
-        return None
+        found = sorted(written.glob("*.after_codegen.txt"))
+        return found[-1].read_text() if found else None
 
 
 @contextlib.contextmanager

@@ -23,6 +23,9 @@ class Chip:
       hbm_bandwidth: Bytes per second between memory and chip.
       clock: Cycles of the tensor core per second.
       rank: Axes of a slice.
+      link: Bytes per second to a neighbour in a slice, each way.
+      ring: An axis of a multiple of this size is closed to a ring.
+      network: Bytes per second of a chip to other slices, each way.
       layout: How libtpu divides the chip into devices.
     """
 
@@ -30,6 +33,9 @@ class Chip:
     hbm_bandwidth: float
     clock: float
     rank: int
+    link: float
+    ring: int
+    network: float
     layout: str = "default"
 
 
@@ -41,13 +47,18 @@ def _gibibytes(count: float) -> int:
 # holds up to 2% more. Bandwidth: the "system architecture" pages of Cloud TPU.
 # Clock: the peak bfloat16 FLOP/s of those pages over the FLOPs in a cycle of the
 # matrix units (128 x 128 of them two each, four units a core; v6e: 256 x 256).
+# Links: the interconnect of a chip on those pages over its links, two an axis; which
+# axes are rings, there too. Network: that of a pod on those pages over its chips, for
+# v4, of which they say nothing, that of v5p.
 CHIPS: Mapping[str, Chip] = types.MappingProxyType(
     {
         # Without "megacore" each of its two cores is a device of its own.
-        "v4": Chip(_gibibytes(30.75), 1228e9, 1.05e9, 3, layout="megacore"),
-        "v5e": Chip(_gibibytes(15.75), 819e9, 1.5e9, 2),
-        "v5p": Chip(_gibibytes(95.73), 2765e9, 1.75e9, 3),
-        "v6e": Chip(_gibibytes(31.24), 1640e9, 1.75e9, 2),
+        "v4": Chip(
+            _gibibytes(30.75), 1228e9, 1.05e9, 3, 50e9, 4, 6.25e9, layout="megacore"
+        ),
+        "v5e": Chip(_gibibytes(15.75), 819e9, 1.5e9, 2, 50e9, 16, 3.125e9),
+        "v5p": Chip(_gibibytes(95.73), 2765e9, 1.75e9, 3, 100e9, 4, 6.25e9),
+        "v6e": Chip(_gibibytes(31.24), 1640e9, 1.75e9, 2, 100e9, 16, 12.5e9),
     }
 )
 
@@ -76,7 +87,7 @@ def prepare() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of TPU chips to compile for.
+    """A slice of TPU chips to compile for, or several alike.
 
     Attributes:
       name: Such as `v5e:2x4`.
@@ -93,15 +104,19 @@ def topology(name: str) -> Topology:
     """Describes a slice; no TPU is needed, libtpu is.
 
     Args:
-      name: Generation and shape in chips: `v5e:2x4`, `v5p:2x2x1`.
+      name: Generation and shape in chips: `v5e:2x4`, `v5p:2x2x1`; `2xv5e:2x4` is two
+        slices that a network connects.
 
     Returns:
-      The slice.
+      The slice, or slices.
 
     Raises:
       ReslabError: If there is no such slice, or libtpu is not installed.
     """
-    generation, _, layout = name.partition(":")
+    several = re.match(r"([1-9]\d?)x(?=v)", name)
+    slices = int(several[1]) if several else 1
+    one = name[several.end() :] if several else name
+    generation, _, layout = one.partition(":")
     chip = CHIPS.get(generation)
     if chip is None:
         raise ReslabError(f"topology {name!r}", hint=nearest(generation, CHIPS))
@@ -116,10 +131,11 @@ def topology(name: str) -> Topology:
     hosts = [min(2, size) for size in sizes[:2]] + [1]
     try:
         described = topologies.get_topology_desc(
-            name,
+            one,
             "tpu",
             chips_per_host_bounds=tuple(hosts),
             chip_config_name=chip.layout,
+            num_slices=slices,
         )
         devices = tuple(described.devices)
     except jax.errors.JaxRuntimeError as error:
@@ -127,10 +143,10 @@ def topology(name: str) -> Topology:
         raise ReslabError(
             f"topology {name!r}", got=message, hint=f"even sizes, such as {form}"
         ) from None
-    if len(devices) != math.prod(sizes):
+    if len(devices) != slices * math.prod(sizes):
         raise ReslabError(
             f"topology {name!r}",
-            expected=f"{math.prod(sizes)} devices",
+            expected=f"{slices * math.prod(sizes)} devices",
             got=str(len(devices)),
         )
     return Topology(name, chip, devices)

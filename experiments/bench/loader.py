@@ -1,0 +1,140 @@
+"""The input pipeline alone, and what the host adds to a step.
+
+    python experiments/bench/loader.py
+    python experiments/bench/loader.py --source "tokens(path='corpus')"
+
+Loader: shuffled batches of windows as a run of configs/small_124m.py takes them (512 x
+1,024 tokens), made, stacked and put on the device, one after the other, with nothing
+else going on. It must never be the bottleneck, even for devices four times as fast, so
+beside it stands what the eight v5e chips of a host would consume if they did nothing
+but matrix products at their peak: no step is faster, and nothing ran on a TPU.
+
+Host: what a step of the whole training loop costs this process (batches, dispatch,
+judging, metrics every ten steps) where the model is so small that nothing else is left
+of it, over that fastest step. It is a bound from above: the loop prepares a step while
+the devices compute the one before.
+
+Both are in seconds of this process's CPU time, since the machine may be shared; those
+of a clock stand beside them. Appends a row to loader.csv.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+
+from reslab.core import config as configs
+from reslab.observe.environment import environment
+from reslab.observe.meter import PEAK_FLOPS
+from reslab.parallel.mesh import make_mesh, place_on
+from reslab.train import loop
+from reslab.train.state import make_setup
+from reslab.train.tasks import make_task
+
+TABLE = pathlib.Path(__file__).with_suffix(".csv")
+PRESET, KIND, DEVICES, FASTER = "small_124m", "TPU v5 lite", 8, 4
+
+# As many leaves and metrics as the preset has, and nothing to compute.
+SMALL = {
+    "model.features": 8,
+    "model.depth": 2,
+    "model.mixer": "attention(heads=1)",
+    "model.layers": "scan",
+    "model.remat": "none",
+    "model.vocabulary_multiple": 8,
+    "precision.compute": "float32",
+    "data.source": "synthetic(documents=60)",
+    "data.length": 8,
+    "data.batch": 1,
+    "eval.batch": 1,
+    "eval.batches": 1,
+    "mesh.data": 1,
+    "mesh.fsdp": 1,
+    "probes.every": 0,
+    "optim.schedule": "constant",
+}
+
+
+def loader_seconds(config, batches: int) -> tuple[float, float]:
+    """Seconds of a batch, by CPU and by clock: medians."""
+    task = make_task(config)
+    place = place_on(make_mesh({}, jax.devices()[:1]))
+    source, taken = task.train_batches(), []
+    jax.block_until_ready(place(next(source)))
+    for _ in range(batches):
+        begin = time.process_time(), time.perf_counter()
+        jax.block_until_ready(place(next(source)))
+        end = time.process_time(), time.perf_counter()
+        taken.append([b - a for a, b in zip(begin, end, strict=True)])
+    cpu, clock = map(statistics.median, zip(*taken, strict=True))
+    return cpu, clock
+
+
+def host_seconds(config, steps: int) -> tuple[float, float]:
+    """The same of a step of the loop with next to nothing to compute."""
+    few = configs.from_json(configs.canonical_json(config), PRESET)
+    never = {"train.checkpoint_every": 10 * steps, "train.eval_every": 10 * steps}
+    fields = SMALL | never | {"train.steps": steps}
+    configs.update(few, fields.items())
+    marks = {}
+
+    def mark(step: int) -> None:
+        marks[step] = time.process_time(), time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        loop.train(few, pathlib.Path(folder) / "run", after_step=mark)
+    # The first steps compile, the last one saves and evaluates.
+    first, last = steps // 10, steps - 1
+    cpu, clock = (
+        (b - a) / (last - first) for a, b in zip(marks[first], marks[last], strict=True)
+    )
+    return cpu, clock
+
+
+def main() -> None:
+    """Measures, prints and records one row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", default="stdlib")
+    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=1000)
+    options = parser.parse_args()
+    config = configs.load(PRESET)
+    configs.update(config, [("data.source", options.source)])
+    setup = make_setup(config, make_mesh({}, jax.devices()[:1]))
+    per_token = setup.task.flops_per_unit(setup.model, setup.shapes.params)
+    tokens = config.data.batch * config.data.length
+    fastest = tokens * per_token / (DEVICES * PEAK_FLOPS[KIND])
+    loader, loader_clock = loader_seconds(config, options.batches)
+    host, host_clock = host_seconds(config, options.steps)
+    about = environment()
+    row = {
+        "source": options.source,
+        "tokens_per_batch": tokens,
+        "loader_tokens_per_cpu_second": round(tokens / loader),
+        "loader_tokens_per_second": round(tokens / loader_clock),
+        "devices": f"{DEVICES} x {KIND}",
+        "fastest_step_seconds": f"{fastest:.4f}",
+        "tokens_per_second_at_the_peak": round(tokens / fastest),
+        f"loader_to_{FASTER}_times_the_peak": f"{fastest / (FASTER * loader):.2f}",
+        "host_cpu_seconds_per_step": f"{host:.5f}",
+        "host_seconds_per_step": f"{host_clock:.5f}",
+        "host_share_of_fastest_step": f"{host / fastest:.5f}",
+        "jax": about["versions"]["jax"],
+        "commit": about["commit"],
+    }
+    is_new = not TABLE.exists()
+    with TABLE.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(json.dumps(row, indent=1))
+
+
+if __name__ == "__main__":
+    main()

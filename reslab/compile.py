@@ -297,7 +297,7 @@ def bandwidth(mesh: Mesh, chip: Chip, axes: Sequence[str]) -> float:
       chip: What they are.
       axes: Axes of the mesh.
     """
-    at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
+    at = tuple(slice(None) if axis in axes else slice(0, 1) for axis in mesh.axis_names)
     group, everyone = mesh.devices[at].flat, mesh.devices.flat
     if len({getattr(device, "slice_index", 0) for device in group}) > 1:
         return chip.network

@@ -134,6 +134,7 @@ def test_links():
     assert bandwidth(mesh, chip, ("fsdp",)) == 4 * chip.link
     mesh = make_mesh({"fsdp": 16, "tensor": 16}, whole.devices)
     assert bandwidth(mesh, chip, ("tensor",)) == 2 * chip.link
+    assert bandwidth(mesh, chip, ()) == chip.link  # Where it cannot be said.
     mesh = make_mesh({"fsdp": 32}, topology("v5e:4x8").devices)
     assert bandwidth(mesh, chip, ("fsdp",)) == 2 * chip.link
     mesh = make_mesh(

@@ -249,6 +249,10 @@ def test_collectives_count_the_whole_array():
         ("replica_groups=[2,4]<=[8]", ("fsdp", "tensor"), 4),
         ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",), 2),
         ("replica_groups={}", ("data", "fsdp", "tensor"), 8),
+        ("replica_groups=mesh['a'=4,'b'=2] {'b'}", ("tensor",), 2),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a'}", ("data", "fsdp"), 4),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b','a'}", ("data", "fsdp", "tensor"), 8),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", (), 0),  # A part of an axis.
         ("source_target_pairs={{0,4},{4,0},{1,5},{5,1}}", ("data",), 2),
         ("replica_groups={{0,1},{2}}", (), 0),
         ("use_global_device_ids=true", (), 0),

@@ -716,6 +716,8 @@ _LISTED = re.compile(
 )
 _STRIDED = re.compile(r"\breplica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
+_NAMED = re.compile(r"\breplica_groups=mesh\[((?:'\w+'=\d+,?)+)\] ?\{((?:'\w+',?)+)\}")
+
 
 def _groups(attributes: str, devices: int) -> np.ndarray | None:
     """The devices of each group of a collective; None where they cannot be read.
@@ -723,6 +725,8 @@ def _groups(attributes: str, devices: int) -> np.ndarray | None:
     >>> _groups("replica_groups={{0,1},{2,3}}", 4).tolist()
     [[0, 1], [2, 3]]
     >>> _groups("replica_groups=[2,2]<=[2,2]T(1,0)", 4).tolist()
+    [[0, 2], [1, 3]]
+    >>> _groups("replica_groups=mesh['a'=2,'b'=2] {'a'}", 4).tolist()
     [[0, 2], [1, 3]]
     """
 
@@ -733,6 +737,14 @@ def _groups(attributes: str, devices: int) -> np.ndarray | None:
         order = np.arange(math.prod(numbers(found[2]))).reshape(numbers(found[2]))
         order = order.transpose(numbers(found[3])) if found[3] else order
         return order.reshape(numbers(found[1]))
+    if found := _NAMED.search(attributes):
+        sizes = {n: int(size) for n, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        names, inside = list(sizes), re.findall(r"'(\w+)'", found[2])
+        places = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
+        last = [names.index(name) for name in inside]
+        first = [axis for axis in range(len(names)) if axis not in last]
+        grouped = places.transpose(first + last)
+        return grouped.reshape(-1, math.prod(sizes[name] for name in inside))
     if found := _LISTED.search(attributes):
         groups = [numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1])]
         if len({len(group) for group in groups}) == 1:

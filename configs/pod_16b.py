@@ -1,4 +1,4 @@
-"""A decoder of 15.9 billion parameters, for 256 v5e chips.
+"""A decoder of 15.8 billion parameters, for 256 v5e chips.
 
 Command:   reslab train --config configs/pod_16b.py \
              --set data.source="tokens(path='/mnt/reslab/corpus')" \

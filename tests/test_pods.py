@@ -18,9 +18,9 @@ pytestmark = pytest.mark.tpu_compile
 PODS = {
     "pod_1b": ("v5e:4x8", 1.3e9),
     "pod_1b_attention_residuals": ("v5e:4x8", 1.3e9),
-    "pod_1b_gated_delta": ("v5e:4x8", 1.4e9),
+    "pod_1b_gated_delta": ("v5e:4x8", 1.5e9),
     "pod_8b": ("v5p:8x8x4", 8.0e9),
-    "pod_16b": ("v5e:16x16", 15.9e9),
+    "pod_16b": ("v5e:16x16", 15.8e9),
 }
 # The same programs, small enough to be compiled in seconds.
 REDUCED = {
@@ -52,11 +52,12 @@ def test_nothing_is_on_every_device_that_could_be_divided(name):
     check_batch(config, mesh)
     setup = make_setup(config, mesh)
     assert count_parameters(setup.shapes.params) == pytest.approx(parameters, rel=0.05)
-    # Parameters and both moments of AdamW, in float32, each in one place.
+    # Parameters and both moments of AdamW, in float32, each in one place; but for the
+    # taps of convolutions, 1% of a device's share in pod_1b_gated_delta.
     whole = sum(
         leaf.size * leaf.dtype.itemsize for leaf in named_leaves(setup.shapes).values()
     )
-    assert device_bytes(setup.shapes) <= 1.005 * whole / len(target.devices)
+    assert device_bytes(setup.shapes) <= 1.02 * whole / len(target.devices)
     for path, leaf in named_leaves(setup.shapes.params).items():
         parts = leaf.size // math.prod(leaf.sharding.shard_shape(leaf.shape))
         is_matrix = path.endswith(("kernel", "embedding", "head"))

@@ -22,8 +22,10 @@ PODS = {
     "pod_8b": ("v5p:8x8x4", 8.0e9),
     "pod_16b": ("v5e:16x16", 15.8e9),
 }
-# The same programs, small enough to be compiled in seconds.
+# The same programs, small enough to be compiled in seconds: libtpu takes minutes for
+# the sines of rotary positions.
 REDUCED = {
+    "model.position": "none",
     "model.features": 512,
     "model.depth": 2,
     "model.vocabulary_multiple": 1024,
@@ -64,21 +66,12 @@ def test_nothing_is_on_every_device_that_could_be_divided(name):
         assert parts == len(target.devices) or not is_matrix, path
 
 
-@pytest.fixture(scope="module")
-def reduced():
-    """Compiles a preset, smaller, on a small slice; once each."""
-    found = {}
-
-    def compiled(name, slice_name, **changes):
-        key = (name, slice_name)
-        if key not in found:
-            fields = {key.replace("__", "."): value for key, value in changes.items()}
-            config = configs.load(name)
-            configs.update(config, (REDUCED | fields).items())
-            (found[key],) = compile_configs({name: config}, slice_name)
-        return found[key]
-
-    return compiled
+def reduced(name, slice_name, **changes):
+    """Compiles a preset, smaller, on a small slice."""
+    fields = {key.replace("__", "."): value for key, value in changes.items()}
+    config = configs.update(configs.load(name), (REDUCED | fields).items())
+    (report,) = compile_configs({name: config}, slice_name)
+    return report
 
 
 def by_axes(report, *kinds):
@@ -89,7 +82,7 @@ def by_axes(report, *kinds):
     }
 
 
-def test_fsdp_and_tensor_on_v5p(reduced):
+def test_fsdp_and_tensor_on_v5p():
     """Its text is read, too: as the compiler wrote it, where jaxlib cannot."""
     report = reduced(
         "pod_8b",
@@ -108,24 +101,7 @@ def test_fsdp_and_tensor_on_v5p(reduced):
     assert found["tensor",] >= 2 * 4 * rows
     exposed, hidden = report.estimated_mfu
     assert 0 < exposed <= hidden < 1
-    assert f"over {'fsdp'}" in costs.table([report], "v5p:2x2x2")
-
-
-def test_slices_exchange_gradients_alone(reduced):
-    report = reduced(
-        "pod_1b",
-        "2xv5e:2x2",
-        model__mixer="attention(heads=4)",
-        mesh__data=2,
-        mesh__dcn_data=2,
-    )
-    assert report.mesh == {"data": 2, "fsdp": 4, "tensor": 1}
-    between = by_axes(report, "all-reduce", "reduce-scatter", "all-gather")["data",]
-    inside = by_axes(report, "all-gather")["fsdp",]
-    # What a device holds of the gradients, in bfloat16 or float32.
-    share = report.parameters / 4
-    assert 1.8 * share < between < 4.4 * share
-    assert inside > 2 * between
+    assert "over fsdp" in costs.table([report], "v5p:2x2x2")
 
 
 def test_links():

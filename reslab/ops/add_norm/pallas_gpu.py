@@ -122,7 +122,9 @@ def _backward(norm, epsilon, interpret, kept, cotangents):
                 at, exists = _place(index * programs + program, size, tokens)
                 refs = total_ref, by_total_ref, by_output_ref
                 h, by_h, by_y = (_load(ref, at, exists) for ref in refs)
-                _, pull = jax.vjp(lambda *a: normalized(norm, *a, epsilon), h, given)
+                _, pull = jax.vjp(
+                    lambda h, r: normalized(norm, h, r, epsilon), h, given
+                )
                 more, by_rows = pull(by_y)
                 by_sum = (by_h + more).astype(total.dtype)
                 triton.store(by_sum_ref.at[at, :], by_sum, mask=exists)

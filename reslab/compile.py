@@ -298,7 +298,7 @@ def bandwidth(mesh: Mesh, chip: Chip, axes: Sequence[str]) -> float:
       axes: Axes of the mesh.
     """
     at = tuple(slice(None) if axis in axes else slice(0, 1) for axis in mesh.axis_names)
-    group, everyone = mesh.devices[at].flat, mesh.devices.flat
+    group, everyone = list(mesh.devices[at].flat), list(mesh.devices.flat)
     if len({getattr(device, "slice_index", 0) for device in group}) > 1:
         return chip.network
     sizes = [len(set(along)) for along in zip(*_places(group), strict=True)]

@@ -362,7 +362,7 @@ def test_slices(has_libtpu, name, kind, count):
         ("v5p:2x2", "v5p:2x2x2"),
         ("v5e:0x2", "v5e:2x2"),  # libtpu divides by it and dies.
         ("v5e:2xtwo", "v5e:2x2"),
-        ("0xv5e:2x2", "one of v4"),
+        ("0xv5e:2x2", "known: v4"),
         ("2xv5e:2", "v5e:2x2"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reslab.core.errors import ReslabError
@@ -82,11 +83,35 @@ def make_mesh(
         return Mesh(ordered.reshape(sizes), axes, axis_types=kinds)
     inside = (sizes[0] // len(slices), *sizes[1:])
     # Each slice by itself, as its chips are wired; then one behind the other.
-    grids = [
-        jax.make_mesh(inside, axes, axis_types=kinds, devices=one).devices
-        for one in slices
-    ]
+    grids = [_wired(dict(zip(axes, inside, strict=True)), one) for one in slices]
     return Mesh(np.concatenate(grids), axes, axis_types=kinds)
+
+
+def _wired(shape: Mapping[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of a slice, each axis along links of their own.
+
+    Where the sizes are not those of the wiring, links of one direction are divided
+    among axes.
+    """
+    sizes = tuple(shape.values())
+    kinds = (AxisType.Auto,) * len(sizes)
+    try:
+        return jax.make_mesh(
+            sizes, tuple(shape), axis_types=kinds, devices=devices
+        ).devices
+    except NotImplementedError:
+        pass
+    try:
+        return mesh_utils.create_device_mesh(
+            sizes, devices, allow_split_physical_axes=True
+        )
+    except NotImplementedError:
+        raise ReslabError(
+            "mesh",
+            expected="axes along which the chips of the slice are wired",
+            got=" x ".join(f"{axis}={size}" for axis, size in shape.items()),
+            hint="sizes that multiply to the sides of the slice",
+        ) from None
 
 
 def _slices(

@@ -5,6 +5,7 @@ import pytest
 
 from reslab.core.errors import ReslabError
 from reslab.core.types import LOGICAL_AXES
+from reslab.parallel.aot.topology import topology
 from reslab.parallel.mesh import (
     RULES,
     batch_parts,
@@ -82,6 +83,17 @@ def test_slices_of_a_pod():
     # A replica lies in a slice; what passes between slices are replicas' gradients.
     for replica, row in enumerate(mesh.devices):
         assert {device.slice_index for device in row.flat} == {replica}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("v6e:4x4", {"data": 2, "fsdp": 8}), ("v5p:4x4x4", {"data": 2, "fsdp": 32})],
+)
+def test_axes_may_divide_the_links_of_one_direction(name, shape):
+    pytest.importorskip("libtpu")
+    mesh = make_mesh(shape, topology(name).devices)
+    assert {axis: mesh.shape[axis] for axis in shape} == shape
+    assert len(set(mesh.devices.flat)) == mesh.devices.size
 
 
 def test_collectives_of_eight_fake_devices_do_not_deadlock():

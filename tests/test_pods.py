@@ -82,6 +82,7 @@ def by_axes(report, *kinds):
     }
 
 
+@pytest.mark.exhaustive  # A minute of compiling.
 def test_fsdp_and_tensor_on_v5p():
     """Its text is read, too: as the compiler wrote it, where jaxlib cannot."""
     report = reduced(

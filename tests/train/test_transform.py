@@ -170,6 +170,6 @@ def test_leaves_nothing_when_writing_fails(source, tmp_path, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(transform.Checkpoints, "save", fail)
-    with pytest.raises(OSError, match="the disk is full"):
+    with pytest.raises(ReslabError, match="the disk is full"):
         transform_run("pre_ln_to_pre_rms", source, tmp_path / "out")
     assert not list(tmp_path.iterdir())

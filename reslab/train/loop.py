@@ -155,6 +155,8 @@ def train(
             )
         )
 
+        on_writer(run.mark_checkpoints)
+
         def newest() -> Restored:
             kept = checkpoints.restore_newest(setup.shapes, is_strict=is_strict)
             return kept or Restored(0, setup.init(found), 0)

@@ -134,7 +134,7 @@ class Run:
                 hint="--run DIR",
             )
         is_under_way = (self.directory / "metrics.jsonl").is_file()
-        if is_under_way and not self.checkpoints.is_dir() and self.result() is None:
+        if is_under_way and not self._has_checkpoints() and self.result() is None:
             raise ReslabError(
                 f"{self.checkpoints} is gone",
                 expected="the checkpoints of the run that is under way",
@@ -148,6 +148,16 @@ class Run:
                 hint="--run with another directory",
             )
         self.check_corpus(about["corpus"]["sha256"])
+
+    def _has_checkpoints(self) -> bool:
+        # A save that fails may make the directory again, without what was in it.
+        return (self.checkpoints / "begun").is_file() or any(
+            self.checkpoints.glob("[0-9]*/integrity")
+        )
+
+    def mark_checkpoints(self) -> None:
+        """Marks the directory of the checkpoints, so that its loss is noticed."""
+        write_whole(self.checkpoints / "begun", "")
 
     def check_corpus(self, sha256: str) -> None:
         """Checks that a corpus is the one the run was begun on.

@@ -62,7 +62,8 @@ def test_halt_names_the_step_and_the_leaf(tmp_path, small_config, poisoned):
     with pytest.raises(loop.Diverged, match=r"step 6: loss is not .*gradient of \w+"):
         loop.train(config, tmp_path / "run")
     assert max(rows(tmp_path / "run")) == 5
-    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"4"}
+    kept = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"begun", "4"}
 
 
 def test_skip_goes_on_without_the_step(tmp_path, small_config, poisoned):

@@ -7,6 +7,7 @@ of the one line that it is answered with. Whatever it wrote would be found.
 import importlib.util
 import json
 import os
+import pathlib
 import shutil
 
 import pytest
@@ -15,25 +16,12 @@ from reslab.cli import main
 from reslab.core import config as configs
 from reslab.train.run import Run
 
-SMALL = (
-    "model.features=32",
-    "model.depth=2",
-    "model.mixer=attention(heads=2)",
-    "precision.compute=float32",
-    "data.source=synthetic(documents=60)",
-    "data.length=16",
-    "data.batch=8",
-    "optim.schedule=cosine(warmup=2)",
-    "train.steps=4",
-    "train.checkpoint_every=2",
-    "eval.batch=8",
-    "probes.every=0",
-)
+SMALL = str(pathlib.Path(__file__).with_name("small.py"))
 
 
 def train(*sets, options=("--run", "run")):
-    flags = [part for text in (*SMALL, *sets) for part in ("--set", text)]
-    return ["train", "--config", "tiny", *options, *flags]
+    flags = [part for text in sets for part in ("--set", text)]
+    return ["train", "--config", SMALL, *options, *flags]
 
 
 # Fields of a config, as `--set`: the fields, and words of the answer.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -12,32 +13,18 @@ from reslab.cli import main
 from reslab.core import config as configs
 from reslab.train import loop
 
-SMALL = (
-    "model.features=32",
-    "model.depth=2",
-    "model.mixer=attention(heads=2)",
-    "precision.compute=float32",
-    "data.source=synthetic(documents=60)",
-    "data.length=16",
-    "data.batch=8",
-    "optim.schedule=cosine(warmup=2)",
-    "train.steps=4",
-    "train.checkpoint_every=2",
-    "eval.batch=8",
-    "probes.every=0",
-)
+SMALL = ("--config", str(pathlib.Path(__file__).with_name("small.py")))
 
 
 def command(verb, *options, sets=()):
-    flags = [part for text in (*SMALL, *sets) for part in ("--set", text)]
-    return [verb, *options, *flags]
+    return [verb, *options, *(part for text in sets for part in ("--set", text))]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(command("train", "--config", "tiny", "--run", str(directory))) == 0
+    assert main(command("train", *SMALL, "--run", str(directory))) == 0
     return directory
 
 
@@ -57,14 +44,14 @@ def test_a_config_file_may_tile_specs(tmp_path):
 def test_a_model_of_few_positions_is_sampled_within_them(tmp_path, capsys):
     sets = ["model.position=learned"]
     run = str(tmp_path / "run")
-    arguments = command("train", "--config", "tiny", "--run", run, sets=sets)
+    arguments = command("train", *SMALL, "--run", run, sets=sets)
     assert main(arguments) == 0
     assert "reslab list" in capsys.readouterr().out
     assert main(["generate", run, "--prompt", "ab"]) == 0
 
 
 def test_training_again_only_tells_the_result(run, capsys):
-    arguments = command("train", "--config", "tiny", "--run", str(run))
+    arguments = command("train", *SMALL, "--run", str(run))
     before = (run / "metrics.jsonl").read_text()
     assert main(arguments) == 0
     assert "held-out bits per byte" in capsys.readouterr().out
@@ -72,7 +59,7 @@ def test_training_again_only_tells_the_result(run, capsys):
 
 
 def test_summary(run, capsys):
-    main(command("train", "--config", "tiny", "--run", str(run)))
+    main(command("train", *SMALL, "--run", str(run)))
     out = capsys.readouterr().out
     for words in ("this model", "trigram", "bigram", "unigram", "sample", "tokens/s"):
         assert words in out
@@ -92,7 +79,7 @@ def test_from_run_repeats_the_run(run, tmp_path, capsys):
 def test_a_continued_run_tells_both_losses(run, tmp_path, capsys):
     directory = tmp_path / "next"
     where = ("--continue-from", str(run), "--run", str(directory))
-    assert main(command("train", "--config", "tiny", *where)) == 0
+    assert main(command("train", *SMALL, *where)) == 0
     out = capsys.readouterr().out
     for name, folder in (("this model", directory), ("continued from", run)):
         told = float(re.search(rf"{name} +([\d.]+)", out).group(1))
@@ -156,7 +143,7 @@ def test_a_variant_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sets = ["model.norm=own_lab.half(factor=0.25)", "train.steps=3"]
     sets += ["optim.groups=()"]
-    assert main(command("train", "--config", "tiny", "--run", "run", sets=sets)) == 0
+    assert main(command("train", *SMALL, "--run", "run", sets=sets)) == 0
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "generate", "list", "show"])
@@ -187,7 +174,7 @@ def test_stopped_runs_have_their_own_exit_code(tmp_path, monkeypatch, capsys):
         raise loop.Stopped(3)
 
     monkeypatch.setattr(loop, "train", stop)
-    arguments = command("train", "--config", "tiny", "--run", str(tmp_path / "r"))
+    arguments = command("train", *SMALL, "--run", str(tmp_path / "r"))
     assert main(arguments) == 42
     assert "saved at step 3" in capsys.readouterr().err
 
@@ -196,7 +183,7 @@ def test_stopped_runs_have_their_own_exit_code(tmp_path, monkeypatch, capsys):
 def test_a_converted_run_is_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sets = ("model.norm=layer",)
-    assert main(command("train", "--config", "tiny", "--run", "one", sets=sets)) == 0
+    assert main(command("train", *SMALL, "--run", "one", sets=sets)) == 0
     assert main(["transform", "pre_ln_to_pre_rms", "one", "--out", "two"]) == 0
     out, _ = capsys.readouterr()
     assert "model.norm = 'rms" in out

@@ -9,7 +9,6 @@ deleted afterwards. Appends a row to large_corpus.csv.
 """
 
 import argparse
-import csv
 import json
 import os
 import pathlib
@@ -18,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from _table import append
 
 from reslab.core.exits import STOPPED
 from reslab.observe.environment import environment
@@ -108,12 +109,7 @@ def main() -> None:
         "jax": about["versions"]["jax"],
         "commit": about["commit"],
     }
-    is_new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(TABLE, [row])
     print(json.dumps(row, indent=1))
 
 

@@ -19,7 +19,6 @@ of a clock stand beside them. Appends a row to loader.csv.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 import statistics
@@ -27,6 +26,7 @@ import tempfile
 import time
 
 import jax
+from _table import append
 
 from reslab.core import config as configs
 from reslab.observe.environment import environment
@@ -127,12 +127,7 @@ def main() -> None:
         "jax": about["versions"]["jax"],
         "commit": about["commit"],
     }
-    is_new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(TABLE, [row])
     print(json.dumps(row, indent=1))
 
 

@@ -12,7 +12,6 @@ Appends rows to experiments/bench/norms.csv.
 """
 
 import argparse
-import csv
 import pathlib
 import statistics
 import time
@@ -20,6 +19,7 @@ import time
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from _table import append
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
@@ -136,12 +136,7 @@ def main():
             row = {"norm": name, "target": f"{one} compiled", "dtype": "bfloat16"}
             row |= {"seconds": "", "over_flax_rms": "", "bytes": f"{total:.0f}"}
             rows.append(row | {"over_least": f"{total / least:.3f}"} | common)
-    is_new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(TABLE, rows)
     for row in rows:
         print(
             f"{row['norm']:24} {row['target']:18} {row['seconds'] or row['bytes']:>12} "

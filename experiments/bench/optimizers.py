@@ -15,12 +15,12 @@ experiments/bench/optimizers.csv.
 """
 
 import argparse
-import csv
 import pathlib
 import statistics
 import time
 
 import jax
+from _table import append
 
 from reslab.compile import compile_configs
 from reslab.core import config as configs
@@ -137,6 +137,13 @@ def compiled(options, topology):
         }
 
 
+def told(common, found):
+    """Prints rows as they come, and completes them."""
+    for row in found:
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        yield common | row
+
+
 def main():
     """Measures or compiles, prints and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -160,15 +167,7 @@ def main():
     else:
         configure_cpu(1)
         found = measured(options)
-    is_new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if is_new:
-            writer.writeheader()
-        for row in found:
-            writer.writerow(common | row)
-            file.flush()
-            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    append(TABLE, told(common, found), FIELDS)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ whole next batch. Appends a row to experiments/bench/probes.csv.
 """
 
 import argparse
-import csv
 import pathlib
 import statistics
 import time
 
 import jax
+from _table import append
 
 from reslab.core import config as configs
 from reslab.observe.environment import environment
@@ -75,12 +75,7 @@ def main():
         "jax": about["versions"]["jax"],
         "commit": about["commit"],
     }
-    is_new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(TABLE, [row])
     for key, value in row.items():
         print(f"{key:22} {value}")
 

@@ -61,6 +61,20 @@ def _eigenvectors(side: jax.Array) -> jax.Array:
     return jnp.flip(jnp.linalg.eigh(side)[1], -1)
 
 
+def _orthonormal(side: jax.Array) -> jax.Array:
+    """The Q factors of matrices (stack, n, n)."""
+
+    def one_by_one(side):
+        # On a CPU several decompositions of stacks in one program may wait for each
+        # other's threads for ever (jaxlib 0.10.2, two cores).
+        return jax.lax.map(lambda matrix: jnp.linalg.qr(matrix)[0], side)
+
+    def together(side):
+        return jnp.linalg.qr(side)[0]
+
+    return jax.lax.platform_dependent(side, cpu=one_by_one, default=together)
+
+
 def _refreshed(
     side: jax.Array, basis: jax.Array, squares: jax.Array, axis: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -70,7 +84,7 @@ def _refreshed(
     basis = jnp.take_along_axis(basis, order[:, None, :], axis=2)
     at = order[:, :, None] if axis == 1 else order[:, None, :]
     squares = jnp.take_along_axis(squares, at, axis=axis)
-    return jnp.linalg.qr(side @ basis)[0], squares
+    return _orthonormal(side @ basis), squares
 
 
 def scale_by_soap(

@@ -19,6 +19,13 @@ import pytest
 
 from reslab.parallel.aot.program import without_cache
 
+# The newer emitters of fused loops take more than twice as long to compile. Flags are
+# read once, here: libtpu reads them later, and ends at one that it does not know.
+FLAGS = os.environ["XLA_FLAGS"]
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_cpu_use_fusion_emitters=false"
+jax.devices()
+os.environ["XLA_FLAGS"] = FLAGS
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

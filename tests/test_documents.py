@@ -21,6 +21,7 @@ TEXT = README.read_text()
 SHORT = "--set train.steps=2 --set data.batch=8 --set eval.batch=8 --set data.length=16"
 SHORT += " --set data.source='synthetic(documents=60)'"
 SHORT += " --set optim.schedule=constant --set probes.every=0"
+NARROW = "--set model.depth=2 --set model.features=64"
 
 
 def blocks(language, text=TEXT):
@@ -51,6 +52,8 @@ def shortened(verb, *arguments):
     """A command that does the same with less."""
     if verb in ("train", "sweep"):
         arguments = *arguments, *shlex.split(SHORT)
+    if verb == "train":
+        arguments = *arguments, *shlex.split(NARROW)
     if "configs/small_124m.py" in arguments:
         small = "--set data.batch=8 --set model.depth=1 --set model.features=96"
         arguments = *arguments, *shlex.split(small)

@@ -2,10 +2,12 @@
 
 An optimizer that treats a kernel as a matrix, or each layer by itself, must know
 which axes are which. Their logical names say it: `layers` and `experts` hold
-separate parameters side by side, `heads` and `head_dim` are one axis in two pieces.
+separate parameters side by side, `heads` and `head_dim` are one axis in two pieces, and
+so are the window of a convolution and the `channels` that it reads.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +20,10 @@ from reslab.core.trees import is_box, path_name, unbox
 
 # Axes along which separate parameters lie, and those between which a kernel maps.
 STACKED = frozenset({"layers", "experts"})
-FEATURES = frozenset({"embed", "mlp", "heads", "head_dim", "vocab"})
+WINDOW = ("window_rows", "window_columns", "channels")
+FEATURES = frozenset({"embed", "mlp", "heads", "head_dim", "vocab", *WINDOW})
+# Names whose axis is one with the next axis, where that has the second name.
+JOINED = {("heads", "head_dim"), *itertools.pairwise(WINDOW)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +94,8 @@ def read(names: Sequence[str | None], layers: Sequence[int] = ()) -> Layout:
 
     >>> read(("layers", "heads", "head_dim", "embed")).inputs
     (1, 2)
+    >>> read(("window_rows", "window_columns", "channels", "embed")).inputs
+    (0, 1, 2)
     >>> read(("embed", "vocab")).kind, read(("layers", "embed")).kind
     ('head', 'vector')
     """
@@ -98,7 +105,7 @@ def read(names: Sequence[str | None], layers: Sequence[int] = ()) -> Layout:
     for axis, name in enumerate(names):
         if axis in stack:
             continue
-        if name == "head_dim" and groups and names[groups[-1][-1]] == "heads":
+        if groups and (names[groups[-1][-1]], name) in JOINED:
             groups[-1].append(axis)
         else:
             groups.append([axis])

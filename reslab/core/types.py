@@ -51,6 +51,9 @@ LOGICAL_AXES = (
     "vocab",
     "layers",
     "streams",
+    "window_rows",
+    "window_columns",
+    "channels",
 )
 
 # The axes of a device mesh, and those over which a batch and heads are spread. A mesh

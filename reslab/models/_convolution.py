@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.layout import WINDOW
 from reslab.core.parameters import parameter
 
 
@@ -40,7 +41,8 @@ class Convolution(nn.Module):
             "kernel",
             nn.initializers.he_normal(),
             shape,
-            (None, None, None, "embed"),
+            # Of a depthwise convolution, whose channels do not mix, no matrix.
+            (None, None, None, "embed") if self.is_depthwise else (*WINDOW, "embed"),
             self.param_dtype,
         )
         pad = self.size // 2

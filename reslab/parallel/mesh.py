@@ -34,6 +34,9 @@ RULES: Mapping[str, Any] = {
     "vocab": "tensor",
     "layers": None,
     "streams": None,
+    "window_rows": None,
+    "window_columns": None,
+    "channels": None,
 }
 assert set(RULES) == set(LOGICAL_AXES)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reslab.core.errors import ReslabError
+from reslab.core.layout import layouts
 from reslab.core.model_state import BATCH_STATS
 from reslab.core.trees import named_leaves, unbox
 from reslab.models._classifier import as_floats
@@ -34,6 +35,18 @@ def test_takes_any_norm_or_norm_and_activation(norm, images):
     assert logits.dtype == jnp.float32
     has_state = norm in ("batch", "evonorm_b0")
     assert (BATCH_STATS in variables) == has_state
+
+
+def test_optimizers_take_convolutions_for_matrices(images):
+    model = make(block="reversible", depth=2)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    kinds = {
+        name: layout.kind
+        for name, layout in named_leaves(layouts(boxed)).items()
+        if name.endswith("kernel") and not name.startswith("head")
+    }
+    assert {kinds[name] for name in kinds if "depthwise" in name} == {"vector"}
+    assert {kinds[name] for name in kinds if "depthwise" not in name} == {"matrix"}
 
 
 def test_integers_become_minus_one_to_one(images):

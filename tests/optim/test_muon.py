@@ -26,6 +26,12 @@ def test_is_the_authors(replay, turned, tag, dtype, atol):
     replay("muon_keller", tag, muon, leaves=KERNELS, steps=5, atol=atol)
 
 
+def test_a_convolution_is_the_authors_matrix(replay):
+    layouts = {"conv": Layout("matrix", (), (1, 2, 3), (0,))}
+    muon = build(0.02, 0.1, layouts, scale="keller", products="float32")
+    replay("muon_keller", "fp32", muon, leaves=("conv",), steps=5, atol=1e-5)
+
+
 def test_other_parameters_are_the_authors(replay, turned):
     muon = build(
         0.02, 0.05, turned((), OTHERS), others_scale=0.15, b2=0.95, epsilon=1e-10

@@ -266,7 +266,21 @@ def jit_step(setup: Setup) -> Any:
         out_shardings=(state_sharding, replicated(setup.mesh)),
         # To find where a NaN came from, a step is repeated on what it was given.
         donate_argnums=() if jax.config.values["jax_debug_nans"] else 0,
+        compiler_options=_options(setup.mesh.devices.flat[0].platform),
     )
+
+
+def _options(platform: str) -> dict[str, str] | None:
+    """Options of the compiler that the training step is better off with.
+
+    A TPU's compiler would pass the shards of a large weight around while it multiplies
+    with them, in one piece for every device. Compiled, a step that gathers each weight
+    whole is estimated to be a third faster and takes a third of the memory (`pod_1b`
+    with two layers on v5e:2x4: MFU 0.58 against 0.43, 1.8 GiB against 5.8).
+    """
+    if platform != "tpu":
+        return None
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 def _averaged(total: jax.Array, parts: int) -> jax.Array:

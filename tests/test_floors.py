@@ -28,7 +28,7 @@ ALLOWED = {
         *("core", "ops", "models", "optim", "data", "parallel", "observe"),
         "transforms",
     },
-    "transforms": {"core"},
+    "transforms": {"core", "nn.base"},
     "study": {"core", "ops", "models", "optim", "data", "parallel", "observe", "train"},
     "drill": {"core", "data", "parallel", "train", "top"},
     "top": {

@@ -93,12 +93,6 @@ class Body(nn.Module):
             parent=None,
         )
 
-    def _sublayers(self) -> list[int]:
-        """Number of sublayers in each layer."""
-        blocks = [registry.make("blocks", s, parent=None) for s in tiled(self.block)]
-        counts = [getattr(block, "sublayers", sites_of.USUAL) for block in blocks]
-        return [counts[layer % len(counts)] for layer in range(self.depth)]
-
     def last(self, kind: str) -> registry.Spec:
         """The spec of a kind that the last layer has."""
         specs = tiled(getattr(self, kind))
@@ -107,10 +101,9 @@ class Body(nn.Module):
     def make_stack(self, **keywords) -> nn.Module:
         """Builds the stack; with `parent=None`, one that is not bound to `self`."""
         build_stack = registry.factory("stacks", self.stack)
-        passes = build_stack(blocks=(), depth=1, parent=None).passes
-        sites = sites_of.table(passes * self._sublayers())
+        sites = sites_of.of_model(self.stack, tiled(self.block), self.depth)
         context = Context(
-            depth=passes * self.depth,
+            depth=len(sites) - 1,
             sites=sites,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

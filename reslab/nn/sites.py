@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
+from reslab.core import registry
+
 # The sublayers of a block that does not say how many it has.
 USUAL = 2
 
@@ -22,6 +24,22 @@ def table(sublayers: Iterable[int]) -> tuple[int, ...]:
     (0, 2, 5, 6)
     """
     return (0, *itertools.accumulate(sublayers))
+
+
+def of_model(
+    stack: registry.Spec, blocks: Sequence[registry.Spec], depth: int
+) -> tuple[int, ...]:
+    """The table of a model: its layers in every pass of its stack.
+
+    Args:
+      stack: Spec of the stack.
+      blocks: Specs of the blocks, tiled over depth.
+      depth: Layers with parameters of their own.
+    """
+    passes = registry.factory("stacks", stack)(blocks=(), depth=1, parent=None).passes
+    made = [registry.make("blocks", spec, parent=None) for spec in blocks]
+    counts = [getattr(block, "sublayers", USUAL) for block in made]
+    return table(passes * [counts[layer % len(counts)] for layer in range(depth)])
 
 
 def count(sites: Sequence[int], depth: int) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import ModelState
+from reslab.nn import sites
 from reslab.transforms import _stream
 
 # Parameters that the new model has beside the old ones' start as in a new model, and
@@ -45,7 +46,14 @@ def build(
         raise ReslabError(
             "change_residual: model.residual", expected="plain", got=repr(given)
         )
-    residual = registry.make("residuals", to, depth=fields["model.depth"], parent=None)
+    table = sites.of_model(
+        fields["model.stack"],
+        _stream.specs(fields, "block"),
+        fields["model.depth"],
+    )
+    residual = registry.make(
+        "residuals", to, depth=len(table) - 1, sites=table, parent=None
+    )
     if not residual.reduces_to_plain_at_init:
         raise ReslabError(
             f"change_residual: {to!r} does not start as a plain residual",

@@ -115,7 +115,13 @@ def trained_on(converted):
 
 
 @pytest.mark.parametrize(
-    "to", ["hyper(streams=2)", "ddl(blend=0.0)", "attnres(routing='add', gate='alpha')"]
+    "to",
+    [
+        "hyper(streams=2)",
+        "denseformer",
+        "ddl(blend=0.0)",
+        "attnres(routing='add', gate='alpha')",
+    ],
 )
 def test_another_residual_takes_over_and_trains_on(source, tmp_path, to):
     out = tmp_path / "out"

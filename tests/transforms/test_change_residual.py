@@ -6,7 +6,12 @@ import pytest
 from reslab.core.errors import ReslabError
 from reslab.transforms import change_residual
 
-FIELDS = {"model.residual": "plain", "model.depth": 4}
+FIELDS = {
+    "model.residual": "plain",
+    "model.depth": 4,
+    "model.block": "standard",
+    "model.stack": "uniform",
+}
 
 
 @pytest.mark.parametrize(
@@ -17,6 +22,8 @@ FIELDS = {"model.residual": "plain", "model.depth": 4}
         "denseformer",
         "attnres(routing='add', gate='alpha')",
         "attnres(routing='add', block_layers=2, use_null=True, null_bias=20.0)",
+        # As many sublayers as the model has, twice its layers.
+        "attnres(routing='add', gate='alpha', block=8)",
         "plain",
     ],
 )

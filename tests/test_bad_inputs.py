@@ -159,6 +159,27 @@ CONFIG |= {
     "continue from nothing": (["train.continue_from=nowhere"], "nowhere"),
 }
 
+CONFIG |= {
+    "large block": (
+        ["model.residual=attnres(block=5)"],
+        "block: expected at most the model's 4",
+    ),
+    "window in depth": (["model.residual=attnres(window=-1)"], "window: expected at"),
+    "no values": (
+        ["model.mixer=gated_delta(heads=2,value_path='value_residual')"],
+        "no argument 'value_path'",
+    ),
+    "chains": (["model.linear=chain(chains=5)"], "chains"),
+    "table bits": (["model.linear=memory_lookup(bits=40)"], "bits: expected"),
+    "rank": (["model.linear=noble(rank=0)"], "rank: expected at least 1"),
+    "no interval": (["optim.name=soap(every=0)"], "every: expected at least 1"),
+    "no spectra": (["optim.name=heavy_tail(every=0)"], "every: expected at least 1"),
+    "long table": (
+        ["optim.name=muon(iterations=2,table=((1,0,0),(1,0,0),(1,0,0)))"],
+        "",
+    ),
+}
+
 # Whole command lines. {files} is a directory with the files below, {run} a finished
 # run and {bad} one of the directories that are not.
 COMMANDS = {
@@ -254,6 +275,19 @@ COMMANDS = {
     "transform onto a run": (
         ["transform", "fuse_norm", "{run}", "--out", "{run}"],
         "expected a new directory",
+    ),
+    "transform of another placement": (
+        ["transform", "pre_ln_to_pre_rms", "{run}", "--out", "o"],
+        "",
+    ),
+    "transform of what stays": (["transform", "fuse_norm", "{run}", "--out", "o"], ""),
+    "forward shares": (
+        ["transform", "share_kv(share=(1, 1))", "{run}", "--out", "o"],
+        "",
+    ),
+    "transform of images": (
+        ["transform", "fuse_norm", "{bad}/images", "--out", "o"],
+        "model.name: expected lm",
     ),
     "transform nowhere": (["transform", "fuse_norm", "{run}"], "--out"),
     "unknown probe": (["inspect", "{run}", "--probe", "dream"], "unknown probes"),
@@ -373,6 +407,7 @@ def places(tmp_path_factory):
         "newer": json.dumps(fields | {"extra": 1}),
         "older": json.dumps(older),
         "wider": configs.canonical_json(wider),
+        "images": configs.canonical_json(configs.load("digits_resnet")),
     }.items():
         (bad / name).mkdir()
         if text is not None:

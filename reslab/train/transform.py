@@ -70,8 +70,8 @@ def transform_run(
       What changed, and how far the two models differ.
 
     Raises:
-      ReslabError: If the run cannot be converted, its corpus is another now, or
-        `out` is taken.
+      ReslabError: If the run cannot be converted, is no language model's, its corpus
+        is another now, or `out` is taken.
     """
     source, out = Run(pathlib.Path(run)), pathlib.Path(out)
     build = registry.factory("transforms", name)
@@ -80,6 +80,12 @@ def transform_run(
             f"{out}", expected="a new directory", got="one that is not empty"
         )
     config = source.config()
+    if registry.parse(config.model.name).name != "lm":
+        raise ReslabError(
+            f"transform {name} of {run}: model.name",
+            expected="lm",
+            got=repr(config.model.name),
+        )
     setup = _setup(config)
     source.check_corpus(setup.task.record()["sha256"])
     with Checkpoints(source.checkpoints, is_read_only=True) as checkpoints:

@@ -186,13 +186,11 @@ class AttentionResiduals(HistoryResidual):
     @property
     def idle_sites(self) -> tuple[int, ...]:
         """Sites that read one source, or none: no query changes that."""
-        if self.use_null:
-            return ()
         most = self.window + 1 if self.window else self._rows
         idle = []
         for site, visible in enumerate(self.visible):
             has_extra = self.routing == "replace" and not self._is_first[site]
-            if min(visible, most) + has_extra < 2:
+            if min(visible, most) + has_extra + self.use_null < 2:
                 idle.append(site)
         return tuple(idle)
 

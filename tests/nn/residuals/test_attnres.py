@@ -210,6 +210,46 @@ def test_a_window_leaves_the_embedding_and_the_latest(x64, routing):
         np.testing.assert_allclose(seen[site], wanted, rtol=1e-9)
 
 
+def learned(residual, largest=1.0):
+    """What comes out after six sublayers, with weights that were learned."""
+    rng = np.random.default_rng(3)
+
+    def drawn(*arguments, **keywords):
+        params = residual.init(jax.random.key(0), *arguments, **keywords)
+        return jax.tree.map(lambda p: largest * rng.normal(size=p.shape), params)
+
+    stream = residual.widen(jnp.asarray(rng.normal(size=(1, 3, 8)))).listed()
+    for site in range(6):
+        kernel = rng.normal(size=(8, 8)) / 3
+
+        def branch(h, kernel=kernel):
+            return jnp.tanh(h @ kernel)
+
+        params = drawn(stream, branch, site=site)
+        stream = residual.apply(params, stream, branch, site=site)
+    return residual.apply(drawn(stream, method="narrow"), stream, method="narrow")
+
+
+@pytest.mark.parametrize(
+    "routing, same",
+    [
+        ("replace", {"block": 1}),
+        ("replace", {"window": 6}),
+        ("add", {"window": 6}),
+        ("add", {"window": 99}),
+    ],
+)
+def test_blocks_of_one_and_windows_of_all_are_the_full_form(x64, routing, same):
+    full = learned(make(routing=routing))
+    np.testing.assert_allclose(learned(make(routing=routing, **same)), full, rtol=1e-9)
+    less = learned(make(routing=routing, window=2))
+    assert not np.allclose(less, full, rtol=1e-3)
+
+
+def test_large_logits_are_no_overflow(x64):
+    assert np.all(np.isfinite(learned(make(), largest=1e100)))
+
+
 def test_a_gate_that_starts_at_zero_is_the_plain_stream(x64):
     seen, values = readings(make(routing="add", gate="alpha"), 6)
     for site, reading in enumerate(seen):

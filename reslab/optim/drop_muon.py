@@ -112,7 +112,8 @@ def build(
 ) -> optax.GradientTransformationExtraArgs:
     """Trains, in each step, the layers above a cut that is drawn at random.
 
-    Layers below the cut keep weights and optimizer state bit for bit; the embedding
+    Layers below the cut keep weights and optimizer state bit for bit, but for a count
+    of steps that all share; the embedding
     learns only where the cut is below the first layer; head and final norm always.
     Under `reslab train` the backward pass stops at the cut: the step holds a program
     for each of the `buckets` cuts and runs one (`lax.switch`), so that the gradient

@@ -219,7 +219,7 @@ def build(
     Decay is scaled with the rate.
 
     Reference: LLR, 2026, https://arxiv.org/abs/2605.22297. Exponents equal the
-    authors' code to 2e-5 and factors to 1e-6. There a change leads from the current
+    authors' code to 2e-5, factors too. There a change leads from the current
     learning rate to the one that the schedule will have at the end of the blend;
     here the factors are blended, the same up to the schedule's fall meanwhile.
 

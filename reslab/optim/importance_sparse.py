@@ -155,7 +155,8 @@ def build(
     `every` steps the scores learn: for some draws of layers, with weights
     sigmoid(score), the response of those is suppressed by `factor`, and a layer whose
     suppression hurts less than that of others is less important. Embedding, head and
-    final norm always learn; layers that rest keep weights and state bit for bit.
+    final norm always learn; layers that rest keep weights and state bit for bit, but
+    for a count of steps that all share.
 
     In the paper what learns and what is suppressed are adapters (LoRA). Here it is
     the layer: kernels that write to the stream are multiplied by `factor`. The losses

@@ -101,7 +101,7 @@ def build(
     decay unless `adapts_vectors`.
 
     Reference: You et al., 2019, https://arxiv.org/abs/1904.00962, Algorithm 2. Five
-    steps of each variant equal the named codes to 1e-6; ALBERT's is a transcription.
+    steps of each variant equal the named codes to 2e-6; ALBERT's is a transcription.
 
     Args:
       learning_rate: Step size or schedule.

@@ -75,10 +75,11 @@ def build(
     """Trains `active` layers at a time, drawn anew every `every` steps.
 
     Embedding, head and final norm always learn. Layers that rest keep their weights
-    and their optimizer state bit for bit. The first draw is that of step 0. Which
-    layers learn depends on the seed and the step alone, so all devices agree and a
-    resumed run goes on as it would have. The whole gradient is computed: time is not
-    saved, nor memory.
+    and their optimizer state bit for bit, but for the number of steps that a method
+    counts for all its parameters (Adam's correction). The first draw is that of
+    step 0. Which layers learn depends on the seed and the step alone, so all devices
+    agree and a resumed run goes on as it would have. The whole gradient is computed:
+    time is not saved, nor memory.
 
     Reference: Pan et al., 2024, https://arxiv.org/abs/2403.17919, Algorithm 1; the
     code in LMFlow was read, and draws with NumPy's generator.

@@ -3,8 +3,8 @@
 Not every combination is tried but every pair, in as few rows as a greedy search
 finds; a model has a row for each layer. Norms and placements, of which there are most,
 are left to test_norms_in_placements, which tries them all. A pair that does not fit is
-refused in one line when the block is built. Norms over a batch meet placements there,
-and other parts in test_batch_norms.
+refused in one line when the block is built. Norms over a batch meet placements there;
+what they are in a model is tested in test_batch_norms.
 """
 
 import itertools

@@ -22,7 +22,8 @@ class HourglassBlock(SublayerBlock):
     Skip connections meet where the features are wide, and each step passes through
     few: wide, narrow, wide. Every step is a sublayer, with the residual and the
     placement of the model. Where the spec of the feed-forward layers does not set
-    `hidden`, all of them together have as many parameters as one would have alone.
+    `hidden`, all of them together have about as many parameters as one would have
+    alone (widths are rounded as those of one are).
 
     With `lift` above 0, the steps run in a space wider than the stream, which a fixed
     random projection R leads to; the feed-forward part is then one sublayer:

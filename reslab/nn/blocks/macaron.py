@@ -16,7 +16,8 @@ class MacaronBlock(SublayerBlock):
 
     The layer read as one step of a differential equation, split symmetrically. Where
     the spec of the feed-forward layers does not set `hidden`, each is half as wide as
-    it would be alone, so a layer has as many parameters as the standard one.
+    it would be alone, so a layer has about as many parameters as the standard one
+    (widths are rounded).
 
     Reference: Lu et al., 2019, https://arxiv.org/abs/1906.02762, Section 3. Written
     from the equation; there is no golden file of the authors' code.

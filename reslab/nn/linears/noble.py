@@ -28,7 +28,8 @@ class NOBLE(Dense):
     0.5/sqrt(rank), b_M uniform within 1/sqrt(rank), f uniform in (0.8, 1.2), p normal
     with 0.1. The author also multiplies learning rates, which groups of parameters
     do here: `frequency$` by 2, `phase$` by 4, `middle/kernel$` by
-    sqrt(min(inputs, outputs) / rank), `up/kernel$` by that to the power 0.8.
+    sqrt(min(inputs, outputs) / rank), `(?<!ffn)/up/kernel$` (not the kernel of the
+    feed-forward layer of that name) by that to the power 0.8.
 
     Reference: 2026, https://arxiv.org/abs/2603.06492.
 

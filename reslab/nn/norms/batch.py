@@ -23,7 +23,8 @@ class BatchNorm(RunningNorm):
     Reference: Ioffe & Szegedy, 2015, https://arxiv.org/abs/1502.03167, Algorithm 1;
     the mask is that of SLAB (Guo et al., 2024, https://arxiv.org/abs/2405.11582).
 
-    Tested against PyTorch's and, masked, against SLAB's code through `rep_batch`.
+    Tested against Flax's and, through `rep_batch`, against SLAB's code, which is
+    PyTorch's.
 
     Attributes:
       momentum: Share of the running statistics that a step keeps.

@@ -21,8 +21,9 @@ class RepBatchNorm(BatchNorm):
 
     Reference: Guo et al., 2024, https://arxiv.org/abs/2405.11582.
 
-    Tested against the authors' code for images and, masked, for language. There gain
-    and skip both start at zero, so that the norm first puts out nothing:
+    Tested against the authors' code for images and, for language, at the tokens that
+    are no padding (output and gradient of the input). There gain and skip both start
+    at zero, so that the norm first puts out nothing:
     `rep_batch(initial_gain=0.0, initial_skip=0.0)`.
 
     Attributes:

@@ -29,8 +29,9 @@ class ManifoldHyperConnections(ManifoldConnections):
     Streams start as copies of the embedding and are summed at the end.
 
     Reference: Xie et al., 2025, https://arxiv.org/abs/2512.24880, Eq. 7-9. No code
-    of these authors is public: tested against a transcription of their equations
-    and against the code of Yang & Gao, which divides rows before columns.
+    of these authors is public: tested against a transcription of their equations;
+    initial values and `sinkhorn` also against the code of Yang & Gao, which divides
+    rows before columns.
 
     Attributes:
       iterations: Number of iterations.

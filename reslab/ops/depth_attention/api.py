@@ -31,8 +31,9 @@ def depth_read(
     readings `block_merge` adds what the block has written so far.
 
     Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031, Eq. 2-4 and the
-    two-phase form. The reference is tested against code of Delta Attention Residuals'
-    authors, which has both forms; the kernel against the reference.
+    two-phase form. The reference is tested against the code of
+    flash-attention-residuals (catswe), which has both forms; the kernel against the
+    reference.
 
     Args:
       values: The sources (rows, batch, ..., embed).

@@ -32,7 +32,7 @@ def build(
     (`train --continue-from`); the annealing is for the model that is to be used.
 
     Reference: Ibrahim et al., 2024, https://arxiv.org/abs/2403.08763, Section 7. After
-    the warmup both shapes equal GPT-NeoX's to 1e-6 of the peak; its warmup begins
+    the warmup both shapes equal GPT-NeoX's to 2e-6 of the peak; its warmup begins
     at 0, a step later than here.
 
     Args:

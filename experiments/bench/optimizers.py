@@ -114,12 +114,11 @@ def measured(options):
 
 def compiled(options, topology):
     """Rows of figures from programs that are compiled and not run."""
-    named = {name: make_config(options, name) for name in options.optimizer}
-    reports = {
-        report.name: report for report in compile_configs(named, topology, print)
-    }
-    base = reports["adamw"]
-    for name, report in reports.items():
+    base = None
+    for name in options.optimizer:
+        config = make_config(options, name)
+        (report,) = compile_configs({name: config}, topology, print)
+        base = base or report
         cost = report.cost
         if cost is None:
             print(f"{name}: {report.verdict}")
@@ -153,8 +152,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--topology")
     options = parser.parse_args()
-    if "adamw" not in options.optimizer:
-        options.optimizer.insert(0, "adamw")
+    others = [name for name in options.optimizer if name != "adamw"]
+    options.optimizer = ["adamw", *others]
     about = environment()
     common = {
         "config": " ".join([options.config, *options.set]),

@@ -122,6 +122,49 @@ def test_a_model_trains_the_same_in_every_form(
             np.testing.assert_array_equal(leaf, 1, err_msg=name)
 
 
+def later(variables):
+    """The variables with statistics as after a long run: what was gathered is used."""
+
+    def run_along(path, leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jnp.full_like(leaf, 10_000)
+        seed = sum(str(path).encode())
+        drawn = np.random.default_rng(seed).uniform(0.5, 1.5, leaf.shape)
+        return jnp.asarray(drawn, leaf.dtype)
+
+    return {
+        name: tree
+        if name == "params"
+        else jax.tree_util.tree_map_with_path(run_along, tree)
+        for name, tree in variables.items()
+    }
+
+
+@pytest.mark.parametrize("spec", ["power", "unified"])
+def test_after_the_warmup_every_form_is_the_same(
+    spec, small_model, drawn, tokens, assert_close
+):
+    model = small_model(norm=spec, depth=2)
+    begun = drawn(model, tokens)
+    warm = later(begun)
+    scanned = model_gradient(model, warm, tokens, parts=1)
+    unrolled = small_model(norm=spec, depth=2, is_unrolled=True, remat="full")
+    assert_close(model_gradient(unrolled, warm, tokens, parts=1), scanned, 1e-4)
+    cold = named_leaves(model_gradient(model, begun, tokens, parts=1)[0])
+    for name, leaf in named_leaves(scanned[0]).items():
+        assert not np.allclose(leaf, cold[name], rtol=1e-2), f"{name}: as at first"
+
+
+@pytest.mark.parametrize("spec", ["power", "unified"])
+def test_after_the_warmup_eight_devices_are_one(spec, x, mask, mesh, assert_close):
+    norm = registry.make("norms", spec)
+    warm = later(unbox(norm.init(jax.random.key(0), x)))
+    alone = jax.jit(trained(norm))(warm, x, mask)
+    with use_mesh(mesh):
+        spread = jax.device_put((x, mask), batch_sharding(mesh))
+        assert_close(jax.jit(trained(norm))(warm, *spread), alone, 2e-5)
+
+
 @pytest.mark.parametrize("spec", ["power(warmup=1)", "unified(window=2)", "batch"])
 def test_a_step_in_parts_updates_once(spec, small_model, drawn, tokens, assert_close):
     """Equal parts leave what one of them leaves."""

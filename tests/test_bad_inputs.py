@@ -169,14 +169,17 @@ CONFIG |= {
         ["model.mixer=gated_delta(heads=2,value_path='value_residual')"],
         "no argument 'value_path'",
     ),
-    "chains": (["model.linear=chain(chains=5)"], "chains"),
+    "chains": (
+        ["model.linear=chain(chains=(1,2))"],
+        "whose sum divides the width",
+    ),
     "table bits": (["model.linear=memory_lookup(bits=40)"], "bits: expected"),
     "rank": (["model.linear=noble(rank=0)"], "rank: expected at least 1"),
     "no interval": (["optim.name=soap(every=0)"], "every: expected at least 1"),
     "no spectra": (["optim.name=heavy_tail(every=0)"], "every: expected at least 1"),
     "long table": (
         ["optim.name=muon(iterations=2,table=((1,0,0),(1,0,0),(1,0,0)))"],
-        "",
+        "at most as many rows as steps (2)",
     ),
 }
 
@@ -221,6 +224,7 @@ COMMANDS = {
         train(options=("--run", "{files}/other.py/run")),
         "a directory that can be written",
     ),
+    "lost checkpoints": (train(options=("--run", "{bad}/lost")), "checkpoints is gone"),
     "run is a file": (train(options=("--run", "{files}/other.py")), "other.py"),
     "another config": (
         train("seed=7", options=("--run", "{run}")),
@@ -276,14 +280,17 @@ COMMANDS = {
         ["transform", "fuse_norm", "{run}", "--out", "{run}"],
         "expected a new directory",
     ),
-    "transform of another placement": (
+    "transform of another norm": (
         ["transform", "pre_ln_to_pre_rms", "{run}", "--out", "o"],
-        "",
+        "model.norm: expected layer",
     ),
-    "transform of what stays": (["transform", "fuse_norm", "{run}", "--out", "o"], ""),
+    "transform of what stays": (
+        ["transform", "fuse_norm", "{run}", "--out", "o"],
+        "model.norm: expected batch or",
+    ),
     "forward shares": (
         ["transform", "share_kv(share=(1, 1))", "{run}", "--out", "o"],
-        "",
+        "expected the layer itself or an earlier one",
     ),
     "transform of images": (
         ["transform", "fuse_norm", "{bad}/images", "--out", "o"],
@@ -413,6 +420,11 @@ def places(tmp_path_factory):
         if text is not None:
             (bad / name / "config.json").write_text(text)
     (bad / "wider" / "checkpoints").symlink_to(run / "checkpoints")
+    # Under way, with what a save that failed has left of its checkpoints.
+    shutil.copytree(run, bad / "lost")
+    (bad / "lost" / "result.json").unlink()
+    shutil.rmtree(bad / "lost" / "checkpoints")
+    (bad / "lost" / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
     shutil.copytree(run, bad / "edited")
     (bad / "edited" / "config.json").write_text(
         config.replace('"seed": 0', '"seed": 1')

@@ -7,12 +7,12 @@ Loss and gradient of a language model, width 1024, 4,096 tokens on one v5e chip,
 bfloat16 compute, float32 parameters, layers scanned and computed again in the backward
 pass, at 24 and at 48 layers: memory of temporaries, bytes moved to and from memory
 (loops counted as often as they run), an estimate of the step over that of `plain`, and
-the processor's time to compile. Every residual of the folder comes with its
-defaults and with what EXTRA adds; a row of the same residual, depth and commit is
-replaced. `falls_short` names the columns that are above what is aimed at (AIMS). The
-estimate is good for ratios only. Pallas kernels are in it, at their
-roofline: those of attention by their products, readings of a history by the bytes of
-what is read and by their schedules.
+the processor's time to compile. Every residual of the folder comes with its defaults
+and with what EXTRA adds; a row of the same residual and depth is replaced.
+`falls_short` names the columns that are above what is aimed at (AIMS). The estimate is
+good for ratios only. Pallas kernels are in it, at their roofline: those of attention by
+their products, readings of a history by the bytes of what is read and by their
+schedules.
 """
 
 import argparse

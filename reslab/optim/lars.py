@@ -86,8 +86,8 @@ def build(
     decay. The ratio carries `coefficient`: learning rates are large, 1 to 30.
 
     Reference: You et al., 2017, https://arxiv.org/abs/1708.03888, Algorithm 1.
-    "google" equals a transcription of TensorFlow's official models, "popular" one of
-    the form that `optax.lars` has, "paper" equals timm, to 1e-6.
+    "google" and "popular" equal a transcription of TensorFlow's official models,
+    "paper" equals timm, to 1e-6.
 
     Args:
       learning_rate: Step size or schedule.

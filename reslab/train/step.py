@@ -266,11 +266,11 @@ def jit_step(setup: Setup) -> Any:
         out_shardings=(state_sharding, replicated(setup.mesh)),
         # To find where a NaN came from, a step is repeated on what it was given.
         donate_argnums=() if jax.config.values["jax_debug_nans"] else 0,
-        compiler_options=_options(setup.mesh.devices.flat[0].platform),
+        compiler_options=_compiler_options(setup.mesh.devices.flat[0].platform),
     )
 
 
-def _options(platform: str) -> dict[str, str] | None:
+def _compiler_options(platform: str) -> dict[str, str] | None:
     """Options of the compiler that the training step is better off with.
 
     A TPU's compiler would pass the shards of a large weight around while it multiplies

@@ -45,9 +45,9 @@ class UnifiedNorm(RunningNorm):
 
     Reference: Yang et al., 2022, https://arxiv.org/abs/2208.01313, Algorithm 1.
 
-    Tested against the authors' code from a cold start, with a mask, in batches of
-    which none is filtered out; that an outlier is, only by its equation. Theirs takes
-    a window for each direction, here both have one.
+    Tested against the authors' code from a cold start with a mask, and after the
+    warmup, in batches of which none is filtered out; that an outlier is, only by its
+    equation. Theirs takes a window for each direction, here both have one.
 
     Attributes:
       window: Steps over which statistics are smoothed.

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.grams import patch_gram
+from reslab.core.precision import statistics_dtype
 from reslab.models._classifier import Classifier, as_floats
 from reslab.models._convolution import Convolution
 from reslab.models._inverted_bottleneck import ReversibleBottlenecks, branch_names
@@ -104,6 +106,11 @@ class ResNet(nn.Module):
                 if stride > 1:
                     found[f"{path}/shortcut/kernel"] = stride
         return found
+
+    def first_grams(self, images: jax.Array) -> dict[str, jax.Array]:
+        """X' X / b of the windows that the first convolution reads, by its path."""
+        exact = as_floats(images, statistics_dtype(self.dtype))
+        return {"stem/kernel": patch_gram(exact, (3, 3), (1, 1), "SAME")}
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:

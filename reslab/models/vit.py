@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.grams import gram
 from reslab.core.parameters import parameter
+from reslab.core.precision import statistics_dtype
 from reslab.models._body import Body, tiled
 from reslab.models._classifier import Classifier, as_floats
 from reslab.nn.norm import mask_for
@@ -85,6 +87,11 @@ class VisionTransformer(Body):
         size = self.patch
         x = images.reshape(-1, rows, size, columns, size, self.image_shape[-1])
         return jnp.swapaxes(x, 2, 3).reshape(x.shape[0], rows * columns, -1)
+
+    def first_grams(self, images: jax.Array) -> dict[str, jax.Array]:
+        """X' X / b of the patches that `embedding` reads, by its path."""
+        exact = as_floats(images, statistics_dtype(self.dtype))
+        return {"embedding": gram(self.patches(exact))}
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Float32 logits (batch, classes) of images (batch, height, width, channels).

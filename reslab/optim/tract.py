@@ -1,7 +1,6 @@
 """TrAct: a first layer that is trained by its activations (Petersen et al., 2024)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,44 +8,13 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.grams import gram, patch_gram
 from reslab.core.layout import Layout
 from reslab.core.trees import map_named
 from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
 from reslab.optim._wrapping import inside
 
-
-def gram(x: jax.Array) -> jax.Array:
-    """X' X / b of inputs (..., inputs), b of them in all; (inputs, inputs)."""
-    rows = wide(x).reshape(-1, x.shape[-1])
-    return rows.T @ rows / rows.shape[0]
-
-
-def patch_gram(
-    x: jax.Array,
-    window: Sequence[int],
-    strides: Sequence[int],
-    padding: Any = "VALID",
-) -> jax.Array:
-    """The same for a convolution of images (batch, height, width, channels).
-
-    A patch embedding is one whose strides are its window.
-
-    Args:
-      x: The images.
-      window: Height and width of the kernel.
-      strides: Its strides.
-      padding: Its padding, as in `jax.lax`.
-
-    Returns:
-      A matrix over (height, width, channels), in the order of a Flax kernel.
-    """
-    axes = ("NHWC", "HWIO", "NHWC")
-    patches = jax.lax.conv_general_dilated_patches(
-        wide(x), tuple(window), tuple(strides), padding, dimension_numbers=axes
-    )
-    # They come with the channel first.
-    parts = patches.reshape(*patches.shape[:-1], x.shape[-1], *window)
-    return gram(jnp.moveaxis(parts, -3, -1).reshape(*patches.shape[:-1], -1))
+__all__ = ["build", "gram", "patch_gram", "preconditioned", "wrap"]
 
 
 def preconditioned(
@@ -125,11 +93,11 @@ def build(
 
     X holds the b inputs of the layer, of the whole batch. For the embedding of a
     language model, whose inputs are one-hot, X' X / b is the frequency of tokens in
-    the batch (`tokens`, which the training step gives): rare tokens take larger
-    steps. Elsewhere `update` takes `grams`, a matrix for the path of each first
-    kernel: `gram` for linear layers, `patch_gram` for convolutions and patch
-    embeddings. A tied embedding's gradient also holds that of the head. Before
-    clipping; Adam undoes what is common to all entries.
+    the batch (`tokens`): rare tokens take larger steps. Elsewhere `update` takes
+    `grams`, a matrix for the path of each first kernel: `gram` for linear layers,
+    `patch_gram` for convolutions and patch embeddings. The training step gives both,
+    the latter from `first_grams` of models of images. A tied embedding's gradient also
+    holds that of the head. Before clipping; Adam undoes what is common to all entries.
 
     Reference: Petersen et al., 2024, https://arxiv.org/abs/2410.23970, Eq. 8 (with
     inputs standardized). Linear layers and convolutions equal the authors' code to

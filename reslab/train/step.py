@@ -123,7 +123,8 @@ def apply_optimizer(
     """What the optimizer makes of gradients.
 
     Beside them it is given `value_fn`, the loss by the parameters on the first part
-    of the batch, the batch's `tokens` and its `loss`, for those that ask.
+    of the batch, the batch's `loss`, and the task's `optimizer_inputs`, for those that
+    ask.
 
     Args:
       setup: Model, optimizer, task and config.
@@ -157,8 +158,8 @@ def apply_optimizer(
             state.opt_state,
             state.params,
             value_fn=value_fn,
-            tokens=batch.get("tokens"),
             loss=loss,
+            **setup.task.optimizer_inputs(setup.model, batch),
         )
 
 

@@ -85,3 +85,48 @@ def test_a_field_that_the_model_does_not_have_is_refused():
 def test_probes_are_refused():
     with pytest.raises(ReslabError, match="probes: expected a language model"):
         loop.train(small(probes__every=10), "never")
+
+
+@pytest.mark.parametrize(
+    "name, size, stride, pad",
+    [("resnet(stages=1)", 3, 1, 1), ("vit(patch=2)", 2, 2, 0)],
+)
+def test_first_layers_are_preconditioned_by_what_they_read(name, size, stride, pad):
+    """In the step of `tract`, by windows cut out here; nothing else is."""
+    plain = "sgd(momentum=0.0)"
+    moves = {}
+    for optimizer in (plain, f"tract(inner={plain!r}, damping=0.1)"):
+        config = small(
+            model__name=name,
+            model__norm="layer",
+            optim__name=optimizer,
+            optim__weight_decay=0.0,
+            optim__clip=0.0,
+        )
+        setup = make_setup(config, make_mesh({"data": 4, "fsdp": 2, "tensor": 1}))
+        batch = place_on(setup.mesh)(next(setup.task.train_batches()))
+        state = setup.init()
+        before = named_leaves(state.params)
+        with use_mesh(setup.mesh):
+            after, _ = jax.jit(make_step(setup))(state, batch)
+        after = named_leaves(after.params)
+        moves[optimizer] = {key: after[key] - before[key] for key in before}
+    images = np.asarray(batch["images"], np.float64) / 127.5 - 1
+    images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    starts = range(0, images.shape[1] - size + 1, stride)
+    rows = np.stack(
+        [
+            images[:, top : top + size, left : left + size].reshape(len(images), -1)
+            for top in starts
+            for left in starts
+        ]
+    ).reshape(-1, size * size)
+    damped = rows.T @ rows / len(rows) + 0.1 * np.eye(size * size)
+    ordinary, changed = moves.values()
+    first = "embedding" if "vit" in name else "stem/kernel"
+    for key in ordinary:
+        move = np.asarray(ordinary[key])
+        if key == first:
+            wanted = np.linalg.solve(damped, move.reshape(size * size, -1))
+            move = wanted.reshape(move.shape)
+        np.testing.assert_allclose(changed[key], move, rtol=1e-3, atol=1e-6)

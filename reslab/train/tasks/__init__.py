@@ -85,6 +85,10 @@ class Task(Protocol):
         """
         ...
 
+    def optimizer_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """What optimizers may ask of a batch: `tokens`, or `grams` of what it is."""
+        ...
+
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
         """`loss`, the mean over units, and other figures, from sums."""
         ...

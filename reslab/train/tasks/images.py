@@ -140,6 +140,10 @@ class ImageClassification:
             total = total + images * factor * distance.astype(total.dtype)
         return total, sums, written.get(BATCH_STATS, {})
 
+    def optimizer_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """`grams` of the model's first kernel, for `tract`."""
+        return {"grams": model.first_grams(batch["images"])}
+
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
         """Nats per image, and the share of images that are classified right."""
         return {

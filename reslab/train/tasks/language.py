@@ -175,6 +175,11 @@ class Language:
             total = total + z_loss * jnp.sum(jnp.square(log_normalizer) * mask)
         return total, sums, written.get(BATCH_STATS, {})
 
+    def optimizer_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """The batch's `tokens`."""
+        del model
+        return {"tokens": batch["tokens"]}
+
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
         """Nats per token, and bits per byte of text, whatever the tokenizer."""
         return {

@@ -11,9 +11,80 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.platform import platform
 
 ESTIMATORS = ("hill", "fixed_finger", "goodness_of_fit")
 BINS = 100
+
+
+def singular_values(matrices: jax.Array) -> jax.Array:
+    """The singular values of matrices (..., m, n), descending; (..., min(m, n)).
+
+    On a TPU by `bisected_singular_values`: the decomposition that JAX has there is
+    compiled for minutes, each time that it is used.
+    """
+    if platform() != "tpu":
+        return jnp.linalg.svd(matrices, compute_uv=False)
+    # One after the other: side by side, the compiler pads them to 128.
+    flat = matrices.reshape(-1, *matrices.shape[-2:])
+    found = jax.lax.map(bisected_singular_values, flat)
+    return found.reshape(*matrices.shape[:-2], -1)
+
+
+def bisected_singular_values(matrix: jax.Array) -> jax.Array:
+    """Singular values (min(m, n),), descending, without any vectors.
+
+    The matrix B = U' A V with two diagonals d and e, by reflections, has the singular
+    values of A; they are the upper half of the eigenvalues of the symmetric
+    tridiagonal matrix with zeros on its diagonal and d_1, e_1, d_2, e_2, ... beside it,
+    which are found by bisection. Small ones are as exact as the largest times the
+    rounding of the dtype, which squares (A' A) would not give.
+
+    Reference: Golub & Kahan, 1965, https://doi.org/10.1137/0702016.
+
+    Args:
+      matrix: Of shape (m, n), float32 or float64.
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    count = tall.shape[1]
+    size = jnp.sqrt(jnp.sum(jnp.square(tall)))
+    scaled = tall / jnp.where(size > 0, size, 1.0)
+
+    def reflect(x, index):
+        """I - b v v' leaves of x one entry, and its value."""
+        first = x[index]
+        value = -jnp.where(first < 0, -1.0, 1.0) * jnp.sqrt(jnp.sum(jnp.square(x)))
+        v = x.at[index].add(-value)
+        squares = jnp.sum(jnp.square(v))
+        return (
+            v,
+            jnp.where(squares > 0, 2 / jnp.where(squares > 0, squares, 1), 0),
+            value,
+        )
+
+    def step(k, carry):
+        # Products by entries: those of matrices are rounded to bfloat16 on a TPU.
+        a, beside = carry
+        column = jnp.where(jnp.arange(a.shape[0]) >= k, a[:, k], 0)
+        v, b, diagonal = reflect(column, k)
+        a = a - (b * v)[:, None] * jnp.sum(v[:, None] * a, 0, keepdims=True)
+        row = jnp.where(jnp.arange(count) > k, a[k], 0)
+        w, c, above = reflect(row, jnp.minimum(k + 1, count - 1))
+        a = a - jnp.sum(a * w[None], 1, keepdims=True) * (c * w)[None]
+        return a, beside.at[2 * k].set(diagonal).at[2 * k + 1].set(above)
+
+    start = scaled, jnp.zeros(2 * count, scaled.dtype)
+    _, beside = jax.lax.fori_loop(0, count, step, start)
+    # The bisection divides by them; a zero among them would make it NaN.
+    beside = jnp.maximum(jnp.abs(beside[:-1]), jnp.finfo(scaled.dtype).eps ** 2)
+    found = jax.scipy.linalg.eigh_tridiagonal(
+        jnp.zeros(2 * count, scaled.dtype),
+        beside,
+        eigvals_only=True,
+        select="i",
+        select_range=(count, 2 * count - 1),
+    )
+    return jnp.flip(jnp.maximum(found, 0.0)) * size
 
 
 def eigenvalues(matrices: jax.Array) -> jax.Array:
@@ -22,7 +93,7 @@ def eigenvalues(matrices: jax.Array) -> jax.Array:
     Returns:
       The smaller side's number of them, (..., min(m, n)).
     """
-    return jnp.flip(jnp.square(jnp.linalg.svd(matrices, compute_uv=False)), -1)
+    return jnp.flip(jnp.square(singular_values(matrices)), -1)
 
 
 def spectrum_quantiles(matrices: jax.Array, quantiles: Sequence[float]) -> jax.Array:
@@ -35,7 +106,11 @@ def spectrum_quantiles(matrices: jax.Array, quantiles: Sequence[float]) -> jax.A
     Returns:
       Of shape (stacked, quantiles); 0 for a matrix of zeros.
     """
-    values = jnp.linalg.svd(matrices, compute_uv=False)
+    return singular_quantiles(singular_values(matrices), quantiles)
+
+
+def singular_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Array:
+    """The same, of singular values (stacked, count) that are known."""
     size = jnp.sqrt(jnp.sum(jnp.square(values), -1, keepdims=True))
     share = values / jnp.where(size > 0, size, 1.0)
     return jnp.quantile(share, jnp.asarray(quantiles, share.dtype), axis=-1).T

@@ -8,8 +8,9 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.spectra import ESTIMATORS, eigenvalues, tail_exponents
+from reslab.core.spectra import ESTIMATORS, tail_exponents
 from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
+from reslab.optim._together import singular_values
 from reslab.optim._wrapping import inside, scale_slices
 
 MAPS = ("linear", "sqrt", "log2", "sigmoid")
@@ -80,15 +81,16 @@ def ratios_of(
     """
     known = resolve(layouts, params)
 
-    def exponents(layout, p):
-        if layout.kind == "vector":
+    def fitting(layout, p):
+        if layout.kind == "vector" or min(layout.as_matrices(p).shape[1:]) < least:
             return optax.MaskedNode()
-        matrices = layout.as_matrices(wide(p))
-        if min(matrices.shape[1:]) < least:
-            return optax.MaskedNode()
-        return tail_exponents(eigenvalues(matrices), estimator)
+        return wide(p)
 
-    fitted = map_leaves(exponents, known, params)
+    def exponents(_, values):
+        return tail_exponents(jnp.flip(jnp.square(values), -1), estimator)
+
+    values = singular_values(map_leaves(fitting, known, params), known)
+    fitted = map_leaves(exponents, known, values)
     leaves, structure = jax.tree.flatten(fitted)
     if leaves:
         joined = jnp.concatenate(leaves)

@@ -6,7 +6,6 @@ Each step applies a x + b x^3 + c x^5 to every singular value and drives it to o
 Tables of (a, b, c) say which polynomial each step uses.
 """
 
-import collections
 import functools
 import math
 from collections.abc import Sequence
@@ -15,13 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
-from reslab.core.types import MESH_AXES, SEQUENCE_AXIS
 from reslab.optim._leaves import Layouts, map_leaves, resolve
+from reslab.optim._together import by_shape, is_turned
 
 Coefficients = tuple[tuple[float, float, float], ...]
 
@@ -177,11 +174,8 @@ def orthogonalize_leaves(
 ) -> Any:
     """Orthogonalizes all kernels of a tree, each layer's by itself.
 
-    Kernels of one shape, transposed ones included, are taken together. Where
-    parameters are split over a mesh (as `jax.set_mesh` says), whole matrices are
-    dealt out to its devices: weights change hands by an all-to-all of the shares,
-    and every matrix is multiplied on one device, not on all. Devices that only
-    replicate the parameters (`data`) repeat the work.
+    Those of one shape are taken together, and over a mesh every matrix is multiplied
+    on one device, not on all; see `by_shape`.
 
     Args:
       tree: Kernels; all must be matrices by their layouts.
@@ -195,57 +189,15 @@ def orthogonalize_leaves(
       A tree like the first, in `dtype`.
     """
     layouts = resolve(layouts, tree)
-    views, structure = jax.tree.flatten(map_leaves(_wide_view, layouts, tree))
-    counts = jax.tree.leaves(steps)
-    buckets: dict[Any, list[int]] = collections.defaultdict(list)
-    for index, matrices in enumerate(views):
-        buckets[matrices.shape[1:]].append(index)
-    results: list[Any] = [None] * len(views)
-    shares = math.prod(_split_axes().values())
-    for indices in buckets.values():
-        stacked = jnp.concatenate([views[i].astype(dtype) for i in indices])
-        each = None
-        if steps is not None:
-            each = jnp.concatenate([counts[i].reshape(-1) for i in indices])
-        if shares > 1:
-            padding = -stacked.shape[0] % shares
-            stacked = jnp.pad(stacked, ((0, padding), (0, 0), (0, 0)))
-            each = None if each is None else jnp.pad(each, (0, padding))
-            stacked = jax.lax.with_sharding_constraint(
-                stacked, PartitionSpec(tuple(_split_axes()), None, None)
-            )
-        x = orthogonalized(stacked, table, dtype=dtype, margin=margin, steps=each)
-        begin = 0
-        for i in indices:
-            results[i] = x[begin : begin + views[i].shape[0]]
-            begin += views[i].shape[0]
+
+    def together(matrices, each=None):
+        return orthogonalized(matrices, table, dtype=dtype, margin=margin, steps=each)
+
+    exact = map_leaves(lambda _, x: x.astype(dtype), layouts, tree)
+    found = by_shape(together, exact, layouts, *(() if steps is None else (steps,)))
 
     def back(layout, leaf, x):
-        matrices = jnp.swapaxes(x, 1, 2) if _is_turned(layout, leaf) else x
+        matrices = jnp.swapaxes(x, 1, 2) if is_turned(layout, leaf) else x
         return layout.from_matrices(matrices, leaf.shape)
 
-    return map_leaves(back, layouts, tree, jax.tree.unflatten(structure, results))
-
-
-def _wide_view(layout: Layout, x: jax.Array) -> jax.Array:
-    matrices = layout.as_matrices(x)
-    return jnp.swapaxes(matrices, 1, 2) if _is_turned(layout, x) else matrices
-
-
-def _is_turned(layout: Layout, x: Any) -> bool:
-    """Whether a kernel is transposed, to be wide; square ones to begin alike."""
-    rows = math.prod(x.shape[axis] for axis in layout.inputs)
-    columns = math.prod(x.shape[axis] for axis in layout.outputs)
-    if rows != columns:
-        return rows > columns
-    # Square kernels are split along the same axis of the stack if all begin with
-    # the features of the stream.
-    return bool(layout.names) and layout.names[layout.inputs[0]] != "embed"
-
-
-def _split_axes() -> dict[str, int]:
-    """Axes of the current mesh over which parameters are split, and their sizes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {} if mesh.empty else dict(mesh.shape)
-    replicating = (MESH_AXES[0], SEQUENCE_AXIS)
-    return {a: size for a, size in sizes.items() if size > 1 and a not in replicating}
+    return map_leaves(back, layouts, tree, found)

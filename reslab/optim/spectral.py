@@ -11,8 +11,9 @@ import optax
 
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
-from reslab.core.spectra import spectrum_quantiles
+from reslab.core.spectra import singular_quantiles
 from reslab.optim._leaves import Layouts, map_leaves, resolve, split, wide, zeros
+from reslab.optim._together import singular_values
 from reslab.optim.muon import OTHERS, check, product_dtype, size_factor, with_adamw
 from reslab.optim.orthogonalization import (
     KELLER,
@@ -148,12 +149,13 @@ def scale_by_spectral(
         def measure(old):
             del old
 
-            def one(layout, m, before):
-                lowest = spectrum_quantiles(layout.as_matrices(m), (quantile,))
+            def one(_, values, before):
+                lowest = singular_quantiles(values, (quantile,))
                 lowest = lowest.reshape(before.shape).astype(before.dtype)
                 return lowest, iterations_for(lowest, least, most)
 
-            return split(map_leaves(one, known, sums, state.lowest), 2)
+            values = singular_values(sums, known)
+            return split(map_leaves(one, known, values, state.lowest), 2)
 
         lowest, iterations = jax.lax.cond(
             state.count % every == 0,

@@ -9,8 +9,23 @@ from reslab.core import registry
 from reslab.core.trees import named_leaves, unbox
 from reslab.parallel.mesh import make_mesh
 
-OPTIONS = ("hyper(streams=2, is_dynamic=True)", "ddl(values=2, form='sigmoid')")
-
+OPTIONS = (
+    "attnres(block=3)",
+    "attnres(window=2, use_null=True)",
+    "attnres(source='cumulative')",
+    "attnres(source='cumulative', block_layers=1)",
+    "attnres(routing='add', gate='vector')",
+    "attnres(routing='add', gate='alpha', block=2, use_null=True)",
+    "attnres(routing='add', gate='scalar', block_layers=1, source='cumulative')",
+    "attnres(routing='add', block=2, is_as_released=True)",
+    "dca(version=1)",
+    "dca(version=2, last=2)",
+    "ddl(values=2, form='sigmoid')",
+    "denseformer(dilation=2, period=2)",
+    "elc_bert(form='normalized')",
+    "elc_bert(form='weighted_output')",
+    "hyper(streams=2, is_dynamic=True)",
+)
 
 SUBLAYERS = 64
 

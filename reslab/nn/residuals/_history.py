@@ -1,6 +1,5 @@
 """What residuals over a history share: where its rows are, and reading by attention."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -38,13 +37,24 @@ class HistoryResidual(nn.Module):
     kernels: str = "auto"
 
     is_history: ClassVar[bool] = True
-    # Whether a stream that no sublayer adds to stays as it is; false for averages.
-    keeps_identity: ClassVar[bool] = True
 
     @property
-    def idle_sites(self) -> tuple[int, ...]:
-        """Sites with one thing to read, hence with parameters that change nothing."""
-        return ()
+    def keeps_identity(self) -> bool:
+        """Whether a stream that no sublayer adds to stays as it is; not in averages."""
+        return True
+
+    def is_idle(self, parameter: str, site: int) -> bool:
+        """Whether a parameter changes nothing at a site, as where all is read at once.
+
+        Layers that are scanned have parameters of one shape, also where one of them
+        has nothing to choose from.
+
+        Args:
+          parameter: Its path inside the residual, such as "read/query".
+          site: The site.
+        """
+        del parameter, site
+        return False
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -75,11 +85,6 @@ class HistoryResidual(nn.Module):
         """The layer of a site; a number for a number."""
         return sites.at(self.layer_of_site, site)
 
-    def idle_layers(self, is_idle: Callable[[int], bool]) -> tuple[int, ...]:
-        """First sites of the layers for which something is true."""
-        starts = self.starts[:-1]
-        return tuple(site for layer, site in enumerate(starts) if is_idle(layer))
-
     def refuse(self, field: str, expected: str, hint: str | None = None) -> ReslabError:
         """The error of a field that is out of range."""
         name = type(self).__module__.rpartition(".")[2]
@@ -100,6 +105,11 @@ class LayerHistory(HistoryResidual):
     def widen(self, x: jax.Array) -> History:
         """The embedding is the first source."""
         return History.start(x, len(self.starts), stream=x)
+
+    def is_idle(self, parameter: str, site: int) -> bool:
+        """The first layer has the embedding alone to read."""
+        del parameter
+        return self.layer_of_site[site] == 0
 
     def begin(self, stream: History, layer: int | jax.Array) -> tuple[Any, jax.Array]:
         """What the first sublayer of a layer reads, and what its sum begins with."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -90,7 +90,10 @@ class AttentionResiduals(HistoryResidual):
     is_as_released: bool = False
     epsilon: float = 1e-6
 
-    keeps_identity: ClassVar[bool] = False
+    @property
+    def keeps_identity(self) -> bool:
+        """Whether there is a sum beside what is read."""
+        return self.routing == "add"
 
     def __post_init__(self):
         if self.source not in ("delta", "cumulative"):
@@ -183,16 +186,16 @@ class AttentionResiduals(HistoryResidual):
             for later in range(first + 1, end)
         )
 
-    @property
-    def idle_sites(self) -> tuple[int, ...]:
-        """Sites that read one source, or none: no query changes that."""
-        most = self.window + 1 if self.window else self._rows
-        idle = []
-        for site, visible in enumerate(self.visible):
-            has_extra = self.routing == "replace" and not self._is_first[site]
-            if min(visible, most) + has_extra + self.use_null < 2:
-                idle.append(site)
-        return tuple(idle)
+    def is_idle(self, parameter: str, site: int) -> bool:
+        """Of one source no query changes the reading; of none there is no reading."""
+        visible = self.visible[site]
+        if self.window:
+            visible = min(visible, self.window + 1)
+        has_extra = self.routing == "replace" and not self._is_first[site]
+        sources = visible + has_extra + self.use_null
+        if parameter == "read/null":
+            return False
+        return sources < (1 if parameter.startswith("gated/") else 2)
 
     @property
     def _rows(self) -> int:

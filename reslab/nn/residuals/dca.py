@@ -132,7 +132,7 @@ class GeneralizedSum(nn.Module):
             is_between = is_valid & (index > 0) & (age >= self.last)
             is_own = is_valid & ~is_between
             slot = jnp.where(index == 0, 0, 2 + jnp.clip(age, 0, self.last - 1))
-            own = jnp.where(is_own[:, None], weights[slot], 0)
+            own = jnp.where(is_own[:, None], jnp.take(weights, slot, axis=0), 0)
         # Two sums: together, their weights would be as large as the sources.
         reading = sources.mix(own[:, None, None])
         shown = jnp.mean(own, axis=-1)

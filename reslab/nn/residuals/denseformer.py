@@ -56,14 +56,18 @@ class DenseFormer(LayerHistory):
         """Whether something is read after so many layers."""
         return tuple(i > 0 and i % self.period == 0 for i in range(len(self.starts)))
 
-    @property
-    def idle_sites(self) -> tuple[int, ...]:
-        """Layers that are given the output of the last one as it is."""
-        return self.idle_layers(lambda layer: not self._reads[layer])
+    def is_idle(self, parameter: str, site: int) -> bool:
+        """Layers that are given the output of the last one as it is weigh nothing."""
+        del parameter
+        return not self._reads[self.layer_of_site[site]]
 
     def setup(self):
         """Makes the reader, whose weights come when it is first called."""
         self.read = WeightedSum(self._reads, self.dilation, self.param_dtype)
+
+    def narrow(self, stream: History) -> jax.Array:
+        """One more reading after the last layer, where one is due."""
+        return super().narrow(stream) if self._reads[-1] else stream.carried["stream"]
 
 
 class WeightedSum(nn.Module):

@@ -50,17 +50,16 @@ class EveryLayerCounts(LayerHistory):
     epsilon: float = 1e-7
 
     reduces_to_plain_at_init: ClassVar[bool] = False
-    keeps_identity: ClassVar[bool] = False
+
+    @property
+    def keeps_identity(self) -> bool:
+        """No: what is read is an average."""
+        return False
 
     def __post_init__(self):
         if self.form not in FORMS:
             raise self.refuse("form", ", ".join(map(repr, FORMS)))
         super().__post_init__()
-
-    @property
-    def idle_sites(self) -> tuple[int, ...]:
-        """The first layer reads the embedding."""
-        return (0,)
 
     def setup(self):
         """Makes the reader, whose logits come when it is first called."""

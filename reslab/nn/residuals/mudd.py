@@ -45,11 +45,6 @@ class MultiwayDense(LayerHistory):
     reduces_to_plain_at_init: ClassVar[bool] = True
     reads_apart: ClassVar[bool] = True
 
-    @property
-    def idle_sites(self) -> tuple[int, ...]:
-        """The first layer reads the embedding."""
-        return (0,)
-
     def setup(self):
         """Makes the mixing network, whose parameters come when it is first called."""
         rows, is_mixer = len(self.starts), self.sublayer == "mixer"

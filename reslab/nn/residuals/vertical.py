@@ -45,11 +45,6 @@ class VerticalAttention(LayerHistory):
             raise self.refuse("head_dim", "at least 1, or 0 for an eighth of the width")
         super().__post_init__()
 
-    @property
-    def idle_sites(self) -> tuple[int, ...]:
-        """The first layer reads the embedding."""
-        return (0,)
-
     def setup(self):
         """Makes the reader, whose parameters come when it is first called."""
         self.read = VerticalRead(self.head_dim, self.epsilon, self.param_dtype)

@@ -9,6 +9,8 @@ import pytest
 
 from reslab.core.errors import ReslabError
 from reslab.ops.gated_delta.api import IMPLEMENTATIONS, gated_delta_rule
+from reslab.ops.gated_delta.chunked import chunked, inverse_of_unit_lower
+from reslab.ops.gated_delta.reference import recurrent
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "gated_delta_rule.npz"
 NAMES = ("q", "k", "v", "beta", "g", "initial_state")
@@ -70,11 +72,14 @@ def test_golden(implementation):
         close(gradient, golden[f"grad_{name}"], 1e-5)
 
 
-def test_equals_numpy_in_float64():
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_equals_numpy_in_float64(implementation):
     with jax.enable_x64(True):
         arrays = inputs("float64")
         resets = np.random.default_rng(1).random((2, 7)) < 0.3
-        output, state = rule(*arrays, resets=jnp.asarray(resets))
+        output, state = rule(
+            *arrays, resets=jnp.asarray(resets), implementation=implementation
+        )
         assert output.dtype == state.dtype == jnp.float64
     for actual, expected in zip(
         (output, state), oracle(*arrays, resets=resets), strict=True
@@ -82,8 +87,58 @@ def test_equals_numpy_in_float64():
         close(actual, expected, 1e-12)
 
 
+@pytest.mark.parametrize("is_alike", [False, True])
+@pytest.mark.parametrize("size", [1, 8, 32])
+def test_chunks_are_one_token_after_the_other(size, is_alike):
+    """Forward and backward, for lengths that no chunk divides, with resets."""
+    with jax.enable_x64(True):
+        *arrays, state = inputs("float64", length=37)
+        if is_alike:
+            key = arrays[1] + 3.0
+            arrays[1] = key / jnp.linalg.norm(key, axis=-1, keepdims=True)
+            arrays[3] = jnp.full_like(arrays[3], 0.95)
+        resets = jnp.asarray(np.random.default_rng(1).random((2, 37)) < 0.1)
+        weights = np.random.default_rng(2).normal(size=arrays[2].shape)
+
+        def results(form, *options):
+            def total(*arrays):
+                output, final = form(*arrays, resets, *options)
+                return jnp.sum(weights * output) + jnp.sum(jnp.sin(final)), output
+
+            return jax.jit(jax.grad(total, argnums=range(6), has_aux=True))(
+                *arrays, state
+            )
+
+        found, wanted = results(chunked, size), results(recurrent)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            close(a, b, 1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 16, 64])
+def test_keys_that_are_alike_are_inverted_in_float32(size):
+    """Powers of such a matrix reach 1e15; its inverse is of order one."""
+    matrix = np.tril(0.85 * np.ones((size, size)), -1)
+    wanted = np.linalg.inv(np.eye(size) + matrix)
+    found = jax.jit(inverse_of_unit_lower)(jnp.asarray(matrix[None], jnp.float32))
+    close(found[0], wanted, 1e-6)
+
+
+@pytest.mark.optimized
+def test_long_sequences_keep_the_memory_once_a_chunk():
+    arrays = inputs(length=1024, heads=1, key_dim=64, value_dim=128)
+
+    def temporaries(implementation):
+        def loss(*arrays):
+            return jnp.sum(rule(*arrays, implementation=implementation)[0])
+
+        compiled = jax.jit(jax.grad(loss, argnums=range(6))).lower(*arrays).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries("chunked") < 0.5 * temporaries("recurrent")
+
+
 def test_one_token_at_a_time_is_the_whole():
-    *tokens, state = inputs()
+    *tokens, state = inputs(length=20)
     output, final = rule(*tokens, state)
     step = jax.jit(rule)
     for t in range(output.shape[1]):
@@ -159,7 +214,7 @@ def test_bad_input_is_one_line():
         (lambda: rule(*tokens[:3], tokens[3][:1], tokens[4]), "beta: expected shape"),
         (lambda: rule(*tokens, resets=jnp.zeros(7, bool)), "resets: expected shape"),
         (lambda: rule(tokens[0][0], *tokens[1:]), "query: expected"),
-        (lambda: rule(*tokens, implementation="chunk"), "auto, recurrent"),
+        (lambda: rule(*tokens, implementation="chunk"), "'chunked'"),
     ):
         with pytest.raises(ReslabError, match=text):
             call()

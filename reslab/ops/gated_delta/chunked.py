@@ -1,0 +1,139 @@
+"""The gated delta rule in chunks: products of matrices instead of steps in time."""
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.precision import statistics_dtype
+
+# Tokens that are taken together; the memory is kept for the backward pass once for
+# each of them.
+CHUNK = 64
+# Rows of a system that are solved one after the other.
+LEAF = 16
+
+
+def _product(equation: str, *operands: jax.Array) -> jax.Array:
+    # Rounded products would add up from chunk to chunk.
+    return jnp.einsum(equation, *operands, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_vjp
+def inverse_of_unit_lower(matrices: jax.Array) -> jax.Array:
+    """(I + A)^-1 for strictly lower matrices A (..., n, n), n a power of two.
+
+    Row by row in blocks of 16 along the diagonal, which are then joined in pairs, by
+    products. A sum of powers of A would need products alone, but they grow to 1e15
+    where keys are alike, although the inverse does not.
+    """
+    size = matrices.shape[-1]
+    leaf = min(LEAF, size)
+    # Axes in front are not merged: they may be split over devices.
+    row, column = (
+        jax.lax.broadcasted_iota(jnp.int32, matrices.shape, matrices.ndim - axis)
+        for axis in (2, 1)
+    )
+    blocks = jnp.where(row // leaf == column // leaf, matrices, 0)
+    inverse = (row == column).astype(matrices.dtype)
+    for first in range(1, leaf):
+        # That row of all blocks at once; those after it are multiplied by zeros.
+        found = _product("...ij,...jk->...ik", blocks[..., first::leaf, :], inverse)
+        inverse = inverse.at[..., first::leaf, :].add(-found)
+    width = leaf
+    while width < size:
+        is_pair = row // (2 * width) == column // (2 * width)
+        is_between = is_pair & (row // width > column // width)
+        joint = jnp.where(is_between, matrices, 0)
+        right = _product("...ij,...jk->...ik", joint, inverse)
+        inverse = inverse - _product("...ij,...jk->...ik", inverse, right)
+        width *= 2
+    return inverse
+
+
+def _inverse_forward(matrices):
+    inverse = inverse_of_unit_lower(matrices)
+    return inverse, inverse
+
+
+def _inverse_backward(inverse, cotangent):
+    left = _product("...ji,...jk->...ik", inverse, cotangent)
+    return (-_product("...ij,...kj->...ik", left, inverse),)
+
+
+inverse_of_unit_lower.defvjp(_inverse_forward, _inverse_backward)
+
+
+def chunked(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    beta: jax.Array,
+    log_decay: jax.Array,
+    state: jax.Array,
+    resets: jax.Array | None,
+    size: int = CHUNK,
+) -> tuple[jax.Array, jax.Array]:
+    """Applies the rule to chunks of tokens; see `api.gated_delta_rule`.
+
+    With G the sum of log decays since the beginning of a chunk and S its first memory,
+    what the tokens write follows from one triangular system for the whole chunk:
+
+        A[i, j] = beta[i] exp(G[i] - G[j]) k[i] . k[j]                  for j < i
+        (I + A) U = diag(beta) (V - diag(exp G) K S)
+        O = diag(exp G) Q S + tril(exp(G[i] - G[j]) q[i] . k[j]) U
+        S <- exp(G[last]) S + (diag(exp(G[last] - G)) K)^T U
+
+    No exponent is positive. A reset lets no token see what is before it.
+
+    Reference: Yang et al., 2024, https://arxiv.org/abs/2412.06464, Section 3.3.
+
+    All arguments are those of `api.gated_delta_rule` but for `size`, the number of
+    tokens of a chunk.
+    """
+    given, wide = query.dtype, statistics_dtype(query.dtype)
+    length = query.shape[1]
+    padding = -length % size
+
+    def cut(x):
+        """(batch, length, heads, ...) to (chunks, batch, heads, size, ...)."""
+        x = jnp.pad(x.astype(wide), [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)])
+        x = x.reshape(x.shape[0], -1, size, *x.shape[2:])
+        return jnp.moveaxis(x, (1, 3), (0, 2))
+
+    query, key, value = cut(query), cut(key), cut(value)
+    # What pads the end writes nothing and forgets nothing.
+    beta, total = cut(beta), jnp.cumsum(cut(log_decay), axis=-1)
+    query = query * query.shape[-1] ** -0.5
+    row, column = jnp.arange(size)[:, None], jnp.arange(size)[None]
+    is_seen = (row >= column)[None, None, None]
+    from_start, to_end = jnp.exp(total), jnp.exp(total[..., -1:] - total)
+    if resets is not None:
+        # Documents that have begun in the chunk so far: equal where nothing is between.
+        begun = jnp.cumsum(cut(resets[:, :, None].astype(wide)), axis=-1)
+        is_seen = is_seen & (begun[..., :, None] == begun[..., None, :])
+        from_start = jnp.where(begun == 0, from_start, 0)
+        to_end = jnp.where(begun == begun[..., -1:], to_end, 0)
+    apart = jnp.where(is_seen, total[..., :, None] - total[..., None, :], -jnp.inf)
+    decay = jnp.exp(apart)
+    seen = _product("nbhik,nbhjk->nbhij", query, key) * decay
+    system = _product("nbhik,nbhjk->nbhij", key, key) * decay * beta[..., None]
+    system = jnp.where((row > column)[None, None, None], system, 0)
+    inverse = inverse_of_unit_lower(system)
+    writes = _product("nbhij,nbhjv->nbhiv", inverse, beta[..., None] * value)
+    starts = (beta * from_start)[..., None] * key
+    erased = _product("nbhij,nbhjk->nbhik", inverse, starts)
+    read, kept = from_start[..., None] * query, to_end[..., None] * key
+
+    @jax.checkpoint
+    def step(memory, chunk):
+        writes, erased, read, seen, kept, keep = chunk
+        change = writes - _product("bhik,bhkv->bhiv", erased, memory)
+        output = _product("bhik,bhkv->bhiv", read, memory)
+        output = output + _product("bhij,bhjv->bhiv", seen, change)
+        memory = keep[..., None, None] * memory
+        return memory + _product("bhik,bhiv->bhkv", kept, change), output
+
+    chunks = writes, erased, read, seen, kept, from_start[..., -1]
+    state, output = jax.lax.scan(step, state.astype(wide), chunks)
+    output = jnp.moveaxis(output, (0, 2), (1, 3))
+    output = output.reshape(output.shape[0], -1, *output.shape[3:])[:, :length]
+    return output.astype(given), state

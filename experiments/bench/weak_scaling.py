@@ -10,12 +10,14 @@ memory and bytes of collectives are those of one device; the bytes of a collecti
 those of the whole array that it makes or splits. `analytic` is the count by hand:
 
     gathered   each kernel in bfloat16 once for the forward and once for the backward
-               pass, which computes the layer again from the same copy
-    reduced    the gradient of each kernel once, in bfloat16; where replicas are in
-               several slices its parts are then added up among them
+               pass, which computes the layer again from the same copy; the embedding
+               is split along its features and is not gathered
+    reduced    the gradient of each kernel and of the embedding once, in bfloat16;
+               where replicas are in several slices its parts are then added up among
+               them (`network`)
 
-The embedding is split along its features and is neither gathered nor reduced whole.
-Every slice is compiled; nothing is run or extrapolated. Appends to weak_scaling.csv,
+On some slices the compiler adds up gradients by an all-reduce and keeps a part, which
+sends twice what a reduce-scatter does: `reduced_by` says which. Every slice is compiled; nothing is run or extrapolated. Appends to weak_scaling.csv,
 where a row of the same preset and slice is replaced; `--plot` draws it again from there
 (with Chromium, which makes the picture from the chart's SVG).
 """
@@ -52,8 +54,16 @@ SLICES = {
 FIELDS = (
     *("preset", "topology", "devices", "mesh", "tflops", "arguments_mib"),
     *("ideal_arguments_mib", "temporaries_mib", "peak_mib", "gathered_mb"),
-    *("analytic_gathered_mb", "reduced_mb", "analytic_reduced_mb", "other_mb"),
-    *("network_mb", "mfu_exposed", "mfu_hidden", "compile_seconds", "jax", "libtpu"),
+    *("analytic_gathered_mb", "reduced_mb", "analytic_reduced_mb", "reduced_by"),
+    *(
+        "other_mb",
+        "network_mb",
+        "mfu_exposed",
+        "mfu_hidden",
+        "compile_seconds",
+        "jax",
+        "libtpu",
+    ),
     "commit",
 )
 
@@ -77,13 +87,15 @@ def analytic(config, target) -> tuple[int, int, int]:
     """Bytes gathered, reduced, and of a device's share of the state, by hand."""
     setup = make_setup(config, make_mesh(config.mesh, target.devices))
     params = named_leaves(setup.shapes.params)
-    kernels = sum(
-        leaf.size for name, leaf in params.items() if name.endswith(("/kernel", "head"))
-    )
+
+    def matrices(*ends):
+        return sum(leaf.size for name, leaf in params.items() if name.endswith(ends))
+
+    kernels, embedding = matrices("/kernel", "head"), matrices("embedding")
     everything = sum(leaf.size for leaf in params.values())
     # Parameters and two moments, in float32.
     state = 3 * 4 * everything // config.mesh.fsdp
-    return 2 * 2 * kernels, 2 * kernels, state
+    return 2 * 2 * kernels, 2 * (kernels + embedding), state
 
 
 def measured(preset: str, name: str, rows: int) -> dict[str, object]:
@@ -110,18 +122,17 @@ def measured(preset: str, name: str, rows: int) -> dict[str, object]:
         }
     if report.cost is not None:
         wires = report.cost.wires
-        inside = {k: t for k, t in wires.items() if k.axes == ("fsdp",)}
-        found = {
-            kind: sum(t.bytes for k, t in inside.items() if k.kind == kind)
-            for kind in ("all-gather", "reduce-scatter")
-        }
+        inside = {k.kind: t.bytes for k, t in wires.items() if k.axes == ("fsdp",)}
+        ways = {kind: inside.get(kind, 0) for kind in ("reduce-scatter", "all-reduce")}
+        gathered_here, reduced_here = inside.get("all-gather", 0), sum(ways.values())
         network = sum(t.bytes for k, t in wires.items() if "data" in k.axes)
         everything = sum(t.bytes for t in wires.values())
-        other = everything - network - sum(found.values())
+        other = everything - network - gathered_here - reduced_here
         exposed, hidden = report.estimated_mfu
         row |= {
-            "gathered_mb": round(found["all-gather"] / 1e6),
-            "reduced_mb": round(found["reduce-scatter"] / 1e6),
+            "gathered_mb": round(gathered_here / 1e6),
+            "reduced_mb": round(reduced_here / 1e6),
+            "reduced_by": max(ways, key=ways.get),
             "network_mb": round(network / 1e6),
             "other_mb": round(other / 1e6),
             "mfu_exposed": f"{exposed:.2f}",

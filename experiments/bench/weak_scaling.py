@@ -17,9 +17,10 @@ those of the whole array that it makes or splits. `analytic` is the count by han
                them (`network`)
 
 On some slices the compiler adds up gradients by an all-reduce and keeps a part, which
-sends twice what a reduce-scatter does: `reduced_by` says which. Every slice is compiled; nothing is run or extrapolated. Appends to weak_scaling.csv,
-where a row of the same preset and slice is replaced; `--plot` draws it again from there
-(with Chromium, which makes the picture from the chart's SVG).
+sends twice what a reduce-scatter does: `reduced_by` says which. Every slice is
+compiled; nothing is run or extrapolated. Appends to weak_scaling.csv, where a row of
+the same preset and slice is replaced; `--plot` draws it again from there (with
+Chromium, which makes the picture from the chart's SVG).
 """
 
 import argparse

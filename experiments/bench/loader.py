@@ -5,14 +5,16 @@
 
 Loader: shuffled batches of windows as a run of configs/small_124m.py takes them (512 x
 1,024 tokens), made, stacked and put on the device, one after the other, with nothing
-else going on. It must never be the bottleneck, even for devices four times as fast, so
-beside it stands what the eight v5e chips of a host would consume if they did nothing
-but matrix products at their peak: no step is faster, and nothing ran on a TPU.
+else going on. It must never be the bottleneck, even for devices four times as fast.
 
 Host: what a step of the whole training loop costs this process (batches, dispatch,
 judging, metrics every ten steps) where the model is so small that nothing else is left
-of it, over that fastest step. It is a bound from above: the loop prepares a step while
-the devices compute the one before.
+of it. It is a bound from above: the loop prepares a step while the devices compute the
+one before, and the small model's own products are in it.
+
+Each is compared with the step of the eight v5e chips of a host: as the compiled program
+is estimated (nothing ran on a TPU), and as it would be if they did nothing but matrix
+products at their peak, which no step does.
 
 Both are in seconds of this process's CPU time, since the machine may be shared; those
 of a clock stand beside them. Appends a row to loader.csv.
@@ -28,6 +30,7 @@ import time
 import jax
 from _table import append
 
+from reslab.compile import compile_configs
 from reslab.core import config as configs
 from reslab.observe.environment import environment
 from reslab.observe.meter import PEAK_FLOPS
@@ -38,6 +41,7 @@ from reslab.train.tasks import make_task
 
 TABLE = pathlib.Path(__file__).with_suffix(".csv")
 PRESET, KIND, DEVICES, FASTER = "small_124m", "TPU v5 lite", 8, 4
+TOPOLOGY = "v5e:2x4"
 
 # As many leaves and metrics as the preset has, and nothing to compute.
 SMALL = {
@@ -108,6 +112,8 @@ def main() -> None:
     setup = make_setup(config, make_mesh({}, jax.devices()[:1]))
     per_token = setup.task.flops_per_unit(setup.model, setup.shapes.params)
     tokens = config.data.batch * config.data.length
+    (report,) = compile_configs({PRESET: config}, TOPOLOGY, print)
+    estimated = report.estimated_seconds
     fastest = tokens * per_token / (DEVICES * PEAK_FLOPS[KIND])
     loader, loader_clock = loader_seconds(config, options.batches)
     host, host_clock = host_seconds(config, options.steps)
@@ -118,12 +124,14 @@ def main() -> None:
         "loader_tokens_per_cpu_second": round(tokens / loader),
         "loader_tokens_per_second": round(tokens / loader_clock),
         "devices": f"{DEVICES} x {KIND}",
-        "fastest_step_seconds": f"{fastest:.4f}",
-        "tokens_per_second_at_the_peak": round(tokens / fastest),
-        f"loader_to_{FASTER}_times_the_peak": f"{fastest / (FASTER * loader):.2f}",
+        "estimated_step_seconds": f"{estimated:.4f}",
+        "peak_step_seconds": f"{fastest:.4f}",
+        f"loader_to_{FASTER}_times_estimated": f"{estimated / (FASTER * loader):.2f}",
+        f"loader_to_{FASTER}_times_peak": f"{fastest / (FASTER * loader):.2f}",
         "host_cpu_seconds_per_step": f"{host:.5f}",
         "host_seconds_per_step": f"{host_clock:.5f}",
-        "host_share_of_fastest_step": f"{host / fastest:.5f}",
+        "host_share_of_estimated_step": f"{host / estimated:.5f}",
+        "host_share_of_peak_step": f"{host / fastest:.5f}",
         "jax": about["versions"]["jax"],
         "commit": about["commit"],
     }

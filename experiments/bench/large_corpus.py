@@ -30,7 +30,7 @@ TRAINING = {
     "model.features": 32,
     "model.depth": 1,
     "model.mixer": "attention(heads=2)",
-    "data.length": 1024,
+    "data.length": 256,
     "data.batch": 16,
     "eval.batch": 16,
     "eval.batches": 1,

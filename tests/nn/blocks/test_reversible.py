@@ -128,12 +128,15 @@ def temporary_bytes(depth, **fields):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.optimized
 def test_memory_does_not_grow_with_depth():
     deep = temporary_bytes(24, block="reversible")
     assert deep <= 1.01 * temporary_bytes(6, block="reversible")
     assert temporary_bytes(24, block="standard") > 5 * deep
 
 
+@pytest.mark.exhaustive
+@pytest.mark.optimized
 def test_memory_hardly_grows_with_depth_where_layers_are_unrolled():
     deep = temporary_bytes(9, block="reversible", is_unrolled=True)
     assert deep <= 1.1 * temporary_bytes(3, block="reversible", is_unrolled=True)

@@ -34,10 +34,18 @@ def inverse_of_unit_lower(matrices: jax.Array) -> jax.Array:
     )
     blocks = jnp.where(row // leaf == column // leaf, matrices, 0)
     inverse = (row == column).astype(matrices.dtype)
-    for first in range(1, leaf):
+    in_blocks = (*matrices.shape[:-2], size // leaf, leaf, size)
+
+    def solve(first, inverse):
         # That row of all blocks at once; those after it are multiplied by zeros.
-        found = _product("...ij,...jk->...ik", blocks[..., first::leaf, :], inverse)
-        inverse = inverse.at[..., first::leaf, :].add(-found)
+        rows = jax.lax.dynamic_index_in_dim(
+            blocks.reshape(in_blocks), first, axis=-2, keepdims=False
+        )
+        found = _product("...ij,...jk->...ik", rows, inverse)
+        inverse = inverse.reshape(in_blocks).at[..., first, :].add(-found)
+        return inverse.reshape(matrices.shape)
+
+    inverse = jax.lax.fori_loop(1, leaf, solve, inverse)
     width = leaf
     while width < size:
         is_pair = row // (2 * width) == column // (2 * width)

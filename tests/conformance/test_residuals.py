@@ -13,26 +13,33 @@ from reslab.parallel.mesh import make_mesh
 
 OPTIONS = (
     "attnres(block=3)",
+    "attnres(routing='add', gate='alpha', block=2, use_null=True)",
+    "ddl(values=2, form='sigmoid')",
+    "hyper(streams=2, is_dynamic=True)",
+)
+# A usual run leaves them out.
+MORE_OPTIONS = (
     "attnres(window=2, use_null=True)",
     "attnres(source='cumulative')",
     "attnres(source='cumulative', block_layers=1)",
     "attnres(routing='add', gate='vector')",
-    "attnres(routing='add', gate='alpha', block=2, use_null=True)",
     "attnres(routing='add', gate='scalar', block_layers=1, source='cumulative')",
     "attnres(routing='add', block=2, is_as_released=True)",
     "dca(version=1)",
     "dca(version=2, last=2)",
-    "ddl(values=2, form='sigmoid')",
     "denseformer(dilation=2, period=2)",
     "elc_bert(form='normalized')",
     "elc_bert(form='weighted_output')",
-    "hyper(streams=2, is_dynamic=True)",
 )
-
+NAMES = (
+    *registry.names("residuals"),
+    *OPTIONS,
+    *(pytest.param(spec, marks=pytest.mark.exhaustive) for spec in MORE_OPTIONS),
+)
 SUBLAYERS = 64
 
 
-@pytest.fixture(scope="module", params=(*registry.names("residuals"), *OPTIONS))
+@pytest.fixture(scope="module", params=NAMES)
 def name(request):
     return request.param
 

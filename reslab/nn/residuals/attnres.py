@@ -92,8 +92,8 @@ class AttentionResiduals(HistoryResidual):
 
     @property
     def keeps_identity(self) -> bool:
-        """Whether there is a sum beside what is read."""
-        return self.routing == "add"
+        """Whether what is read, or what it is added to, is a sum from the embedding."""
+        return self.routing == "add" or self.source == "cumulative"
 
     def __post_init__(self):
         if self.source not in ("delta", "cumulative"):

@@ -12,10 +12,10 @@ those of the whole array that it makes or splits. `analytic` is the count by han
     gathered   each kernel in bfloat16 once for the forward and once for the backward
                pass, which computes the layer again from the same copy; the embedding
                is split along its features and is not gathered
-    reduced    the gradient of each kernel and of the embedding once, in bfloat16;
-               where replicas are in several slices its parts are then added up among
-               them (`network`)
+    reduced    the gradient of each kernel and of the embedding once, in bfloat16
 
+What replicas in several slices then send each other, a device's share of the gradient,
+is not a collective of the compiled program but a transfer by its host, and not counted.
 On some slices the compiler adds up gradients by an all-reduce and keeps a part, which
 sends twice what a reduce-scatter does: `reduced_by` says which. Every slice is
 compiled; nothing is run or extrapolated. Appends to weak_scaling.csv, where a row of
@@ -56,15 +56,7 @@ FIELDS = (
     *("preset", "topology", "devices", "mesh", "tflops", "arguments_mib"),
     *("ideal_arguments_mib", "temporaries_mib", "peak_mib", "gathered_mb"),
     *("analytic_gathered_mb", "reduced_mb", "analytic_reduced_mb", "reduced_by"),
-    *(
-        "other_mb",
-        "network_mb",
-        "mfu_exposed",
-        "mfu_hidden",
-        "compile_seconds",
-        "jax",
-        "libtpu",
-    ),
+    *("other_mb", "mfu_exposed", "mfu_hidden", "compile_seconds", "jax", "libtpu"),
     "commit",
 )
 
@@ -126,15 +118,13 @@ def measured(preset: str, name: str, rows: int) -> dict[str, object]:
         inside = {k.kind: t.bytes for k, t in wires.items() if k.axes == ("fsdp",)}
         ways = {kind: inside.get(kind, 0) for kind in ("reduce-scatter", "all-reduce")}
         gathered_here, reduced_here = inside.get("all-gather", 0), sum(ways.values())
-        network = sum(t.bytes for k, t in wires.items() if "data" in k.axes)
         everything = sum(t.bytes for t in wires.values())
-        other = everything - network - gathered_here - reduced_here
+        other = everything - gathered_here - reduced_here
         exposed, hidden = report.estimated_mfu
         row |= {
             "gathered_mb": round(gathered_here / 1e6),
             "reduced_mb": round(reduced_here / 1e6),
             "reduced_by": max(ways, key=ways.get),
-            "network_mb": round(network / 1e6),
             "other_mb": round(other / 1e6),
             "mfu_exposed": f"{exposed:.2f}",
             "mfu_hidden": f"{hidden:.2f}",

@@ -60,11 +60,6 @@ def model(name, small_model):
 
 
 @pytest.fixture(scope="module")
-def start(model, tokens):
-    return unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
-
-
-@pytest.fixture(scope="module")
 def params(model, tokens, drawn):
     return drawn(model, tokens)["params"]
 
@@ -181,8 +176,10 @@ def test_uses_every_parameter(
     )
 
 
-def test_starts_as_plain_where_it_says_so(model, start, small_model, tokens):
-    plain = small_model(residual="plain")
+def test_starts_as_plain_where_it_says_so(name, small_model, tokens):
+    # A mean of all sources is their sum to any norm that divides by a size.
+    model, plain = (small_model(residual=n, norm="dyt") for n in (name, "plain"))
+    start = unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
     branches = unbox(jax.jit(plain.init)(jax.random.key(1), tokens)["params"])
     given, own = named_leaves(branches), named_leaves(start)
     assert set(given) <= set(own)

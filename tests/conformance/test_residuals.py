@@ -139,7 +139,13 @@ def test_identity_path_stays_bounded_through_64_sublayers(residual, x):
     def end(x):
         return through(x, SUBLAYERS)
 
-    for derived in (lambda f: f, lambda f: jax.grad(lambda x: jnp.sum(f(x)))):
+    # A plain sum would not see what takes the mean off.
+    weights = jax.random.normal(jax.random.key(3), x.shape)
+
+    def gradient(f):
+        return jax.grad(lambda x: jnp.sum(weights * f(x)))
+
+    for derived in (lambda f: f, gradient):
         ratio = size(derived(end)(x)) / size(derived(start)(x))
         assert 1 / 8 < ratio < 8
 

@@ -69,6 +69,9 @@ def test_the_chips_own_memory_is_free():
 def test_an_operand_that_is_named_twice_is_read_once():
     text = entry(f"%p = {ARRAY} parameter(0)", f"ROOT %n = {ARRAY} add(%p, %p)")
     assert cost(text).hbm_bytes == 2 * SIZE
+    views = [f"%{name} = {ARRAY} bitcast(%p)" for name in "ab"]
+    text = entry(f"%p = {ARRAY} parameter(0)", *views, f"ROOT %n = {ARRAY} add(%a, %b)")
+    assert cost(text).hbm_bytes == 2 * SIZE
 
 
 def test_a_slice_reads_and_an_update_writes_its_part():
@@ -138,6 +141,9 @@ def test_seconds_are_cycles_and_those_of_loops_are_calibrated():
     assert cost(product).seconds == pytest.approx(5e-6)
     assert cost(loop).seconds == pytest.approx(2e-6)
     assert cost(silent).seconds == pytest.approx(2 * SIZE / 1e9)
+    unknown = cycles.replace("5000", str(2**63 - 1))
+    unknowing = ADD + entry(head, f"{line}%add_both, {unknown}")
+    assert cost(unknowing).seconds == pytest.approx(2 * SIZE / 1e9)
 
 
 # Loops.
@@ -268,6 +274,33 @@ def test_collectives_run_over_axes_of_the_mesh(groups, axes, size):
     assert found.wires == {Wire("all-reduce", axes, size): Traffic(1, SIZE)}
     assert (found + found).wires == (found * 2).wires
     assert found.collectives == {"all-reduce": Traffic(1, SIZE)}
+
+
+@pytest.mark.parametrize(
+    "transfer, target, wire",
+    [
+        ("ALL_REDUCE", "{1,2}x{0:3}", Wire("all-reduce", ("data",), 2)),
+        ("ONE_TO_ONE", "{0:3,8}", Wire("collective-permute", ("data",), 5)),
+    ],
+)
+def test_slices_send_each_other_what_they_have(transfer, target, wire):
+    host = (
+        "is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="
+        f'"xla_megascale_runtime",_xla_megascale_target="{target}",'
+        f'_xla_megascale_transfer_type="{transfer}"}}'
+    )
+    text = entry(
+        f"%p = {ARRAY} parameter(0)",
+        "%t = token[] after-all()",
+        f"%s = ({ARRAY}, u32[], token[]) send(%p, %t), channel_id=3, {host}",
+        f"%r = ({ARRAY}, u32[], token[]) recv(%t), channel_id=2, {host}",
+        f"%e = token[] send-done(%s), channel_id=3, {host}",
+        f"%d = ({ARRAY}, token[]) recv-done(%r), channel_id=2, {host}",
+        f"ROOT %x = {ARRAY} get-tuple-element(%d), index=0",
+    )
+    found = program_cost(text, **CHIP, mesh={"data": 8, "fsdp": 2})
+    assert found.wires == {wire: Traffic(1, SIZE)}
+    assert found.hbm_bytes == 2 * SIZE
 
 
 def test_an_all_reduce_that_is_sliced_is_a_reduce_scatter():

@@ -43,6 +43,7 @@ _CALLED = re.compile(
     r"|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_UNKNOWN_CYCLES = str(2**63 - 1)  # What the compiler writes where it cannot say.
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 # They name, view or wait for what others moved.
@@ -105,7 +106,8 @@ class Cost:
       wires: Collectives by kind and axes of the mesh, with the bytes of the whole
         array: what a gather results in, what a scatter starts from. A collective
         that XLA spreads over several fusions counts once, an all-reduce of which
-        each device keeps its own part as the reduce-scatter that it is.
+        each device keeps its own part as the reduce-scatter that it is. What several
+        slices send each other has the first axis, and the bytes of a device's part.
       kernels: Pallas kernels, with the bytes of their operands and results.
       by_kernel: The same for each, by name.
       seconds: Estimate, without kernels and without waiting for collectives.
@@ -424,6 +426,8 @@ class _Reader:
             return max(branches, key=lambda cost: cost.hbm_bytes)
         if one.opcode == "custom-call" and one.target in _FREE_CALLS:
             return Cost()
+        if one.opcode in ("send", "recv"):
+            return self._between_slices(one)
         moved = self._moved(computation, one)
         if one.target == _KERNEL:
             traffic, name = Traffic(1, moved), re.sub(r"\.\d+$", "", one.name)
@@ -441,7 +445,7 @@ class _Reader:
 
     def _seconds(self, one: Instruction, moved: int) -> float:
         cycles = _CYCLES.search(one.attributes)
-        if not cycles:
+        if not cycles or cycles[1] == _UNKNOWN_CYCLES:
             return moved / self._bandwidth
         seconds = int(cycles[1]) / self._clock
         return seconds if self._multiplies(one) else seconds / LOOP_CYCLES_OVER_MEASURED
@@ -570,10 +574,13 @@ class _Reader:
             ends = one.shapes[:2]
             size = min(shape.laid_out for shape in ends)
             return sum(size for shape in ends if shape.hbm)
+        # One array may be several operands, each by a view of its own.
+        places: dict[str, list[int]] = {}
+        for position, name in enumerate(one.operands):
+            places.setdefault(_viewed(computation, name), []).append(position)
         read = 0
-        for name in dict.fromkeys(one.operands):
-            operand = computation.instructions[name]
-            positions = [i for i, other in enumerate(one.operands) if other == name]
+        for positions in places.values():
+            operand = computation.instructions[one.operands[positions[0]]]
             if len(operand.shapes) == 1 and operand.shapes[0].hbm:
                 touched = sum(self._touched(computation, one, i) for i in positions)
                 read += min(operand.shapes[0].hbm, touched)
@@ -689,6 +696,25 @@ class _Reader:
             wire = self._wire(kind, part)
             yield Cost(wires={wire: Traffic(1, _payload(inner, part))})
 
+    def _between_slices(self, one: Instruction) -> Cost:
+        """What goes from slice to slice, by way of their hosts.
+
+        Each device sends what it has and receives the result. Slices lie behind one
+        another along the first axis of the mesh.
+        """
+        size = one.shapes[0].hbm
+        transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
+        if one.opcode == "recv" or not transfer:
+            return Cost(size)
+        kind = transfer[1].lower().replace("_", "-")
+        kind = kind if kind in COLLECTIVES else "collective-permute"
+        wire, payload = Wire(kind), one.shapes[0].bytes
+        slices = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', one.attributes)
+        if self._mesh and slices:
+            wire = Wire(kind, tuple(self._mesh)[:1], _numbers_in(slices[1]))
+            payload *= wire.size if kind == "all-gather" else 1
+        return Cost(size, wires={wire: Traffic(1, payload)})
+
     def _wire(self, kind: str, one: Instruction) -> Wire:
         """Which devices take part, as axes of the mesh.
 
@@ -751,6 +777,22 @@ def _groups(attributes: str, devices: int) -> np.ndarray | None:
             return np.asarray(groups)
         return None if groups else np.arange(devices)[None]
     return None
+
+
+def _numbers_in(text: str) -> int:
+    """How many numbers a list of numbers and ranges has.
+
+    >>> _numbers_in("1,2"), _numbers_in("0:3,8")
+    (2, 5)
+    """
+    ends = [part.split(":") for part in text.split(",")]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
+
+
+def _viewed(computation: Computation, name: str) -> str:
+    """The instruction whose result an instruction is a view of, or itself."""
+    one = computation.instructions[name]
+    return _viewed(computation, one.operands[0]) if one.opcode == "bitcast" else name
 
 
 def _payload(computation: Computation, one: Instruction) -> int:

@@ -32,8 +32,8 @@ from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
 from reslab.observe.environment import environment
 from reslab.observe.meter import PEAK_FLOPS
-from reslab.ops.depth_attention.pallas_tpu import LARGEST_WHOLE
-from reslab.ops.depth_attention.shapes import BLOCKS
+from reslab.ops.depth_attention.rows_tpu import LARGEST_WHOLE
+from reslab.ops.depth_attention.shapes import BLOCKS, MIXES
 from reslab.parallel.aot.hlo import Cost, program_cost
 from reslab.parallel.aot.program import OutOfMemory, compile_program
 from reslab.parallel.aot.topology import Topology, topology
@@ -87,16 +87,25 @@ def attention_seconds(cost: Cost, target: Topology) -> float:
 
 def reading_seconds(spec: str, depth: int, cost: Cost, target: Topology) -> float:
     """Time of the kernels that read a history; in proportion to what they read."""
-    residual = registry.make("residuals", spec, depth=depth, sublayers=2, parent=None)
-    generation = target.name.partition(":")[0]
-    rows = residual.visible[-1] + 1
-    shape = "layer_24" if rows > LARGEST_WHOLE else "layer_8"
+    if "depth_read" in cost.by_kernel:
+        residual = registry.make("residuals", spec, depth=depth, sublayers=2)
+        rows = residual.visible[-1] + 1
+        shape = "layer_24" if rows > LARGEST_WHOLE else "layer_8"
+        kernel, operation, each = "depth_read", "block_read", BLOCKS[shape]["rows"]
+        # A layer reads what its first sublayer sees; the end, everything.
+        read = sum(residual.visible[::2]) + rows * (residual.routing == "replace")
+    elif "depth_mix" in cost.by_kernel:
+        shape = "ways_of_24" if spec == "mudd" else "layers_24"
+        kernel, operation, each = "depth_mix", "depth_mix", MIXES[shape]["rows"]
+        # Each layer reads those before it, the end all of them if it reads at all.
+        ends = cost.by_kernel["depth_mix"].count % depth
+        read = sum(range(1, depth + 1)) + ends * (depth + 1)
+    else:
+        return 0.0
     forward, both = compiled(
-        ["block_read"], generation, [shape], "bfloat16", ["pallas"]
+        [operation], target.name.partition(":")[0], [shape], "bfloat16", ["pallas"]
     )
-    each, bandwidth = BLOCKS[shape]["rows"], target.chip.hbm_bandwidth
-    # A layer reads what its first sublayer sees; the end, everything.
-    read = sum(residual.visible[::2]) + rows * (residual.routing == "replace")
+    bandwidth = target.chip.hbm_bandwidth
     once = max(forward.compute_us / 1e6, forward.ideal_bytes / bandwidth)
     # What the bench compiles does not add to the gradients of later readers.
     added = 2 * BATCH * LENGTH * WIDTH * each
@@ -104,8 +113,7 @@ def reading_seconds(spec: str, depth: int, cost: Cost, target: Topology) -> floa
         (both.compute_us - forward.compute_us) / 1e6,
         (both.ideal_bytes - forward.ideal_bytes + added) / bandwidth,
     )
-    calls = cost.by_kernel["depth_read"].count
-    calls /= cost.by_kernel["depth_read_backward"].count
+    calls = cost.by_kernel[kernel].count / cost.by_kernel[f"{kernel}_backward"].count
     return (calls * once + again) / each * read
 
 
@@ -161,8 +169,7 @@ def measured(spec: str, depth: int, chip_name: str) -> dict[str, object]:
         )
         row["hbm_gib"] = round(cost.hbm_bytes / 2**30, 1)
         seconds = cost.seconds + attention_seconds(cost, target)
-        if "depth_read" in cost.by_kernel:
-            seconds += reading_seconds(spec, depth, cost, target)
+        seconds += reading_seconds(spec, depth, cost, target)
         row["estimated_ms"] = round(1000 * seconds, 1)
         row["unknown_loops"] = cost.unknown_loops
     return row

@@ -13,10 +13,10 @@ from reslab.ops.add_norm import pallas_gpu as add_norm_gpu
 from reslab.ops.add_norm import pallas_tpu as add_norm_tpu
 from reslab.ops.add_norm import shapes as add_norm_shapes
 from reslab.ops.add_norm.reference import NORMS, reference_add_norm
-from reslab.ops.depth_attention import merge_tpu
+from reslab.ops.depth_attention import merge_tpu, mix_tpu
 from reslab.ops.depth_attention import pallas_tpu as depth_tpu
 from reslab.ops.depth_attention import shapes as depth_shapes
-from reslab.ops.depth_attention.reference import add_and_merge, attend
+from reslab.ops.depth_attention.reference import add_and_merge, attend, weighted_sums
 from reslab.ops.stream_mix import pallas_tpu as stream_tpu
 from reslab.ops.stream_mix import shapes as stream_shapes
 from reslab.ops.stream_mix.reference import reference_stream_mix
@@ -55,6 +55,7 @@ class Case:
       loops: Loops of the forward and the backward kernel.
       constant: Index of the argument whose gradient is not asked for, because it is
         that of another one.
+      unread_bytes: Of its arguments, what a pass of the kernel leaves in memory.
       gpu_kernel: The kernel for a GPU, where there is one for the shape.
     """
 
@@ -68,6 +69,7 @@ class Case:
     backward_bytes: int
     loops: tuple[Loop, ...]
     constant: int | None = None
+    unread_bytes: int = 0
     gpu_kernel: Run | None = None
 
     def both_ways(self, run: Run) -> tuple[Run, tuple[Any, ...]]:
@@ -76,6 +78,8 @@ class Case:
 
         def both(arguments, cotangents):
             outputs, pull = jax.vjp(run, *arguments)
+            # They come after the results, so one pass cannot do for both.
+            outputs, cotangents = jax.lax.optimization_barrier((outputs, cotangents))
             gradients = enumerate(pull(cotangents))
             return outputs, [g for index, g in gradients if index != self.constant]
 
@@ -158,6 +162,36 @@ def depth_read(name: str, shape: Mapping[str, int], dtype: str) -> Case:
     )
 
 
+def depth_mix(name: str, shape: Mapping[str, int], dtype: str) -> Case:
+    """Weighted sums of a history."""
+    rows, readers = shape["rows"], shape["readers"]
+    read = shape.get("read", rows)
+    tokens, width = shape["batch"] * shape["length"], shape["features"]
+    values = _array(rows, shape["batch"], shape["length"], width, dtype=dtype)
+    weights = _array(readers, *values.shape[:-1])
+
+    def reference(values, weights):
+        return weighted_sums(values, weights, jnp.int32(read)).astype(dtype)
+
+    def kernel(values, weights, interpret=False):
+        return mix_tpu.mix(values, weights, jnp.int32(read), interpret)
+
+    one = mix_tpu.Mixing(rows, readers, width, jnp.dtype(dtype))
+    blocks = tuple(one.block(tokens, is_backward=is_back) for is_back in (False, True))
+    parts = tuple(max(1, block // one.part) for block in blocks)
+    loops = _loops(blocks, parts, tokens)
+    chunks = -(-read // one.chunk)
+    source = tokens * width * jnp.dtype(dtype).itemsize
+    return Case(
+        *("depth_mix", name, dtype, reference, kernel, (values, weights)),
+        # The gradient is written for all sources, zeros among them.
+        (read + readers) * source + _size(weights),
+        (read + rows + readers) * source + 2 * _size(weights),
+        tuple(Loop(loop.steps * chunks, loop.parts, chunks) for loop in loops),
+        unread_bytes=(rows - read) * source,
+    )
+
+
 def block_merge(name: str, shape: Mapping[str, int], dtype: str) -> Case:
     """The second phase of reading in blocks."""
     tokens, width = shape["batch"] * shape["length"], shape["features"]
@@ -233,6 +267,7 @@ _MAKERS: Mapping[str, tuple[Run, Mapping[str, Any]]] = {
     },
     "depth_read": (depth_read, depth_shapes.READS),
     "block_read": (depth_read, depth_shapes.BLOCKS),
+    "depth_mix": (depth_mix, depth_shapes.MIXES),
     "block_merge": (block_merge, depth_shapes.BLOCKS),
     "stream_mix": (stream_mix, stream_shapes.SHAPES),
     "stream_mix_of_tokens": (

@@ -73,7 +73,9 @@ def mesh_of(devices, fsdp, tensor):
 
 
 @pytest.mark.parametrize("parts", [(1, 1), (2, 2)], ids=["one", "mesh"])
-@pytest.mark.parametrize("name", ["gpt2_small", "llama_8b"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gpt2_small", marks=pytest.mark.exhaustive), "llama_8b"]
+)
 @pytest.mark.parametrize("options", [{}, {"window": 512, "softcap": 30.0}])
 def test_splash_compiles(devices, parts, name, options):
     shape = SHAPES[name] | {"batch": 2}

@@ -6,16 +6,16 @@ import pytest
 from jax.sharding import AxisType
 
 from reslab.core.errors import ReslabError
-from reslab.ops.depth_attention import merge_tpu, pallas_tpu
-from reslab.ops.depth_attention.api import block_merge, depth_read
-from reslab.ops.depth_attention.reference import add_and_merge, attend
+from reslab.ops.depth_attention import merge_tpu, mix_tpu, pallas_tpu, rows_tpu
+from reslab.ops.depth_attention.api import block_merge, depth_mix, depth_read
+from reslab.ops.depth_attention.reference import add_and_merge, attend, weighted_sums
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Two sources in a block, so that few are several blocks."""
-    monkeypatch.setattr(pallas_tpu, "LARGEST_WHOLE", 2)
-    monkeypatch.setattr(pallas_tpu, "LARGEST_CHUNK", 2)
+    monkeypatch.setattr(rows_tpu, "LARGEST_WHOLE", 2)
+    monkeypatch.setattr(rows_tpu, "LARGEST_CHUNK", 2)
 
 
 def both_ways(run, arguments, cotangents):
@@ -99,6 +99,63 @@ def test_gradients_of_later_readers_are_added_to(emulated, rows, limit):
     emulated.assert_close(got, expected)
 
 
+# Rows, rows read, readers, batch, length, features, dtype.
+MIXES = [
+    (1, 1, 1, 1, 1, 128, "float32"),
+    (2, 1, 3, 2, 9, 200, "float32"),
+    (5, 3, 1, 1, 40, 128, "float32"),  # Three blocks of sources, one not read.
+    (5, 5, 4, 1, 20, 256, "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("shape", MIXES, ids=str)
+def test_the_weighted_sum_equals_the_reference(emulated, shape):
+    rows, limit, readers, *tokens, features, dtype = shape
+    values, by_mixed, by_values = emulated.arrays(
+        [
+            (rows, *tokens, features),
+            (readers, *tokens, features),
+            (rows, *tokens, features),
+        ],
+        dtype,
+    )
+    (weights,) = emulated.arrays([(readers, rows, *tokens)], seed=1)
+    interpret = emulated.interpret if features == 200 else True
+
+    def alone(values, weights):
+        return mix_tpu.mix(values, weights, jnp.int32(limit), interpret)
+
+    def through(values, weights):
+        return mix_tpu.mix_through(values, weights, jnp.int32(limit), True)
+
+    def reference(values, weights):
+        return weighted_sums(values, weights, limit).astype(dtype)
+
+    def both(values, weights):
+        return reference(values, weights), values
+
+    arguments = values, weights
+    got = both_ways(alone, arguments, by_mixed)
+    emulated.assert_close(got, both_ways(reference, arguments, by_mixed), dtype)
+    assert not jnp.any(got[1][0][limit:])
+    got = both_ways(through, arguments, (by_mixed, by_values))
+    expected = both_ways(both, arguments, (by_mixed, by_values))
+    emulated.assert_close(got, expected, dtype)
+
+
+def test_sources_that_are_not_mixed_may_hold_anything(emulated):
+    values, by_mixed = emulated.arrays([(5, 1, 8, 128), (2, 1, 8, 128)])
+    (weights,) = emulated.arrays([(2, 5, 1, 8)], seed=1)
+
+    def run(values, weights):
+        return mix_tpu.mix(values, weights, jnp.int32(3), emulated.interpret)
+
+    poisoned = values.at[3:].set(jnp.nan), weights.at[:, 3:].set(jnp.nan)
+    mixed, gradients = both_ways(run, poisoned, by_mixed)
+    emulated.assert_close(mixed, weighted_sums(values[:3], weights[:, :3]), "float32")
+    assert all(jnp.all(jnp.isfinite(a)) for a in gradients)
+
+
 MERGES = [
     ((1, 1, 128), "float32"),
     ((2, 23, 200), "float32"),
@@ -138,16 +195,18 @@ def test_devices_share_the_batch(emulated, last):
     values, by_reading = emulated.arrays([(3, 8, 4, 128), (2, 8, 4, 128)])
     queries, by_lse = emulated.arrays([(2, 128), (2, 8, 4)], seed=1)
     value, update, by_total, by_output = emulated.arrays([(8, 4, 128)] * 4, seed=2)
+    (weights,) = emulated.arrays([(2, 3, 8, 4)], seed=3)
 
-    def run(values, queries, value, update):
+    def run(values, queries, value, update, weights):
         readings, lse = pallas_tpu.read(values, queries, jnp.int32(2), 1e-6, True)
         merged = merge_tpu.add_and_merge(
             value, update, readings[0], lse[0], queries[0], 1e-6, True
         )
-        return (readings, lse), merged
+        mixed = mix_tpu.mix_through(values, weights, jnp.int32(2), True)
+        return (readings, lse), merged, mixed
 
-    arguments = values, queries, value, update
-    cotangents = (by_reading, by_lse), (by_total, by_output)
+    arguments = values, queries, value, update, weights
+    cotangents = (by_reading, by_lse), (by_total, by_output), (by_reading, values)
     expected = both_ways(run, arguments, cotangents)
     kinds = (AxisType.Auto,) * 3
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", last), axis_types=kinds)
@@ -221,6 +280,15 @@ def test_bad_input_is_one_line():
     ]:
         with pytest.raises(ReslabError, match=message):
             depth_read(*arguments, **keywords)
+    weights = jnp.ones((2, 3, 2, 4))
+    for arguments, keywords, message in [
+        ((values[0, 0], weights), {}, "depth_mix: values"),
+        ((values, weights[:, :2]), {}, r"weights: expected \(readers, 3, 2, 4\)"),
+        ((values, weights), {"limit": 0}, "1 to 3"),
+        ((values, weights), {"implementation": "pallas"}, "platform cpu"),
+    ]:
+        with pytest.raises(ReslabError, match=message):
+            depth_mix(*arguments, **keywords)
     x, lse = jnp.ones((2, 8)), jnp.ones(2)
     for arguments, message in [
         ((x, x[:1], x, lse, x[0]), "update"),

@@ -23,11 +23,12 @@ RECORDED = pathlib.Path(__file__).parent / "bundles.csv"
 MOST_BYTES = {
     "add_norm_rms": 1.01,
     "depth_read": 1.05,
+    "depth_mix": 1.05,
     "block_read": 1.15,
     "block_merge": 1.15,
     "stream_mix": 1.05,
 }
-SHAPES = ("llama_1b", "blocks_8", "last_of_4")
+SHAPES = ("llama_1b", "blocks_8", "layers_16", "last_of_4")
 
 
 @pytest.mark.tpu_compile

@@ -1,5 +1,6 @@
 """What residuals over a history share: where its rows are, and reading by attention."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -12,6 +13,11 @@ from reslab.core.platform import computed_once
 from reslab.core.types import Branch
 from reslab.nn import sites
 from reslab.nn.history import History, Sources
+from reslab.ops.depth_attention.api import (
+    depth_mix,
+    depth_mix_through,
+    mixes_by_kernel,
+)
 from reslab.ops.depth_attention.reference import logit
 
 
@@ -99,8 +105,11 @@ class LayerHistory(HistoryResidual):
         X_0 = embedding,    (h, r) = begin(X_0 .. X_l),    X_(l+1) = r + f(h) + ...
 
     A layer is the usual sum of its sublayers; what its first sublayer reads, and what
-    the sum begins with, comes from all layers before it. A subclass sets up `read`.
+    the sum begins with, comes from all layers before it. A subclass sets up `read`,
+    and says by `adds_in_place` whether that reads by `mixtures` alone.
     """
+
+    adds_in_place: ClassVar[bool] = True
 
     def widen(self, x: jax.Array) -> History:
         """The embedding is the first source."""
@@ -111,10 +120,12 @@ class LayerHistory(HistoryResidual):
         del parameter
         return self.layer_of_site[site] == 0
 
-    def begin(self, stream: History, layer: int | jax.Array) -> tuple[Any, jax.Array]:
-        """What the first sublayer of a layer reads, and what its sum begins with."""
-        x = self.read(stream, layer)
-        return x, x
+    def begin(
+        self, stream: History, layer: int | jax.Array
+    ) -> tuple[Any, jax.Array, History]:
+        """What the first sublayer reads, what the sum begins with, and the history."""
+        x, stream = self.read(stream, layer)
+        return x, x, stream
 
     def __call__(
         self, stream: History, branch: Branch, *, site: int | jax.Array
@@ -123,14 +134,71 @@ class LayerHistory(HistoryResidual):
         layer = self.layer(site)
         h = x = stream.carried["stream"]
         if self.begins_layer:
-            h, x = self.begin(stream, layer)
+            h, x, stream = self.begin(stream, layer)
         x = computed_once(x + branch(h))
-        written = stream.write(x, layer + 1) if self.ends_layer else stream
-        return written.carry(stream=x)
+        if self.ends_layer:
+            stream = self.write(stream, x, layer)
+        return stream.carry(stream=x)
+
+    def write(self, stream: History, x: jax.Array, layer: int | jax.Array) -> History:
+        """Adds the output of a layer to the sources."""
+        is_in_place = self.adds_in_place and has_kernel(self, stream)
+        return stream.write(x, layer + 1, is_in_place=is_in_place)
 
     def narrow(self, stream: History) -> jax.Array:
         """One more reading, after the last layer."""
-        return self.read(stream, len(self.starts) - 1)
+        return self.read(stream, len(self.starts) - 1)[0]
+
+
+def has_kernel(module: nn.Module, history: History, sums: int = 1) -> bool:
+    """Whether `mixtures` is a kernel, which adds to gradients of sources in place.
+
+    Args:
+      module: Who reads; its `kernels` are those of `HistoryResidual`.
+      history: The history.
+      sums: Number of sums at once.
+
+    Raises:
+      ReslabError: If the kernel is asked for and cannot do what is asked.
+    """
+    sources = history.sources
+    if module.is_initializing() or isinstance(sources, tuple):
+        return False
+    return mixes_by_kernel(sources, sums, module.kernels)
+
+
+def mixtures(
+    module: nn.Module, history: History, weights: jax.Array, limit: int | jax.Array
+) -> tuple[list[jax.Array], History]:
+    """Weighted sums of the first sources.
+
+    Args:
+      module: Who reads; its `kernels` are those of `HistoryResidual`.
+      history: The history.
+      weights: Of every sum (sums, rows), or for every token (sums, rows, batch,
+        length); zero for sources that are not to be read.
+      limit: Number of sources, which may be traced.
+
+    Returns:
+      The sums (batch, length, embed), float32, or rounded to the dtype of the sources
+      by the kernel; and the history for later readers.
+
+    Raises:
+      ReslabError: If the kernel is asked for and cannot do what is asked.
+    """
+    if not has_kernel(module, history, len(weights)):
+        sources = history.before(limit)
+        count = len(sources.index)
+        return [sources.mix(own[:count]) for own in weights], history
+    values: Any = history.sources
+    if weights.ndim == 2:
+        weights = weights[..., None, None]
+    weights = jnp.broadcast_to(weights, (len(weights), *values.shape[:-1]))
+    keywords = {"limit": limit, "implementation": module.kernels}
+    if isinstance(limit, int) and limit == history.rows:  # Nobody reads later.
+        return list(depth_mix(values, weights, **keywords)), history
+    sums, values = depth_mix_through(values, weights, **keywords)
+    return list(sums), dataclasses.replace(history, sources=values)
 
 
 class DepthAttention(nn.Module):

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.parameters import parameter
+from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
 from reslab.nn import sites
 from reslab.nn.history import History
-from reslab.nn.residuals._history import LayerHistory
+from reslab.nn.residuals._history import LayerHistory, mixtures
 
 
 class DenseFormer(LayerHistory):
@@ -63,7 +64,9 @@ class DenseFormer(LayerHistory):
 
     def setup(self):
         """Makes the reader, whose weights come when it is first called."""
-        self.read = WeightedSum(self._reads, self.dilation, self.param_dtype)
+        self.read = WeightedSum(
+            self._reads, self.dilation, self.param_dtype, self.kernels
+        )
 
     def narrow(self, stream: History) -> jax.Array:
         """One more reading after the last layer, where one is due."""
@@ -78,15 +81,19 @@ class WeightedSum(nn.Module):
         the last source is it.
       dilation: Distance between the sources read.
       param_dtype: Dtype in which weights are stored.
+      kernels: As in `HistoryResidual`.
     """
 
     is_read: tuple[bool, ...]
     dilation: int
     param_dtype: Any = jnp.float32
+    kernels: str = "auto"
 
     @nn.compact
-    def __call__(self, history: History, layer: int | jax.Array) -> jax.Array:
-        """Reads what is there after `layer` layers."""
+    def __call__(
+        self, history: History, layer: int | jax.Array
+    ) -> tuple[jax.Array, History]:
+        """What is there after `layer` layers, and the history for later readers."""
         rows = len(self.is_read)
 
         def one_hot(key, shape, dtype):
@@ -100,14 +107,14 @@ class WeightedSum(nn.Module):
         is_apart = (index <= layer) & ((layer - index) % self.dilation == 0)
         is_last = index == layer
         is_read = sites.at(self.is_read, layer)
-        sources = history.before(layer + 1)
         weights = jnp.where(
             is_read,
             jnp.where(is_apart, weights, 0),
             is_last.astype(weights.dtype),
-        ).astype(sources.dtype)
+        ).astype(statistics_dtype(history.dtype))
         tap(self, "depth_weights", weights)
-        return sources.mix(weights[: len(sources.index)]).astype(history.dtype)
+        (mixed,), history = mixtures(self, history, weights[None], layer + 1)
+        return mixed.astype(history.dtype), history
 
 
 build = DenseFormer

@@ -12,7 +12,7 @@ from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
 from reslab.core.types import Branch
 from reslab.nn.history import History
-from reslab.nn.residuals._history import LayerHistory
+from reslab.nn.residuals._history import LayerHistory, mixtures
 
 FORMS = ("base", "zero", "normalized", "weighted_output")
 
@@ -64,7 +64,7 @@ class EveryLayerCounts(LayerHistory):
     def setup(self):
         """Makes the reader, whose logits come when it is first called."""
         latest = 1.0 if self.form == "base" else 0.0
-        self.read = ConvexSum(len(self.starts), latest, self.param_dtype)
+        self.read = ConvexSum(len(self.starts), latest, self.param_dtype, self.kernels)
 
     def widen(self, x: jax.Array) -> History:
         """The embedding is the first source."""
@@ -76,7 +76,7 @@ class EveryLayerCounts(LayerHistory):
         """Reads at the beginning of a layer, writes at its end."""
         layer = self.layer(site)
         if self.begins_layer:
-            x = self.read(stream, layer)
+            x, stream = self.read(stream, layer)
             y = branch(x)
         else:
             x, y = stream.carried["input"], stream.carried["sum"]
@@ -85,13 +85,13 @@ class EveryLayerCounts(LayerHistory):
         if self.ends_layer:
             if self.form == "normalized":
                 y = self._normalized(y)
-            stream = stream.write(y, layer + 1)
+            stream = self.write(stream, y, layer)
         return stream.carry(sum=y, input=x)
 
     def narrow(self, stream: History) -> jax.Array:
         """The output of the last layer, or one more mixture."""
         if self.form == "weighted_output":
-            return self.read(stream, len(self.starts) - 1)
+            return self.read(stream, len(self.starts) - 1)[0]
         return stream.carried["sum"]
 
     def _normalized(self, x):
@@ -108,15 +108,19 @@ class ConvexSum(nn.Module):
       rows: Number of sources that there will be.
       latest: Initial logit of the latest source; the others start at zero.
       param_dtype: Dtype in which logits are stored.
+      kernels: As in `HistoryResidual`.
     """
 
     rows: int
     latest: float = 0.0
     param_dtype: Any = jnp.float32
+    kernels: str = "auto"
 
     @nn.compact
-    def __call__(self, history: History, layer: int | jax.Array) -> jax.Array:
-        """Reads what is there after `layer` layers."""
+    def __call__(
+        self, history: History, layer: int | jax.Array
+    ) -> tuple[jax.Array, History]:
+        """What is there after `layer` layers, and the history for later readers."""
 
         def start(key, shape, dtype):
             del key
@@ -124,12 +128,12 @@ class ConvexSum(nn.Module):
 
         args = ("logits", start, (self.rows,), (None,), self.param_dtype)
         logits = parameter(self, *args)
-        sources = history.before(layer + 1)
         is_there = jnp.arange(self.rows, dtype=jnp.int32) <= layer
-        logits = logits.astype(sources.dtype)
+        logits = logits.astype(statistics_dtype(history.dtype))
         weights = jax.nn.softmax(jnp.where(is_there, logits, -jnp.inf))
         tap(self, "depth_weights", weights)
-        return sources.mix(weights[: len(sources.index)]).astype(history.dtype)
+        (mixed,), history = mixtures(self, history, weights[None], layer + 1)
+        return mixed.astype(history.dtype), history
 
 
 build = EveryLayerCounts

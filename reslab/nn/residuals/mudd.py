@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.parameters import parameter
+from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
 from reslab.core.types import Inputs
 from reslab.nn.history import History
-from reslab.nn.residuals._history import Kernel, LayerHistory
+from reslab.nn.residuals._history import Kernel, LayerHistory, mixtures
 
 
 class MultiwayDense(LayerHistory):
@@ -48,20 +49,20 @@ class MultiwayDense(LayerHistory):
     def setup(self):
         """Makes the mixing network, whose parameters come when it is first called."""
         rows, is_mixer = len(self.starts), self.sublayer == "mixer"
-        self.mix = DynamicMix(
-            rows, 4 if is_mixer else 1, self.epsilon, self.param_dtype
-        )
+        ways = 4 if is_mixer else 1
+        self.mix = DynamicMix(rows, ways, self.epsilon, self.param_dtype, self.kernels)
 
-    def begin(self, stream: History, layer: int | jax.Array) -> tuple[Any, jax.Array]:
-        """What the mixer reads, and what the layer's sum begins with."""
-        mixtures = self.mix(stream, layer)
-        if len(mixtures) == 1:
-            return mixtures[0], mixtures[0]
-        return Inputs(*mixtures[:3]), mixtures[3]
+    def begin(
+        self, stream: History, layer: int | jax.Array
+    ) -> tuple[Any, jax.Array, History]:
+        """What the mixer reads, what the layer's sum begins with; the history."""
+        (*others, last), stream = self.mix(stream, layer)
+        return Inputs(*others) if others else last, last, stream
 
     def narrow(self, stream: History) -> jax.Array:
         """One mixture more."""
-        return self.mix(stream, len(self.starts) - 1)[0]
+        (mixed,), _ = self.mix(stream, len(self.starts) - 1)
+        return mixed
 
 
 class DynamicMix(nn.Module):
@@ -72,19 +73,24 @@ class DynamicMix(nn.Module):
       ways: Number of mixtures.
       epsilon: Added to mean squares before the root.
       param_dtype: Dtype in which parameters are stored.
+      kernels: As in `HistoryResidual`.
     """
 
     rows: int
     ways: int
     epsilon: float = 1e-6
     param_dtype: Any = jnp.float32
+    kernels: str = "auto"
 
     @nn.compact
-    def __call__(self, history: History, layer: int | jax.Array) -> list[jax.Array]:
-        """Mixes what is there after `layer` layers."""
-        sources = history.before(layer + 1)
-        dtype, rows, ways = sources.dtype, self.rows, self.ways
-        latest = history.row(layer).astype(dtype)
+    def __call__(
+        self, history: History, layer: int | jax.Array
+    ) -> tuple[list[jax.Array], History]:
+        """Mixes what is there after `layer` layers; the history for later readers."""
+        dtype, rows, ways = statistics_dtype(history.dtype), self.rows, self.ways
+        # The latest source. Carried, it is kept once more for every layer; read from
+        # its row, it would have a gradient as large as all rows.
+        latest = history.carried["stream"].astype(dtype)
         features = latest.shape[-1]
         # A single mixture, that of the end, has a network four times as wide.
         hidden = 4 * rows
@@ -117,8 +123,9 @@ class DynamicMix(nn.Module):
         is_valid = jnp.arange(rows, dtype=jnp.int32) <= layer
         weights = jnp.where(is_valid[None, None, None], weights, 0)
         tap(self, "depth_weights", jnp.mean(weights, axis=(0, 1, 2)))
-        weights = jnp.moveaxis(weights, (2, 3), (0, 1))[:, : len(sources.index)]
-        return [sources.mix(own).astype(history.dtype) for own in weights]
+        weights = jnp.moveaxis(weights, (2, 3), (0, 1))
+        mixed, history = mixtures(self, history, weights, layer + 1)
+        return [one.astype(history.dtype) for one in mixed], history
 
 
 build = MultiwayDense

@@ -39,6 +39,9 @@ class VerticalAttention(LayerHistory):
     epsilon: float = 1e-6
 
     reduces_to_plain_at_init: ClassVar[bool] = True
+    # Its logits are gradients of all sources too, which a kernel for the sums alone
+    # would only part from theirs: compiled at 24 layers, a step takes no less with it.
+    adds_in_place: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.head_dim < 0:
@@ -68,8 +71,10 @@ class VerticalRead(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, history: History, layer: int | jax.Array) -> jax.Array:
-        """Reads what is there after `layer` layers."""
+    def __call__(
+        self, history: History, layer: int | jax.Array
+    ) -> tuple[jax.Array, History]:
+        """What is there after `layer` layers, and the history for later readers."""
         sources = history.before(layer + 1)
         latest = history.row(layer).astype(sources.dtype)
         features = latest.shape[-1]
@@ -88,7 +93,7 @@ class VerticalRead(nn.Module):
         gate = parameter(self, "gate", zero, (), (), self.param_dtype)
         gate = jnp.where(jnp.asarray(layer) > 0, gate.astype(sources.dtype), 0)
         tap(self, "depth_weights", jnp.mean(weights, axis=(1, 2)))
-        return (latest + gate * sources.mix(weights)).astype(history.dtype)
+        return (latest + gate * sources.mix(weights)).astype(history.dtype), history
 
 
 build = VerticalAttention

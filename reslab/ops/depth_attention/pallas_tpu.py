@@ -26,51 +26,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from reslab.ops import tiles
+from reslab.ops.depth_attention.rows_tpu import RowsKernel, side_by_side
 
-# Sources in a block, where they all fit one, and where they do not: merging costs a
-# pass over the reading for each block, and more sources leave room for fewer tokens.
-LARGEST_WHOLE = 12
-LARGEST_CHUNK = 8
-# Features that are mixed at once; the registers hold so much of every source.
-LANES_AT_ONCE = 256
 # Finite: nothing less itself would be a NaN.
 LOWEST = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class Reading(RowsKernel):
     """The kernels of one reading.
 
     Attributes:
-      rows: Number of sources, read or not.
-      readers: Number of readers.
-      width: Features of a source.
-      dtype: Dtype of the sources.
       epsilon: Added to mean squares before the root.
-      interpret: How to emulate it on another machine; False is not at all.
+      (and those of `RowsKernel`)
     """
 
-    rows: int
-    readers: int
-    width: int
-    dtype: Any
     epsilon: float = 1e-6
-    interpret: Any = False
-
-    @property
-    def chunks(self) -> int:
-        """Blocks of sources."""
-        return 1 if self.rows <= LARGEST_WHOLE else -(-self.rows // LARGEST_CHUNK)
-
-    @property
-    def chunk(self) -> int:
-        """Sources in a block."""
-        return -(-self.rows // self.chunks)
-
-    @property
-    def part(self) -> int:
-        """Tokens that are computed on at once."""
-        return tiles.sublanes(self.dtype)
 
     def block(self, tokens: int, *, is_backward: bool) -> int:
         """Tokens in a block; 0 where not even the least fit the chip."""
@@ -87,34 +58,6 @@ class Reading:
         return tiles.block_rows(
             width * moved + columns, self.dtype, tokens, fixed=fixed, most=128
         )
-
-    def fits(self) -> bool:
-        """Whether both passes fit the chip."""
-        return bool(
-            self.block(1, is_backward=False) and self.block(1, is_backward=True)
-        )
-
-    def source_specs(self, block: int, at: Any) -> list[Any]:
-        """Where each source of a block is: one that is not read stays where it was.
-
-        Args:
-          block: Tokens in a block.
-          at: Block of tokens and block of sources of a step of the grid.
-        """
-
-        def index(place, *grid):
-            *steps, limit = grid
-            token, chunk = at(*steps)
-            is_read = place < limit[0]
-            beyond = jnp.maximum(limit[0] - 1 - place, 0)
-            last = jax.lax.div(beyond, jnp.int32(self.chunk))
-            row = jnp.minimum(chunk, last) * self.chunk + place
-            return jnp.where(is_read, row, 0), jnp.where(is_read, token, 0), 0
-
-        return [
-            pl.BlockSpec((1, block, self.width), functools.partial(index, place))
-            for place in range(self.chunk)
-        ]
 
     def multiply(self, refs: Any, query: Any, products: Any) -> None:
         """Products of all sources of a block with all queries, to a scratch."""
@@ -157,16 +100,11 @@ class Reading:
             else:
                 rows = [query[s : s + 1, :] for s in range(self.readers)]
                 columns = [jnp.sum(v * row, axis=-1, keepdims=True) for row in rows]
-                product = _side_by_side(columns)
+                product = side_by_side(columns)
             logit = product * root
             logits.append(jnp.where(first + place < limit, logit, LOWEST))
             roots.append(root)
         return logits, roots
-
-    def stretches(self) -> list[slice]:
-        """The features in pieces that are mixed at once."""
-        starts = range(0, self.width, LANES_AT_ONCE)
-        return [slice(i, min(i + LANES_AT_ONCE, self.width)) for i in starts]
 
     def pieces(self, queries: jax.Array) -> jax.Array:
         """The queries as the matrix unit takes them, all of the sources' dtype."""
@@ -178,24 +116,6 @@ class Reading:
             found.append(jax.lax.reduce_precision(rest, 8, 7))
             rest = rest - found[-1]
         return jnp.concatenate(found).astype(self.dtype)
-
-    def in_parts(self, block: int, function: Any) -> None:
-        """Applies a function to all tokens of a block, some at a time."""
-        size = min(self.part, block)
-
-        def step(index, _):
-            function(pl.ds(pl.multiple_of(index * size, size), size))
-
-        jax.lax.fori_loop(0, block // size, step, None)
-
-    def in_memory(self, values: jax.Array) -> jax.Array:
-        """Keeps the compiler from copying all sources into the chip beforehand.
-
-        It does so where they fit, those that are not read among them.
-        """
-        if self.interpret:
-            return values
-        return pltpu.with_memory_space_constraint(values, pltpu.HBM)
 
     def forward(
         self, values: jax.Array, queries: jax.Array, limit: jax.Array
@@ -306,7 +226,7 @@ class Reading:
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary")
             ),
-            cost_estimate=self._cost(tokens, 6, self.rows + readers),
+            cost_estimate=self.cost(tokens, 6, self.rows + readers, 2),
             interpret=self.interpret,
             name="depth_read",
         )(limit, *[values] * self.chunk, queries)
@@ -355,7 +275,7 @@ class Reading:
                 for s in range(readers):
                     one, other = (ref[s, at, :].astype(jnp.float32) for ref in both)
                     columns.append(jnp.sum(one * other, axis=-1, keepdims=True))
-                offset[0][at, :] = by_log[at, :] - _side_by_side(columns)
+                offset[0][at, :] = by_log[at, :] - side_by_side(columns)
 
             if not is_whole:
                 both = by_out, out[0]
@@ -388,7 +308,7 @@ class Reading:
                         )
                         for s in range(readers)
                     ]
-                    said.append(_side_by_side(columns))
+                    said.append(side_by_side(columns))
                 if is_whole:
                     terms = [a * b for a, b in zip(shares, said, strict=True)]
                     shift = by_log[at, :] - functools.reduce(jnp.add, terms)
@@ -439,14 +359,7 @@ class Reading:
             (readers, block, width), lambda k, i, c, _: (0, k * each + i, 0)
         )
         columns = pl.BlockSpec((block, readers), lambda k, i, c, _: (k * each + i, 0))
-
-        def touched(core, step, chunk, limit):
-            if is_adding:
-                last = jax.lax.div(limit[0] - 1, jnp.int32(self.chunk))
-                chunk = jnp.minimum(chunk, last)
-            return chunk, core * each + step, 0
-
-        gradients = pl.BlockSpec((self.chunk, block, width), touched)
+        gradients = self.gradient_spec(block, at, is_adding=is_adding)
         arguments = [limit, *[values] * self.chunk, pieces, queries]
         arguments += [lse, by_reading, by_lse, *([] if is_whole else [reading])]
         by_values, by_queries = pl.pallas_call(
@@ -481,7 +394,7 @@ class Reading:
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary", "arbitrary")
             ),
-            cost_estimate=self._cost(tokens, 14, 2 * self.rows + 2 * readers),
+            cost_estimate=self.cost(tokens, 14, 2 * self.rows + 2 * readers, 2),
             interpret=self.interpret,
             name="depth_read_backward",
         )(
@@ -490,45 +403,11 @@ class Reading:
         )
         return by_values, by_queries.sum(0)
 
-    def _cost(self, tokens: int, flops: int, moved: int) -> pl.CostEstimate:
-        """What the scheduler is told."""
-        size = jnp.dtype(self.dtype).itemsize
-        return pl.CostEstimate(
-            flops=flops * self.rows * self.readers * tokens * self.width,
-            transcendentals=2 * self.rows * self.readers * tokens,
-            bytes_accessed=moved * tokens * self.width * size,
-        )
-
-
-def _side_by_side(columns: list[jax.Array]) -> jax.Array:
-    """Columns (tokens, 1) as one array (tokens, columns)."""
-    if len(columns) == 1:
-        return columns[0]
-    lane = jax.lax.broadcasted_iota(jnp.int32, (1, len(columns)), 1)
-    return functools.reduce(
-        jnp.add, [jnp.where(lane == s, c, 0.0) for s, c in enumerate(columns)]
-    )
-
 
 def obstacle(values: jax.Array, readers: int) -> str | None:
     """Says what the kernel cannot do about these arguments, or None."""
-    if found := tiles.common_obstacle(values.dtype, values.shape[1]):
-        return found
-
-    def fits(width, readers):
-        reading = Reading(values.shape[0], readers, width, values.dtype)
-        return reading.fits()
-
-    width = values.shape[-1]
-    if not fits(width, readers):
-        if fits(width, 1):
-            most = next(s for s in range(readers, 0, -1) if fits(width, s))
-            return f"{readers} readers of width {width}, the most is {most}"
-        most = tiles.padded(width)
-        while not fits(most, readers):
-            most -= tiles.LANES
-        return f"width {width}, the widest is {most}"
-    return None
+    reading = Reading(values.shape[0], readers, values.shape[-1], values.dtype)
+    return reading.obstacle(values)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -561,7 +440,7 @@ def read_through(
 
 def _reading(values, queries, epsilon, interpret):
     rows, width, readers = values.shape[0], values.shape[-1], queries.shape[0]
-    return Reading(rows, readers, width, values.dtype, epsilon, interpret)
+    return Reading(rows, readers, width, values.dtype, interpret, epsilon)
 
 
 def _flat(values):

@@ -61,6 +61,30 @@ def attend(
     return readings, jax.nn.logsumexp(logits, axis=1)
 
 
+def weighted_sums(
+    values: jax.Array, weights: jax.Array, limit: int | jax.Array | None = None
+) -> jax.Array:
+    """Sums of sources by weights that are given; see `api.depth_mix`.
+
+    Row after row, not as a product of matrices, which would round on a TPU.
+
+    Args:
+      values: The sources (rows, batch, ..., embed).
+      weights: Of every reader (readers, rows, batch, ...).
+      limit: Number of sources that are read; all if None. The others may hold any
+        finite numbers.
+
+    Returns:
+      The sums (readers, batch, ..., embed), in the dtype of the weights.
+    """
+    if limit is not None:
+        is_read = jnp.arange(values.shape[0], dtype=jnp.int32) < limit
+        is_read = is_read.reshape((1, -1) + (1,) * (weights.ndim - 2))
+        weights = jnp.where(is_read, weights, 0)
+    wide = values.astype(weights.dtype)
+    return jnp.stack([jnp.sum(own[..., None] * wide, axis=0) for own in weights])
+
+
 def merge(
     reading: jax.Array,
     logsumexp: jax.Array,

@@ -31,3 +31,39 @@ BLOCKS = {
         "features": 2048,
     },
 }
+
+# The outputs of layers, and how many of them are read.
+MIXES = {
+    "odd": {"rows": 5, "readers": 3, "batch": 2, "length": 21, "features": 200},
+    # The layer in the middle.
+    "half_of_24": {
+        "rows": 25,
+        "read": 13,
+        "readers": 1,
+        "batch": 4,
+        "length": 1024,
+        "features": 1024,
+    },
+    "layers_24": {
+        "rows": 25,
+        "readers": 1,
+        "batch": 4,
+        "length": 1024,
+        "features": 1024,
+    },
+    # Query, key, value and residual.
+    "ways_of_24": {
+        "rows": 25,
+        "readers": 4,
+        "batch": 4,
+        "length": 1024,
+        "features": 1024,
+    },
+    "layers_16": {
+        "rows": 17,
+        "readers": 1,
+        "batch": 4,
+        "length": 2048,
+        "features": 2048,
+    },
+}

@@ -115,7 +115,6 @@ def test_passes_of_a_loop_go_on_with_the_history(x64, is_unrolled):
     assert_close(found["layers"]["body"], body, 1e-9)
 
 
-@pytest.mark.exhaustive
 @pytest.mark.optimized
 def test_memory_grows_with_depth_and_not_its_square():
     def temporaries(depth, **keywords):

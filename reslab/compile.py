@@ -29,7 +29,7 @@ from reslab.parallel.mesh import (
     make_mesh,
     use_mesh,
 )
-from reslab.train.evaluate import make_sums
+from reslab.train.evaluate import jit_sums, make_sums
 from reslab.train.generate import continue_prompts
 from reslab.train.state import Setup, check_batch, make_setup
 from reslab.train.step import jit_step, make_step
@@ -205,8 +205,7 @@ def _step(setup: Setup, work: str) -> tuple[Callable[..., Any], Any, tuple[Any, 
             key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
             for key, leaf in setup.task.batch_shapes(config.eval.batch).items()
         }
-        step = make_sums(setup)
-        return step, jax.jit(step), (shapes.variables, batch)
+        return make_sums(setup), jit_sums(setup), (shapes.variables, batch)
     half = config.data.length // 2
     prompt = jax.ShapeDtypeStruct((config.eval.batch, half), np.int32, sharding=rows)
 

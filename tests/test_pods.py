@@ -82,6 +82,15 @@ def by_axes(report, *kinds):
     }
 
 
+def test_evaluation_gathers_each_weight_whole():
+    config = configs.update(configs.load("pod_1b"), REDUCED.items())
+    (report,) = compile_configs({"pod_1b": config}, "v5e:2x4", work="eval")
+    # Shards that are passed around would be permuted.
+    assert {wire.kind for wire in report.cost.wires} == {
+        *("all-gather", "all-reduce", "all-to-all")
+    }
+
+
 @pytest.mark.exhaustive  # A minute of compiling.
 def test_fsdp_and_tensor_on_v5p():
     """Its text is read, too: as the compiler wrote it, where jaxlib cannot."""
@@ -103,6 +112,26 @@ def test_fsdp_and_tensor_on_v5p():
     exposed, hidden = report.estimated_mfu
     assert 0 < exposed <= hidden < 1
     assert "over fsdp" in costs.table([report], "v5p:2x2x2")
+
+
+@pytest.mark.exhaustive  # A minute of compiling.
+def test_slices_send_each_other_gradients():
+    """Each device its share: of matrices in bfloat16, of the embedding in float32."""
+    on = {"mesh.data": 2, "mesh.dcn_data": 2, "mesh.fsdp": 8}
+    on["model.mixer"] = "attention(heads=4)"  # Narrower heads are sent padded.
+    report = reduced("pod_1b", "2xv5e:2x4", **on)
+    config = configs.update(configs.load("pod_1b"), (REDUCED | on).items())
+    mesh = make_mesh(config.mesh, topology("2xv5e:2x4").devices)
+    sizes = {
+        k: a.size
+        for k, a in named_leaves(make_setup(config, mesh).shapes.params).items()
+    }
+    embedding = sum(size for name, size in sizes.items() if "embedding" in name)
+    matrices = sum(
+        size for name, size in sizes.items() if name.endswith(("kernel", "head"))
+    )
+    shared = by_axes(report, "all-reduce")["data",]
+    assert shared == pytest.approx((2 * matrices + 4 * embedding) / 8, rel=0.02)
 
 
 def test_links():

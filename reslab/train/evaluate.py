@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from reslab.core.model_state import ModelState
 from reslab.data.prefetch import prefetch
+from reslab.parallel.compiler import compiler_options
 from reslab.parallel.mesh import place_on, use_mesh
 from reslab.train.state import Setup
 from reslab.train.tasks import Batch, Sums
@@ -19,6 +21,12 @@ def make_sums(setup: Setup) -> Callable[[ModelState, Batch], Sums]:
         return setup.task.loss_sums(setup.model, variables, batch)[1]
 
     return sums
+
+
+def jit_sums(setup: Setup) -> Any:
+    """`make_sums`'s function, jitted as evaluation compiles it."""
+    options = compiler_options(setup.mesh.devices.flat[0].platform)
+    return jax.jit(make_sums(setup), compiler_options=options)
 
 
 class Evaluator:
@@ -34,7 +42,7 @@ class Evaluator:
         self._task, self._mesh = setup.task, setup.mesh
         self._rows = setup.config.eval.batch
         setup.task.validation_batches(self._rows)  # Refuses a split too short.
-        self._sums = jax.jit(make_sums(setup))
+        self._sums = jit_sums(setup)
 
     def __call__(
         self,

@@ -20,6 +20,7 @@ from reslab.observe.probes import quantities
 from reslab.observe.probes._view import CannotAnswer, View
 from reslab.observe.probes._watch import watching_stream_gradient
 from reslab.observe.writers import jsonl
+from reslab.parallel.compiler import compiler_options
 from reslab.parallel.mesh import batch_parts, make_mesh, place_on, replicated, use_mesh
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.run import Run
@@ -72,7 +73,10 @@ class Prober:
         rows = shared * math.ceil(config.probes.batch / shared)
         windows = setup.task.validation_batches(rows)
         self._held_out = place_on(setup.mesh)(next(windows))
-        self._look = jax.jit(self._all, out_shardings=replicated(setup.mesh))
+        options = compiler_options(setup.mesh.devices.flat[0].platform)
+        self._look = jax.jit(
+            self._all, out_shardings=replicated(setup.mesh), compiler_options=options
+        )
         with use_mesh(setup.mesh):
             # Tells now, not at the first look, what the model cannot answer.
             held_out = jax.eval_shape(lambda: self._held_out)

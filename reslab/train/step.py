@@ -16,6 +16,7 @@ from reslab.core.model_state import (
 )
 from reslab.optim._wrapping import cuts_of
 from reslab.optim.guard import GuardState
+from reslab.parallel.compiler import compiler_options
 from reslab.parallel.mesh import batch_sharding, replicated
 from reslab.train.layers import layer_metrics
 from reslab.train.state import Setup, TrainState
@@ -267,26 +268,8 @@ def jit_step(setup: Setup) -> Any:
         out_shardings=(state_sharding, replicated(setup.mesh)),
         # To find where a NaN came from, a step is repeated on what it was given.
         donate_argnums=() if jax.config.values["jax_debug_nans"] else 0,
-        compiler_options=_compiler_options(setup.mesh.devices.flat[0].platform),
+        compiler_options=compiler_options(setup.mesh.devices.flat[0].platform),
     )
-
-
-def _compiler_options(platform: str) -> dict[str, str] | None:
-    """Options of the compiler that the training step is better off with.
-
-    A TPU's compiler would pass the shards of a large weight around while it multiplies
-    with them, in one piece for every device. Compiled, a step that gathers each weight
-    whole is estimated to be a third faster and takes a third of the memory (`pod_1b`
-    with two layers on v5e:2x4: MFU 0.58 against 0.43, 1.8 GiB against 5.8). On 128 v5e
-    chips and more it would gather small shards by adding up arrays that are zero
-    elsewhere, which sends twice the bytes.
-    """
-    if platform != "tpu":
-        return None
-    return {
-        "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-        "xla_tpu_prefer_async_allgather_to_allreduce": "true",
-    }
 
 
 def _averaged(total: jax.Array, parts: int) -> jax.Array:

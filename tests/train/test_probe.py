@@ -77,7 +77,9 @@ def test_when_a_run_is_looked_at(looked_at):
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(
+    "accumulate", [pytest.param(1, marks=pytest.mark.exhaustive), 4]
+)
 def test_the_gradient_is_that_of_the_next_step(tmp_path, small_config, accumulate):
     """Where all but the layers is frozen out of the norm, it is what is logged."""
     frozen = (("embedding|head|final_norm", {"freeze": True}), (".", {}))

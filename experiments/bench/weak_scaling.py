@@ -13,9 +13,9 @@ those of the whole array that it makes or splits. `analytic` is the count by han
                pass, which computes the layer again from the same copy; the embedding
                is split along its features and is not gathered
     reduced    the gradient of each kernel and of the embedding once, in bfloat16
+    between    a device's share of that, the embedding's in float32, which replicas in
+               several slices send each other by way of their hosts
 
-What replicas in several slices then send each other, a device's share of the gradient,
-is not a collective of the compiled program but a transfer by its host, and not counted.
 On some slices the compiler adds up gradients by an all-reduce and keeps a part, which
 sends twice what a reduce-scatter does: `reduced_by` says which. On v5p:8x8x8 it gathers
 by one, too, so that all its bytes are among those reduced. Every slice is compiled;
@@ -57,7 +57,16 @@ FIELDS = (
     *("preset", "topology", "devices", "mesh", "tflops", "arguments_mib"),
     *("ideal_arguments_mib", "temporaries_mib", "peak_mib", "gathered_mb"),
     *("analytic_gathered_mb", "reduced_mb", "analytic_reduced_mb", "reduced_by"),
-    *("other_mb", "mfu_exposed", "mfu_hidden", "compile_seconds", "jax", "libtpu"),
+    *(
+        "between_mb",
+        "analytic_between_mb",
+        "other_mb",
+        "mfu_exposed",
+        "mfu_hidden",
+        "compile_seconds",
+        "jax",
+        "libtpu",
+    ),
     "commit",
 )
 
@@ -77,8 +86,8 @@ def prepared(preset: str, name: str, rows: int) -> tuple:
     return configs.update(config, changes.items()), target
 
 
-def analytic(config, target) -> tuple[int, int, int]:
-    """Bytes gathered, reduced, and of a device's share of the state, by hand."""
+def analytic(config, target) -> dict[str, int]:
+    """Bytes gathered, reduced, sent between slices, and of the state, by hand."""
     setup = make_setup(config, make_mesh(config.mesh, target.devices))
     params = named_leaves(setup.shapes.params)
 
@@ -89,14 +98,20 @@ def analytic(config, target) -> tuple[int, int, int]:
     everything = sum(leaf.size for leaf in params.values())
     # Parameters and two moments, in float32.
     state = 3 * 4 * everything // config.mesh.fsdp
-    return 2 * 2 * kernels, 2 * (kernels + embedding), state
+    shared = (2 * kernels + 4 * embedding) // config.mesh.fsdp
+    return {
+        "gathered": 2 * 2 * kernels,
+        "reduced": 2 * (kernels + embedding),
+        "between": shared * (config.mesh.dcn_data > 1),
+        "state": state,
+    }
 
 
 def measured(preset: str, name: str, rows: int) -> dict[str, object]:
     """The row of a slice."""
     config, target = prepared(preset, name, rows)
     (report,) = compile_configs({preset: config}, name)
-    gathered, reduced, state = analytic(config, target)
+    by_hand = analytic(config, target)
     row = {
         "preset": preset,
         "topology": name,
@@ -104,9 +119,10 @@ def measured(preset: str, name: str, rows: int) -> dict[str, object]:
         "mesh": " ".join(f"{a}={s}" for a, s in report.mesh.items() if s > 1),
         "tflops": f"{report.counted_flops / 1e12:.2f}",
         "peak_mib": round(report.needed / 2**20),
-        "analytic_gathered_mb": round(gathered / 1e6),
-        "analytic_reduced_mb": round(reduced / 1e6),
-        "ideal_arguments_mib": round(state / 2**20),
+        "analytic_gathered_mb": round(by_hand["gathered"] / 1e6),
+        "analytic_reduced_mb": round(by_hand["reduced"] / 1e6),
+        "analytic_between_mb": round(by_hand["between"] / 1e6, 1),
+        "ideal_arguments_mib": round(by_hand["state"] / 2**20),
     }
     if report.memory is not None:
         row |= {
@@ -120,12 +136,14 @@ def measured(preset: str, name: str, rows: int) -> dict[str, object]:
         ways = {kind: inside.get(kind, 0) for kind in ("reduce-scatter", "all-reduce")}
         gathered_here, reduced_here = inside.get("all-gather", 0), sum(ways.values())
         everything = sum(t.bytes for t in wires.values())
-        other = everything - gathered_here - reduced_here
+        between = sum(t.bytes for k, t in wires.items() if k.axes == ("data",))
+        other = everything - gathered_here - reduced_here - between
         exposed, hidden = report.estimated_mfu
         row |= {
             "gathered_mb": round(gathered_here / 1e6),
             "reduced_mb": round(reduced_here / 1e6),
             "reduced_by": max(ways, key=ways.get),
+            "between_mb": round(between / 1e6, 1),
             "other_mb": round(other / 1e6),
             "mfu_exposed": f"{exposed:.2f}",
             "mfu_hidden": f"{hidden:.2f}",

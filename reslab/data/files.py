@@ -1,42 +1,61 @@
 """What a path in a data config stands for: a file, a directory or a glob."""
 
+import contextlib
 import glob
+import itertools
+import logging
 import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from reslab.core.errors import ReslabError
 
 
-def matching_files(path: str, what: str) -> list[pathlib.Path]:
-    """Lists the files that a path names, in the order of their bytes.
+class File(NamedTuple):
+    """A file that a path named.
+
+    Attributes:
+      path: Where it is on this machine.
+      name: What to call it in messages.
+      is_listed: Whether it was found in a directory, and not named by itself.
+    """
+
+    path: pathlib.Path
+    name: str
+    is_listed: bool
+
+
+def matching_files(path: str, what: str) -> Iterator[File]:
+    """Yields the files that a path names, in the order of their bytes.
 
     The order is that of the POSIX path as bytes, so it is the same on every
-    machine and in every locale. Hidden files of a directory are left out.
+    machine and in every locale. Hidden files of a directory are left out. Files of a
+    bucket (`gs://bucket/shards`, and whatever else fsspec knows) are copied here one
+    at a time; the copy is gone when the next is asked for.
 
     Args:
       path: A file, a directory (searched recursively) or a glob (`**` crosses
         directories); `~` is the home directory.
       what: What asks, for the message.
 
-    Returns:
+    Yields:
       The files, at least one.
 
     Raises:
-      ReslabError: If the path names no file.
+      ReslabError: If the path names no file, or a bucket cannot be read.
     """
     if not path:
         raise ReslabError(
             f"{what}: path", expected="a file, a directory or a glob", got="none"
         )
-    if "://" in path:
-        raise ReslabError(
-            f"{what}: path",
-            expected="a path of this machine",
-            got=repr(path),
-            hint="mount the bucket; tpu_setup does, at /mnt/reslab",
-        )
+    yield from _copied(path, what) if "://" in path else _local(path, what)
+
+
+def _local(path: str, what: str) -> list[File]:
     root = pathlib.Path(path).expanduser()
     if root.is_file():
-        return [root]
+        return [File(root, str(root), is_listed=False)]
     if root.is_dir():
         found = [p for p in root.rglob("*") if not _is_hidden(p.relative_to(root))]
     elif glob.has_magic(str(root)):
@@ -47,15 +66,86 @@ def matching_files(path: str, what: str) -> list[pathlib.Path]:
             expected="a file, a directory or a glob",
             got=f"{path!r}, which does not exist",
         )
-    files = sorted((p for p in found if p.is_file()), key=_order)
+    files = sorted(
+        (p for p in found if p.is_file()), key=lambda p: _order(p.as_posix())
+    )
     if not files:
         raise ReslabError(f"{what}: path", expected="at least one file", got=repr(path))
-    return files
+    return [File(file, str(file), root.is_dir()) for file in files]
 
 
-def _is_hidden(path: pathlib.Path) -> bool:
+def _copied(path: str, what: str) -> Iterator[File]:
+    """Yields copies of the files of a bucket, each until the next is asked for."""
+    protocol, _, inside = path.partition("://")
+    is_google = protocol in ("gs", "gcs")
+    mounted = "or mount the bucket; tpu_setup does, at /mnt/reslab"
+    try:
+        import fsspec
+
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        package = "reslab[gcs]" if is_google else "its fsspec package"
+        raise ReslabError(
+            f"{what}: path",
+            expected=f"{protocol}:// to be known here",
+            got=_first_line(error),
+            hint=f"pip install {package}, {mounted}",
+        ) from None
+
+    @contextlib.contextmanager
+    def reading():
+        # It logs the traceback of what it raises.
+        logger = logging.getLogger("gcsfs")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        except Exception as error:  # Every file system has its own.
+            login = f"gcloud auth application-default login, {mounted}"
+            raise ReslabError(
+                f"{what}: path",
+                expected=f"{path}, and to be allowed to read it",
+                got=_first_line(error),
+                hint=login if is_google else None,
+            ) from None
+        finally:
+            logger.setLevel(level)
+
+    with reading():
+        # Folders that a glob names in full may be hidden.
+        literal = itertools.takewhile(
+            lambda p: not glob.has_magic(p), inside.split("/")
+        )
+        system, root = fsspec.core.url_to_fs(f"{protocol}://{'/'.join(literal)}")
+        is_glob = glob.has_magic(inside)
+        found = (system.glob if is_glob else system.find)(path, detail=True)
+        files = sorted(
+            (
+                name
+                for name, about in found.items()
+                if about["type"] == "file"
+                and not _is_hidden(pathlib.PurePath(name.removeprefix(root)))
+            ),
+            key=_order,
+        )
+    if not files:
+        raise ReslabError(f"{what}: path", expected="at least one file", got=repr(path))
+    is_listed = not is_glob and files != [root]
+    for name in files:
+        with tempfile.TemporaryDirectory(prefix="reslab-") as folder:
+            copy = pathlib.Path(folder) / pathlib.PurePosixPath(name).name
+            with reading():
+                system.get_file(name, str(copy))
+            yield File(copy, f"{protocol}://{name.lstrip('/')}", is_listed)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_hidden(path: pathlib.PurePath) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _order(path: pathlib.Path) -> bytes:
-    return path.as_posix().encode("utf-8", errors="surrogateescape")
+def _order(path: str) -> bytes:
+    return path.encode("utf-8", errors="surrogateescape")

@@ -10,6 +10,8 @@ import tensorflow_datasets
 from array_record.python import array_record_module
 
 from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.data.files import matching_files
 
 
 def documents(spec):
@@ -53,6 +55,52 @@ def test_text_reads_a_directory_in_byte_order_without_binaries(tmp_path):
     # "b.txt" < "b/deep.txt", since "." is the byte before "/".
     expected = [b"Z", b"a", b"b", b"deep"]
     assert documents(f"text(path={str(tmp_path)!r})") == expected
+
+
+@pytest.fixture
+def bucket():
+    """A bucket in memory; fsspec knows it as memory://."""
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    for name, content in {
+        "bucket/Z.txt": b"Z",
+        "bucket/deep/a.txt": b"a",
+        "bucket/.git/config.txt": b"hidden",
+        "bucket/b.txt": b"b",
+        "bucket/image.png": b"\x89PNG\0",
+        "bucket/deep/.hidden.txt": b"hidden",
+    }.items():
+        system.pipe_file(f"/{name}", content)
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def test_text_reads_a_bucket(bucket, monkeypatch):
+    assert documents("text(path='memory://bucket')") == [b"Z", b"b", b"a"]
+    assert documents("text(path='memory://bucket/*.txt')") == [b"Z", b"b"]
+    assert documents("text(path='memory://bucket/deep/*')") == [b"a"]
+    assert documents("text(path='memory://bucket/deep/a.txt')") == [b"a"]
+    assert documents("text(path='memory://bucket/.git/*')") == [b"hidden"]
+    with pytest.raises(ReslabError, match=r"memory://bucket/image\.png', which is"):
+        documents("text(path='memory://bucket/*')")
+    with pytest.raises(ReslabError, match="at least one file"):
+        documents("text(path='memory://bucket/*.md')")
+    with pytest.raises(ReslabError, match=r"here; got Protocol not known.*mount the"):
+        documents("text(path='nowhere://bucket')")
+
+    def refuse(path, **keywords):
+        raise OSError("Anonymous caller does not have access\nto the bucket")
+
+    monkeypatch.setattr(bucket, "find", refuse)
+    with pytest.raises(ReslabError, match=r"read it; got Anonymous.*access$"):
+        documents("text(path='memory://bucket')")
+
+
+def test_copies_of_a_bucket_are_there_one_at_a_time(bucket):
+    copies = []
+    for file in matching_files("memory://bucket", "test"):
+        assert file.path.exists() and not any(copy.exists() for copy in copies)
+        copies.append(file.path)
+    assert len(copies) == 4 and not copies[-1].exists()
 
 
 def test_text_reads_a_glob(tmp_path):

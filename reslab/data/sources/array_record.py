@@ -17,7 +17,7 @@ class ArrayRecordSource:
     """The records of ArrayRecord files, one document (UTF-8 bytes) a record.
 
     Attributes:
-      path: A file, a directory (searched recursively) or a glob.
+      path: A file, a directory (searched recursively) or a glob, here or in a bucket.
     """
 
     path: str = ""
@@ -29,13 +29,13 @@ class ArrayRecordSource:
           ReslabError: If the path names no file, or a file holds no records.
         """
         for file in matching_files(self.path, "source array_record"):
-            reader = array_record_module.ArrayRecordReader(str(file))
+            reader = array_record_module.ArrayRecordReader(str(file.path))
             count = reader.num_records()
             if not (reader.ok() and count):
                 raise ReslabError(
                     "source array_record",
                     expected="an ArrayRecord file with records",
-                    got=repr(str(file)),
+                    got=repr(file.name),
                 )
             try:
                 for begin in range(0, count, CHUNK):

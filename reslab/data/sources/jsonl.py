@@ -3,12 +3,11 @@
 import dataclasses
 import gzip
 import json
-import pathlib
 import zlib
 from collections.abc import Iterator
 
 from reslab.core.errors import ReslabError
-from reslab.data.files import matching_files
+from reslab.data.files import File, matching_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +15,7 @@ class JsonLinesSource:
     """A text field of JSON lines, plain or gzipped (`.gz`), read line by line.
 
     Attributes:
-      path: A file, a directory (searched recursively) or a glob.
+      path: A file, a directory (searched recursively) or a glob, here or in a bucket.
       field: The field that holds the document.
     """
 
@@ -35,26 +34,26 @@ class JsonLinesSource:
                     text = json.loads(line)[self.field].encode()
                 except (ValueError, KeyError, TypeError, AttributeError):
                     raise ReslabError(
-                        f"source jsonl: {file}, line {number}",
+                        f"source jsonl: {file.name}, line {number}",
                         expected=f"an object with text in {self.field!r}",
                         got=repr(line[:60].decode(errors="replace")),
                     ) from None
                 yield text
 
 
-def _lines(file: pathlib.Path) -> Iterator[bytes]:
+def _lines(file: File) -> Iterator[bytes]:
     """The lines of a file, or of what is packed in it.
 
     Raises:
       ReslabError: If the archive is damaged, or the file cannot be read.
     """
-    opener = gzip.open if file.suffix == ".gz" else open
+    opener = gzip.open if file.path.suffix == ".gz" else open
     try:
-        with opener(file, "rb") as lines:
+        with opener(file.path, "rb") as lines:
             yield from lines
     except (OSError, EOFError, zlib.error) as error:
         raise ReslabError(
-            f"source jsonl: {file}",
+            f"source jsonl: {file.name}",
             expected="a file that can be read",
             got=str(error) or type(error).__name__,
         ) from None

@@ -1,7 +1,6 @@
 """Text files: one file, a directory or a glob."""
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator
 
 from reslab.core.errors import ReslabError
@@ -17,7 +16,7 @@ class TextSource:
     named one by one or by a glob must all be text.
 
     Attributes:
-      path: A file, a directory (searched recursively) or a glob.
+      path: A file, a directory (searched recursively) or a glob, here or in a bucket.
     """
 
     path: str = ""
@@ -29,26 +28,25 @@ class TextSource:
           ReslabError: If the path names no file, a file is not text, or all
             files are empty.
         """
-        is_directory = pathlib.Path(self.path).expanduser().is_dir()
         total = 0
         for file in matching_files(self.path, "source text"):
             try:
-                document = file.read_bytes()
+                document = file.path.read_bytes()
             except OSError as error:
                 raise ReslabError(
                     "source text",
                     expected="a readable file",
-                    got=f"{str(file)!r} ({error.strerror})",
+                    got=f"{file.name!r} ({error.strerror})",
                 ) from None
             problem = _problem(document)
             if problem is None:
                 total += len(document)
                 yield document
-            elif not is_directory or file.suffix == ".txt":
+            elif not file.is_listed or file.path.suffix == ".txt":
                 raise ReslabError(
                     "source text",
                     expected="UTF-8 text",
-                    got=f"{str(file)!r}, which {problem}",
+                    got=f"{file.name!r}, which {problem}",
                 )
         if not total:
             raise ReslabError(

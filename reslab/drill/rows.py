@@ -351,12 +351,16 @@ def _bad_steps(directory: pathlib.Path, seed: float) -> Found:
     places = chance.sample(range(20, STEPS), 3)
     planted.clear()
     planted.update(zip(places, kinds, strict=True))
-    rows = train("rollback(window=16)")
-    is_whole = sorted(rows) == [*range(1, STEPS + 1)]
-    is_clean = all(row["skipped_steps"] == 0 for row in rows.values())
-    for at, kind in planted.items():
-        is_good = is_whole and is_clean
-        yield None if is_good else f"rollback: {kind} in batch {at}: {sorted(rows)}"
+    problem = None
+    try:
+        # Gradients of so small a model may jump by themselves, too.
+        rows = train("rollback(window=16, limit=6)")
+        is_whole = sorted(rows) == [*range(1, STEPS + 1)]
+        if not is_whole or any(row["skipped_steps"] for row in rows.values()):
+            problem = f"rollback: {planted} in batches: {sorted(rows)}"
+    except loop.Diverged as error:
+        problem = f"rollback: {planted} in batches: {error}"
+    yield from [problem] * len(planted)
 
 
 def bad_input(workshop: Workshop, count: int, chance: random.Random) -> Found:

@@ -19,7 +19,7 @@ TUTORIAL = ROOT / "experiments" / "tutorial" / "README.md"
 TEXT = README.read_text()
 # A shorter horizon than that of the documents.
 SHORT = "--set train.steps=2 --set data.batch=8 --set eval.batch=8 --set data.length=16"
-SHORT += " --set data.source='synthetic(documents=60)'"
+SOURCE = "--set data.source='synthetic(documents=60)'"
 SHORT += " --set optim.schedule=constant --set probes.every=0"
 NARROW = "--set model.depth=2 --set model.features=64"
 
@@ -52,6 +52,8 @@ def shortened(verb, *arguments):
     """A command that does the same with less."""
     if verb in ("train", "sweep"):
         arguments = *arguments, *shlex.split(SHORT)
+        if not any("data.source=" in argument for argument in arguments):
+            arguments = *arguments, *shlex.split(SOURCE)
     if verb == "train":
         arguments = *arguments, *shlex.split(NARROW)
     if "configs/small_124m.py" in arguments:

@@ -56,11 +56,8 @@ def bisected_singular_values(matrix: jax.Array) -> jax.Array:
         value = -jnp.where(first < 0, -1.0, 1.0) * jnp.sqrt(jnp.sum(jnp.square(x)))
         v = x.at[index].add(-value)
         squares = jnp.sum(jnp.square(v))
-        return (
-            v,
-            jnp.where(squares > 0, 2 / jnp.where(squares > 0, squares, 1), 0),
-            value,
-        )
+        # Of zeros there is nothing to reflect.
+        return v, jnp.where(squares > 0, 2 / squares, 0.0), value
 
     def step(k, carry):
         # Products by entries: those of matrices are rounded to bfloat16 on a TPU.

@@ -133,6 +133,7 @@ class TestReversible:
             size = np.max(np.abs(b), initial=1e-9)
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * size, err_msg=name)
 
+    @pytest.mark.exhaustive  # A minute; blocks of language models in every run.
     @pytest.mark.optimized
     def test_memory_does_not_grow_with_depth(self):
         def temporaries(depth, block):
@@ -146,8 +147,8 @@ class TestReversible:
             compiled = jax.jit(jax.grad(loss)).lower(shapes, images).compile()
             return compiled.memory_analysis().temp_size_in_bytes
 
-        assert temporaries(5, "reversible") < 1.05 * temporaries(3, "reversible")
-        assert temporaries(5, "standard") > 1.4 * temporaries(3, "standard")
+        assert temporaries(8, "reversible") < 1.1 * temporaries(3, "reversible")
+        assert temporaries(8, "standard") > 1.5 * temporaries(3, "standard")
 
     @pytest.mark.parametrize(
         ("fields", "told"),

@@ -26,6 +26,7 @@ def test_mistakes():
         build(0.1, every=0)
 
 
+@pytest.mark.exhaustive  # Half a minute.
 def test_decompositions_of_many_stacks_end_on_two_threads():
     code = """
 import jax

@@ -210,6 +210,7 @@ def damages(content, generator):
     yield content[:middle] + bytes(len(content) - middle)
 
 
+@pytest.mark.exhaustive  # The drill damages sixty files in every run.
 def test_damaged_files_never_give_wrong_values(saved):
     """Every file of the step, three ways: the true state, or `DamagedCheckpoint`."""
     state = make_state()

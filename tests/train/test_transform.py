@@ -118,8 +118,8 @@ def trained_on(converted):
     "to",
     [
         "hyper(streams=2)",
-        "denseformer",
-        "ddl(blend=0.0)",
+        pytest.param("denseformer", marks=pytest.mark.exhaustive),
+        pytest.param("ddl(blend=0.0)", marks=pytest.mark.exhaustive),
         "attnres(routing='add', gate='alpha')",
     ],
 )

@@ -61,6 +61,14 @@ CASES = {
     },
 }
 
+# What a usual run tries: every kind of layer is in one of them.
+USUAL = (
+    "default",
+    "gelu, learned positions, tied",
+    "attention with options and biases",
+    "tiled, looped, no gains",
+)
+
 
 def flat(**changes):
     config = configs.update(configs.load("base"), BASE.items())
@@ -113,7 +121,14 @@ def convert(transform, params, fields):
     return new, fields
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if name in USUAL else pytest.mark.exhaustive)
+        for name, case in CASES.items()
+    ],
+    ids=CASES.keys(),
+)
 def test_logits_are_the_same_all_the_way(x64, case):
     fields = flat(**case)
     params = trained(fields)

@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_depth():
     assert temporary_bytes(24, block="standard") > 5 * deep
 
 
-@pytest.mark.exhaustive
+@pytest.mark.exhaustive  # Half a minute; scanned layers in every run.
 @pytest.mark.optimized
 def test_memory_hardly_grows_with_depth_where_layers_are_unrolled():
     deep = temporary_bytes(9, block="reversible", is_unrolled=True)

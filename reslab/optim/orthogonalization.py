@@ -41,8 +41,10 @@ def polar_express(
     slowed a little, p(x / (1 + safety)), against rounding above the interval.
 
     Reference: Amsel et al., 2025, https://arxiv.org/abs/2505.16932, Algorithm 1 and
-    Section 4.4. The coefficients equal those of the authors' code to 1e-10 for as
-    long as rounding does not decide them, some seven steps.
+    Section 4.4. The coefficients equal those of the authors' code to 1e-10 until the
+    interval is narrower than a hundredth, after five steps or more: from there on
+    rounding decides them (the system's condition is 1e11), and what they do is the
+    same to 1e-8.
 
     Args:
       steps: Number of polynomials.

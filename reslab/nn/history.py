@@ -189,6 +189,8 @@ def _attributed_forward(sources, x, row, is_in_place):
 def _attributed_backward(is_in_place, row, cotangent):
     own = jax.lax.dynamic_index_in_dim(cotangent, row, 0, keepdims=False)
     if is_in_place:
+        # Taken out before its place is cleared; taken later, all would be copied.
+        own, cotangent = jax.lax.optimization_barrier((own, cotangent))
         empty = jnp.zeros_like(own)
         left = jax.lax.dynamic_update_index_in_dim(cotangent, empty, row, 0)
         return left, own, None

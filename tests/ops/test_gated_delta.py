@@ -114,13 +114,42 @@ def test_chunks_are_one_token_after_the_other(size, is_alike):
             close(a, b, 1e-12)
 
 
-@pytest.mark.parametrize("size", [2, 16, 64])
+@pytest.mark.parametrize("size", [2, 16, 64, 128])
 def test_keys_that_are_alike_are_inverted_in_float32(size):
     """Powers of such a matrix reach 1e15; its inverse is of order one."""
     matrix = np.tril(0.85 * np.ones((size, size)), -1)
     wanted = np.linalg.inv(np.eye(size) + matrix)
     found = jax.jit(inverse_of_unit_lower)(jnp.asarray(matrix[None], jnp.float32))
     close(found[0], wanted, 1e-6)
+
+
+def test_products_of_three_passes_are_good_to_more_than_bfloat16(monkeypatch):
+    """What a TPU makes of inputs in bfloat16, emulated."""
+    passes = []
+
+    def halves(x):
+        high = jax.lax.reduce_precision(x, 8, 7)
+        return high, jax.lax.reduce_precision(x - high, 8, 7)
+
+    def product(equation, one, other, precision=jax.lax.Precision.HIGHEST):
+        passes.append(precision)
+        if precision == jax.lax.Precision.HIGHEST:
+            return jnp.einsum(equation, one, other)
+        (a, b), (c, d) = halves(one), halves(other)
+        pairs = (a, c), (a, d), (b, c)
+        return sum(jnp.einsum(equation, *pair) for pair in pairs)
+
+    monkeypatch.setattr("reslab.ops.gated_delta.chunked._product", product)
+    *arrays, _, _, state = inputs("bfloat16", length=256, key_dim=16, value_dim=32)
+    *_, beta, log_decay, _ = inputs("float32", length=256, key_dim=16, value_dim=32)
+    found = jax.jit(chunked)(
+        *(x.astype(jnp.bfloat16) for x in arrays), beta, log_decay / 50, state, None
+    )
+    assert jax.lax.Precision.HIGH in passes
+    wanted = oracle(*arrays, beta, log_decay / 50, state)
+    # The memory is not rounded at the end, and shows what products lose.
+    close(found[1], wanted[1], 2**-14)
+    close(found[0], wanted[0], 2**-8)
 
 
 @pytest.mark.optimized

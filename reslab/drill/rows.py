@@ -234,24 +234,30 @@ def _reshard(
 
 
 def processes(workshop: Workshop, count: int, chance: random.Random) -> Found:
-    """Whatever happens to one process of two, both end, soon after it is noticed."""
+    """Whatever happens to one of two or four processes, all end soon after that."""
     kinds = ("kill", "raise", "stall", "pause", "exit")
+    # Two processes, and every fourth time four.
+    hosts = [4 if number % 4 == 3 else 2 for number in range(count)]
     cases = [
-        (kinds[number % len(kinds)], chance.randrange(2), chance.randint(2, STEPS - 9))
-        for number in range(count)
+        (kind, several, chance.randrange(several), chance.randint(2, STEPS - 9))
+        for kind, several in zip(itertools.cycle(kinds), hosts, strict=False)
     ]
 
-    def one(case: tuple[str, int, int]) -> str | None:
-        kind, rank, step = case
+    def one(case: tuple[str, int, int, int]) -> str | None:
+        kind, several, rank, step = case
         limit = 4.0 if kind == "stall" else 0.0
         ended = workshop.train(
-            workshop.new(), faults={rank: Fault(kind, step)}, watchdog=limit, **TWO
+            workshop.new(),
+            faults={rank: Fault(kind, step)},
+            processes=several,
+            devices=4 // several,
+            watchdog=limit,
         )
         is_ended = None not in ended.codes and 0 not in ended.codes
         is_soon = ended.seconds <= limit + HEARTBEAT + SLACK
         if is_ended and is_soon:
             return None
-        return f"{kind} of process {rank} at step {step}: {ended}"
+        return f"{kind} of process {rank} of {several} at step {step}: {ended}"
 
     # They mostly wait.
     with concurrent.futures.ThreadPoolExecutor(3) as pool:

@@ -235,7 +235,7 @@ class Mixing(RowsKernel):
             cost_estimate=self.cost(tokens, 4, 2 * self.rows + readers),
             interpret=self.interpret,
             name="depth_mix_backward",
-        )(*arguments, *([by_later] if is_adding else []))
+        )(*arguments, *([self.in_memory(by_later)] if is_adding else []))
 
 
 def obstacle(values: jax.Array, readers: int) -> str | None:

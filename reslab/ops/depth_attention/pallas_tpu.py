@@ -399,7 +399,7 @@ class Reading(RowsKernel):
             name="depth_read_backward",
         )(
             *arguments,
-            *([by_later] if is_adding else []),
+            *([self.in_memory(by_later)] if is_adding else []),
         )
         return by_values, by_queries.sum(0)
 

@@ -79,6 +79,28 @@ def test_clean_steps_are_all_taken(seed):
     assert state.skipped == 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_long_tails_of_norms_are_no_spikes(seed):
+    """As of small batches: one of a thousand is three times the usual."""
+    steps = 10_000
+    generator = np.random.default_rng(seed)
+    norms = np.exp(0.2 * generator.standard_t(4, size=steps)).astype(np.float32)
+    norms = np.minimum(norms, 6.0)
+    made = guarded(optax.sgd(1e-3), parse_policy("skip(window=128)"))
+
+    def step(state, norm):
+        _, state = made.update({"w": norm[None]}, state, loss=jnp.float32(2.0))
+        return state, state.skipped
+
+    start = made.init({"w": jnp.zeros(1)})
+    skipped = jax.jit(lambda s: jax.lax.scan(step, s, norms)[1])(start)
+    assert np.quantile(norms, 0.999) > 3.0
+    assert skipped[-1] <= 1
+    spiking = jnp.asarray(norms).at[5000].set(50.0)
+    found = jax.jit(lambda s: jax.lax.scan(step, s, spiking)[1])(start)
+    assert found[5000] == found[4999] + 1
+
+
 def test_a_loss_at_rest_is_taken():
     losses = [1.0] * 40 + [1.002] * 10
     assert drive(losses, [1.0] * 50)[-1][1].skipped == 0

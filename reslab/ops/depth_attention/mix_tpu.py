@@ -235,7 +235,7 @@ class Mixing(RowsKernel):
             cost_estimate=self.cost(tokens, 4, 2 * self.rows + readers),
             interpret=self.interpret,
             name="depth_mix_backward",
-        )(*arguments, *([self.in_memory(by_later)] if is_adding else []))
+        )(*arguments, *([] if by_later is None else [self.in_memory(by_later)]))
 
 
 def obstacle(values: jax.Array, readers: int) -> str | None:

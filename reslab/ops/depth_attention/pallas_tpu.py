@@ -399,7 +399,7 @@ class Reading(RowsKernel):
             name="depth_read_backward",
         )(
             *arguments,
-            *([self.in_memory(by_later)] if is_adding else []),
+            *([] if by_later is None else [self.in_memory(by_later)]),
         )
         return by_values, by_queries.sum(0)
 

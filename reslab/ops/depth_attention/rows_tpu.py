@@ -137,9 +137,10 @@ class RowsKernel:
         jax.lax.fori_loop(0, block // size, step, None)
 
     def in_memory(self, values: jax.Array) -> jax.Array:
-        """Keeps the compiler from copying all sources into the chip beforehand.
+        """Keeps the compiler from copying all rows into the chip beforehand.
 
-        It does so where they fit, those that are not read among them.
+        It does so where they fit, those that are not read among them, and with
+        gradients back again.
         """
         if self.interpret:
             return values

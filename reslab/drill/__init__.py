@@ -41,6 +41,8 @@ class Outcome:
     broken: tuple[str, ...]
 
 
+# Seconds between two lines about a row that goes on.
+TELL_EVERY = 30.0
 # Row, faults in a usual run, faults in a nightly one.
 ROWS: dict[str, tuple[Callable, int, int]] = {
     "kill": (rows.kill, 4, 200),
@@ -70,7 +72,7 @@ def drill(
       names: Rows; all of them if empty.
       is_nightly: Whether to plant the many faults of a night.
       seed: Chooses where they are planted.
-      tell: Is given a line about every row.
+      tell: Is given a line about every row, and how far it is while it goes on.
 
     Returns:
       The outcome of every row.
@@ -87,12 +89,17 @@ def drill(
 
     def one(name: str) -> Outcome:
         plant, usual, many = ROWS[name]
+        count = many if is_nightly else usual
         began, injected, broken = time.monotonic(), 0, []
-        chance = random.Random(f"{seed} {name}")
-        for found in plant(workshop, many if is_nightly else usual, chance):
+        chance, told = random.Random(f"{seed} {name}"), began
+        for found in plant(workshop, count, chance):
             injected += 1
             if found is not None:
                 broken.append(found)
+            if time.monotonic() > told + TELL_EVERY:
+                told = time.monotonic()
+                left = (told - began) / injected * (count - injected)
+                tell(f"{name:10} {injected}/{count}, {left:.0f} s to go")
         outcome = Outcome(
             row=name,
             promise=(plant.__doc__ or "").splitlines()[0],

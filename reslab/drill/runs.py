@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from reslab.core import config as configs
@@ -101,8 +101,8 @@ class Workshop:
 
     def call(
         self, work: Callable[..., Any], *arguments: Any, devices: int = 1
-    ) -> list[Any]:
-        """What a function gives, in a process of its own; a generator's items.
+    ) -> Iterator[Any]:
+        """What a generator gives, in a process of its own, as it gives it.
 
         Raises:
           RuntimeError: If it fails.
@@ -115,18 +115,16 @@ class Workshop:
         )
         process.start()
         writer.close()
-        found, is_whole = [], False
+        is_whole = False
         with contextlib.suppress(EOFError):
-            while True:
+            while not is_whole:
                 kind, item = reader.recv()
-                if kind == "end":
-                    is_whole = True
-                    break
-                found.append(item)
+                is_whole = kind == "end"
+                if not is_whole:
+                    yield item
         process.join()
         if not is_whole:
             raise RuntimeError(f"{work.__name__} failed: {_last_line(log)}")
-        return found
 
     def train(
         self,

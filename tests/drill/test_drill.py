@@ -1,6 +1,7 @@
 """Every row of the drill, as often as each commit asks for it."""
 
 import json
+import time
 
 import pytest
 
@@ -32,6 +33,25 @@ def test_what_is_broken_is_counted(tmp_path, monkeypatch):
     assert found["promise"] == "Nothing breaks."
     (outcome,) = drills.drill(tmp_path / "drill", ["nothing"], is_nightly=True)
     assert outcome.injected == 5
+
+
+def test_a_row_that_goes_on_says_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(drills, "TELL_EVERY", 0.0)
+
+    def plant(workshop, count, chance):
+        """Nothing breaks."""
+        for _ in range(count):
+            time.sleep(0.01)
+            yield None
+
+    monkeypatch.setitem(drills.ROWS, "nothing", (plant, 2, 2))
+    told = []
+    drills.drill(tmp_path / "drill", ["nothing"], tell=told.append)
+    assert told == [
+        "nothing    1/2, 0 s to go",
+        "nothing    2/2, 0 s to go",
+        "nothing    2/2  0 s",
+    ]
 
 
 def test_unknown_rows_are_refused(tmp_path):

@@ -17,11 +17,11 @@ those of the whole array that it makes or splits. `analytic` is the count by han
                several slices send each other by way of their hosts
 
 On some slices the compiler adds up gradients by an all-reduce and keeps a part, which
-sends twice what a reduce-scatter does: `reduced_by` says which. On v5p:8x8x8 it gathers
-by one, too, so that all its bytes are among those reduced. Every slice is compiled;
-nothing is run or extrapolated. Appends to weak_scaling.csv, where a row of the same
-preset and slice is replaced; `--plot` draws it again from there (with Chromium, which
-makes the picture from the chart's SVG).
+sends twice what a reduce-scatter does: `reduced_by` says which. From 64 v5p chips on it
+gathers by one, too, so that all its bytes are among those reduced. Every slice is
+compiled; nothing is run or extrapolated. Appends to weak_scaling.csv, where a row of
+the same preset and slice is replaced; `--plot` draws it again from there (with
+Chromium, which makes the picture from the chart's SVG).
 """
 
 import argparse

@@ -374,6 +374,7 @@ _AT_LEAST_ONE = (
     "eval.batch",
     "eval.batches",
     "mesh.dcn_data",
+    "mesh.cpu_devices",
     "probes.batch",
 )
 _AT_LEAST_ZERO = (
@@ -386,6 +387,7 @@ _AT_LEAST_ZERO = (
     "optim.learning_rate",
     "optim.weight_decay",
     "train.z_loss",
+    "train.orthogonality",
     "train.keep_every",
     "probes.every",
 )

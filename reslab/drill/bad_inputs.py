@@ -59,9 +59,23 @@ WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("train.continue_from", ("nowhere", "3", "None", "/", "()")),
     ("probes.names", ("('dream',)", "stream", "('stream(x=1)',)", "(1,)", "7")),
     ("eval.batch", ("0", "-1", "x", "1.5", "None")),
+    ("eval.batches", ("-1", "x", "1.5", "None", "()")),
+    ("model.kernels", ("pallas", "mosaic", "1", "''", "None")),
+    ("model.init_std", ("-1", "x", "None", "1e999", "()")),
+    ("model.embedding_std", ("-1", "x", "None", "1e999", "()")),
+    ("model.vocabulary_chunks", ("-1", "x", "1.5", "None", "1000")),
+    ("model.tie_embeddings", ("2", "yes", "None", "''", "()")),
+    ("model.use_head_bias", ("2", "yes", "None", "''", "()")),
+    ("probes.every", ("-1", "x", "1.5", "None", "()")),
+    ("probes.batch", ("0", "-1", "x", "1.5", "None")),
+    ("train.orthogonality", ("-1", "x", "None", "1e999", "()")),
+    ("train.z_loss", ("-1", "x", "None", "1e999", "()")),
     ("mesh.data", ("0", "3", "-2", "x", "1.5")),
     ("mesh.fsdp", ("0", "3", "-2", "x", "64")),
     ("mesh.tensor", ("0", "5", "-2", "x", "1.5")),
+    ("mesh.sequence", ("0", "7", "-2", "x", "1.5")),
+    ("mesh.dcn_data", ("0", "3", "-2", "x", "1.5")),
+    ("mesh.cpu_devices", ("0", "-1", "x", "1.5", "None")),
 )
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import State
@@ -69,6 +70,12 @@ class LanguageModel(Body):
     def setup(self):
         """Makes the parts."""
         self.check_depth()
+        if not 0 <= self.vocabulary_chunks <= self.padded_vocabulary:
+            raise ReslabError(
+                "model.vocabulary_chunks",
+                expected=f"0 to {self.padded_vocabulary}, the vocabulary",
+                got=str(self.vocabulary_chunks),
+            )
         shape = (self.padded_vocabulary, self.features)
         init = nn.initializers.normal(self.embedding_std)
         self.embedding = parameter(

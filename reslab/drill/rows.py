@@ -301,10 +301,9 @@ def _batches(cases: list[tuple[int, int]]) -> Found:
 def bad_steps(workshop: Workshop, count: int, chance: random.Random) -> Found:
     """A loss or gradient that is NaN, infinite or a spike halts, or is left out."""
     while count > 0:
-        found = workshop.call(_bad_steps, workshop.new(), chance.random())
-        for problem in itertools.islice([*found], count):
-            count -= 1
-            yield problem
+        found = [*workshop.call(_bad_steps, workshop.new(), chance.random())][:count]
+        count -= len(found)
+        yield from found
 
 
 def _bad_steps(directory: pathlib.Path, seed: float) -> Found:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,11 @@ class Tokens(Protocol):
 
 
 class Tokenizer(Protocol):
-    """How bytes become token ids."""
+    """How bytes become token ids.
+
+    A tokenizer that reads a file also has `sha256`, a digest of all that decides its
+    ids: the same file under another name is the same tokenizer.
+    """
 
     @property
     def vocabulary_size(self) -> int:
@@ -89,6 +93,7 @@ class Corpus:
       sha256: Digest of every document with its length and split, in order.
       documents: Number of documents in both streams.
       bytes: Number of bytes in both streams, before tokenization.
+      tokens_sha256: Digest of the files that hold the tokens, where there are any.
       others: Streams that are also trained on, each with its share of the windows;
         `train` has what is left.
     """
@@ -99,6 +104,7 @@ class Corpus:
     sha256: str
     documents: int
     bytes: int
+    tokens_sha256: str | None = None
     others: tuple[tuple[TokenStream, float], ...] = ()
 
 
@@ -130,11 +136,9 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
         return made.corpus(tokenizer)
     encoder: Tokenizer = registry.make("tokenizers", tokenizer)
     pieces: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
-    dtype = token_dtype(encoder)
     documents = Documents(source)
     for split, document in documents:
-        ids = encoder.encode(document)
-        pieces[split].append(np.concatenate([[encoder.bos], ids]).astype(dtype))
+        pieces[split].append(encode_document(encoder, document))
     return Corpus(
         train=_stream(pieces["train"]),
         validation=_stream(pieces["validation"]),
@@ -148,6 +152,58 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
 def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
     """The smallest dtype that holds the ids of a tokenizer."""
     return np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32
+
+
+def encode_document(tokenizer: Tokenizer, document: bytes) -> np.ndarray:
+    """Encodes a document as BOS and its tokens, in the vocabulary's dtype.
+
+    Raises:
+      ReslabError: If the tokenizer gives an id beyond its vocabulary, or BOS inside
+        the document.
+    """
+    ids = np.asarray(tokenizer.encode(document))
+    size = tokenizer.vocabulary_size
+    if ids.size and not 0 <= ids.min() <= ids.max() < size:
+        wrong = ids[(ids < 0) | (ids >= size)][0]
+        raise beyond_vocabulary("the tokenizer", int(wrong), size)
+    if (ids == tokenizer.bos).any():
+        raise ReslabError(
+            "the tokenizer gives BOS inside a document",
+            expected="BOS only where a document begins",
+            got=f"id {tokenizer.bos} within {len(ids)} tokens",
+        )
+    tokens = np.empty(len(ids) + 1, token_dtype(tokenizer))
+    tokens[0] = tokenizer.bos
+    tokens[1:] = ids
+    return tokens
+
+
+def beyond_vocabulary(what: str, token: int, vocabulary: int) -> ReslabError:
+    """Builds the error for an id that the vocabulary does not have."""
+    return ReslabError(
+        f"{what}: token id {token}",
+        expected=f"below the vocabulary {vocabulary}",
+        hint="the tokenizer that wrote the tokens, as data.tokenizer",
+    )
+
+
+def tokenizer_sha256(tokenizer: Tokenizer, spec: registry.Spec) -> str:
+    """Digests what decides a tokenizer's ids: its file, or else its spec.
+
+    Args:
+      tokenizer: The tokenizer.
+      spec: What it was made from.
+    """
+    own = getattr(tokenizer, "sha256", None)
+    if isinstance(own, str):
+        return own
+    known: list[Any] = [tokenizer.vocabulary_size, tokenizer.bos]
+    if isinstance(spec, str):
+        parsed = registry.parse(spec)
+        known += [parsed.name, sorted(parsed.arguments.items())]
+    else:
+        known.append(getattr(spec, "__qualname__", type(spec).__qualname__))
+    return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 class Documents(Iterator[tuple[str, bytes]]):

@@ -3,11 +3,13 @@
 import array
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -16,7 +18,17 @@ import numpy.typing as npt
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.files import whole_directory
-from reslab.data.corpus import Corpus, Documents, TokenStream, token_dtype
+from reslab.data.corpus import (
+    Corpus,
+    Documents,
+    Tokenizer,
+    TokenStream,
+    beyond_vocabulary,
+    encode_document,
+    token_dtype,
+    tokenizer_sha256,
+)
+from reslab.data.verification import content
 
 RECORD = "corpus.json"
 SPLITS = ("train", "validation")
@@ -99,20 +111,26 @@ def tokenize(
                 for name in SPLITS
             }
             for split, document in documents:
-                ids = encoder.encode(document)
-                writers[split].add(np.concatenate([[encoder.bos], ids]))
+                writers[split].add(encode_document(encoder, document))
                 tell(sum(len(w.starts) for w in writers.values()), documents.bytes)
+        files = {}
         for name, writer in writers.items():
             starts = np.frombuffer(writer.starts, np.int64)
             np.save(partial / f"{name}.starts.npy", starts)
+            files[f"{name}.tokens"] = writer.sha256
+            files[f"{name}.starts.npy"] = content(
+                partial / f"{name}.starts.npy", "uint8"
+            ).sha256
         record = {
             "source": str(source),
             "tokenizer": str(tokenizer),
+            "tokenizer_sha256": tokenizer_sha256(encoder, tokenizer),
             "dtype": np.dtype(dtype).name,
             "sha256": documents.sha256,
             "bytes": documents.bytes,
             "documents": sum(len(w.starts) for w in writers.values()),
             "tokens": {name: writer.tokens for name, writer in writers.items()},
+            "files": files,
         }
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     return record
@@ -120,6 +138,9 @@ def tokenize(
 
 def open_corpus(path: str | os.PathLike[str], tokenizer: registry.Spec) -> Corpus:
     """Opens a tokenized corpus; its tokens stay where they are.
+
+    All of its files are read once, to verify them; large ones again only after they
+    have changed.
 
     Args:
       path: A directory that `tokenize` made.
@@ -129,45 +150,174 @@ def open_corpus(path: str | os.PathLike[str], tokenizer: registry.Spec) -> Corpu
       The corpus, which is that of the documents: it has the same digest.
 
     Raises:
-      ReslabError: If there is none, it was tokenized otherwise, or files have
-        another size than when they were written.
+      ReslabError: If there is none, it was tokenized otherwise, or its files are not
+        those that were written.
     """
     folder = pathlib.Path(path).expanduser()
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, json.JSONDecodeError):
-        raise ReslabError(
-            "source tokens",
-            expected="a directory made by `reslab data tokenize`",
-            got=repr(str(path)),
-        ) from None
-    if record["tokenizer"] != str(tokenizer):
-        raise ReslabError(
-            f"{folder} holds tokens of another tokenizer",
-            expected=repr(record["tokenizer"]),
-            got=repr(str(tokenizer)),
-            hint="data.tokenizer",
-        )
-    streams = {}
+    record = _record(folder)
+    encoder = _make_tokenizer(folder, record, tokenizer)
+    written, digest, streams = record.get("files", {}), hashlib.sha256(), {}
     for name in SPLITS:
-        tokens = TokenFile(str(folder / f"{name}.tokens"), record["dtype"])
-        if len(tokens) != record["tokens"][name]:
-            raise ReslabError(
-                f"{folder / name}.tokens",
-                expected=f"{record['tokens'][name]} tokens",
-                got=str(len(tokens)),
-                hint="copy it again",
-            )
-        starts = np.load(folder / f"{name}.starts.npy", allow_pickle=False)
-        streams[name] = TokenStream(tokens, starts)
+        stream = _open_stream(folder, name, record)
+        for file, dtype in ((f"{name}.tokens", record["dtype"]), (_starts(name), "u1")):
+            found = content(folder / file, dtype)
+            # A corpus of an older version has no digests of its files.
+            if written.get(file, found.sha256) != found.sha256:
+                raise ReslabError(
+                    f"the corpus changed since it was tokenized: {folder / file}",
+                    expected=f"sha256 {written[file][:12]}",
+                    got=found.sha256[:12],
+                    hint="copy or tokenize it again",
+                )
+            digest.update(f"{file} {found.sha256}\n".encode())
+            if dtype == record["dtype"] and found.largest >= encoder.vocabulary_size:
+                raise beyond_vocabulary(
+                    str(folder / file), found.largest, encoder.vocabulary_size
+                )
+        streams[name] = stream
+    documents = sum(len(stream.starts) for stream in streams.values())
+    if record["documents"] != documents:
+        raise ReslabError(
+            f"{folder / RECORD}: documents",
+            expected=f"{documents}, as in its files",
+            got=str(record["documents"]),
+        )
     return Corpus(
         train=streams["train"],
         validation=streams["validation"],
-        tokenizer=registry.make("tokenizers", tokenizer),
+        tokenizer=encoder,
         sha256=record["sha256"],
-        documents=record["documents"],
+        documents=documents,
         bytes=record["bytes"],
+        tokens_sha256=digest.hexdigest(),
     )
+
+
+def _starts(split: str) -> str:
+    return f"{split}.starts.npy"
+
+
+def _record(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads `corpus.json` and checks its form.
+
+    Raises:
+      ReslabError: If it is not what `tokenize` wrote.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise ReslabError(
+            "source tokens",
+            expected="a directory made by `reslab data tokenize`",
+            got=repr(str(folder)),
+        ) from None
+    if not isinstance(record, dict):
+        record = {}
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and value >= 0
+
+    def is_digest(value: Any) -> bool:
+        return isinstance(value, str) and len(value) == 64
+
+    tokens, files = record.get("tokens"), record.get("files", {})
+    digests = [record.get("sha256"), record.get("tokenizer_sha256", "0" * 64)]
+    forms = {
+        "tokenizer": isinstance(record.get("tokenizer"), str),
+        "dtype": record.get("dtype") in ("uint16", "uint32"),
+        "sha256": is_digest(digests[0]),
+        "tokenizer_sha256": is_digest(digests[1]),
+        "bytes": is_count(record.get("bytes")),
+        "documents": is_count(record.get("documents")),
+        "tokens": isinstance(tokens, dict)
+        and all(is_count(tokens.get(name)) for name in SPLITS),
+        "files": isinstance(files, dict) and all(map(is_digest, files.values())),
+    }
+    for field, is_right in forms.items():
+        if not is_right:
+            raise ReslabError(
+                f"{folder / RECORD}: {field}",
+                expected="what `reslab data tokenize` writes",
+                got=repr(record.get(field, "nothing"))[:80],
+                hint="tokenize it again",
+            )
+    return record
+
+
+def _make_tokenizer(
+    folder: pathlib.Path, record: Mapping[str, Any], tokenizer: registry.Spec
+) -> Tokenizer:
+    """Makes the tokenizer of a corpus, whatever its file is called now.
+
+    Raises:
+      ReslabError: If it is another than the corpus was tokenized by.
+    """
+    wanted, got = record["tokenizer"], str(tokenizer)
+    error = functools.partial(
+        ReslabError,
+        f"{folder} holds tokens of another tokenizer",
+        hint="data.tokenizer",
+    )
+    if registry.parse(wanted).name != registry.parse(got).name:
+        raise error(expected=repr(wanted), got=repr(got))
+    encoder: Tokenizer = registry.make("tokenizers", tokenizer)
+    found = tokenizer_sha256(encoder, tokenizer)
+    digest = record.get("tokenizer_sha256")
+    if digest is None and wanted != got:  # An older version recorded its name alone.
+        raise error(expected=repr(wanted), got=repr(got))
+    if digest is not None and digest != found:
+        raise error(
+            expected=f"{wanted!r} of sha256 {digest[:12]}",
+            got=f"{got!r} of {found[:12]}: the tokenizer changed",
+        )
+    return encoder
+
+
+def _open_stream(
+    folder: pathlib.Path, name: str, record: Mapping[str, Any]
+) -> TokenStream:
+    """Opens the files of a split and checks that they fit each other.
+
+    Raises:
+      ReslabError: If they do not, or one cannot be read.
+    """
+    count, path = record["tokens"][name], folder / f"{name}.tokens"
+    try:
+        tokens = TokenFile(str(path), record["dtype"])
+        size = os.path.getsize(path)
+        path = folder / _starts(name)
+        # Mapped, a header that promises more than the file has is noticed at once.
+        starts: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    # NumPy says in many ways that a file is none of its own.
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError) as error:
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise ReslabError(
+            f"{path}", expected="a file of `reslab data tokenize`", got=reason[0][:160]
+        ) from None
+    if size != count * np.dtype(record["dtype"]).itemsize:
+        raise ReslabError(
+            f"{folder / name}.tokens",
+            expected=f"{count} tokens",
+            got=f"{size / np.dtype(record['dtype']).itemsize:g}",
+            hint="copy it again",
+        )
+    if not isinstance(starts, np.ndarray):  # An archive of several arrays.
+        starts.close()
+        starts = np.zeros(())
+    if starts.ndim != 1 or not len(starts) or starts.dtype.kind not in "iu":
+        raise ReslabError(
+            f"{path}",
+            expected="integers, one for each document",
+            got=f"{starts.dtype}{starts.shape}",
+        )
+    starts = np.array(starts, np.int64)
+    if starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] >= count:
+        raise ReslabError(
+            f"{path}",
+            expected=f"ascending places of documents, from 0 to below {count}",
+            got=f"{starts[0]} to {starts[-1]}",
+        )
+    return TokenStream(tokens, starts)
 
 
 class _Writer:
@@ -176,13 +326,21 @@ class _Writer:
     def __init__(self, path: pathlib.Path, dtype: npt.DTypeLike):
         self._file: BinaryIO = path.open("wb", buffering=BUFFER)
         self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._digest = hashlib.sha256()
         self.starts = array.array("q")
         self.tokens = 0
 
     def add(self, ids: np.ndarray) -> None:
         self.starts.append(self.tokens)
         self.tokens += len(ids)
-        self._file.write(ids.astype(self._dtype).tobytes())
+        raw = ids.astype(self._dtype, copy=False).tobytes()
+        self._digest.update(raw)
+        self._file.write(raw)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file so far."""
+        return self._digest.hexdigest()
 
     def __enter__(self) -> Self:
         return self

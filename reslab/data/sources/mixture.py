@@ -61,6 +61,7 @@ class MixtureSource:
         digest = hashlib.sha256()
         for one, share in zip(found, shares, strict=True):
             digest.update(f"{one.sha256} {share:.12f}\n".encode())
+        stored = [one.tokens_sha256 for one in found]
         lengths = [len(one.validation.tokens) for one in found]
         offsets = np.cumsum([0, *lengths[:-1]])
         held_out = TokenStream(
@@ -78,6 +79,9 @@ class MixtureSource:
             sha256=digest.hexdigest(),
             documents=sum(one.documents for one in found),
             bytes=sum(one.bytes for one in found),
+            tokens_sha256=hashlib.sha256(repr(stored).encode()).hexdigest()
+            if any(stored)
+            else None,
             others=tuple(
                 (one.train, share)
                 for one, share in zip(found[1:], shares[1:], strict=True)

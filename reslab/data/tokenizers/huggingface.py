@@ -1,8 +1,12 @@
 """A tokenizer file of the Hugging Face `tokenizers` library."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import pathlib
+import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +15,10 @@ import numpy.typing as npt
 
 from reslab.core.errors import ReslabError, missing_extra, nearest
 
+# Ids may leave gaps, as files with reserved places do, but not more of them than this
+# and the number of tokens: the model has a row for every id.
+GAPS = 2**16
+
 
 @dataclasses.dataclass
 class HuggingFaceTokenizer:
@@ -18,7 +26,9 @@ class HuggingFaceTokenizer:
 
     Documents are decoded as UTF-8 (undecodable bytes become U+FFFD) and encoded
     without the file's own special tokens: the corpus puts one BOS before each
-    document, whatever the model's convention.
+    document, whatever the model's convention. A special token that is spelled in a
+    document is text like any other. Documents are never cut or padded, whatever the
+    file asks for.
 
     Attributes:
       path: Path of the `tokenizer.json`.
@@ -26,16 +36,18 @@ class HuggingFaceTokenizer:
         example `"<|endoftext|>"`. None adds one id after the vocabulary.
       bos: The id of that token.
       vocabulary_size: Number of ids, BOS included.
+      sha256: Digest of the file and of BOS.
 
     Raises:
-      ReslabError: If the package is missing, the file is not a tokenizer, or
-        there is no such token.
+      ReslabError: If the package is missing, the file is not a tokenizer, has ids far
+        beyond their number, draws at random (BPE dropout), or has no such token.
     """
 
     path: str = ""
     bos_token: str | None = None
     bos: int = dataclasses.field(init=False)
     vocabulary_size: int = dataclasses.field(init=False)
+    sha256: str = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         try:
@@ -50,7 +62,8 @@ class HuggingFaceTokenizer:
                 got=f"{self.path!r}, which is no file",
             )
         try:
-            text = file.read_text(encoding="utf-8")
+            raw = file.read_bytes()
+            text = raw.decode("utf-8")
             self._settings: Mapping[str, Any] = json.loads(text)
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
         # The library raises bare Exception for a file of another form.
@@ -62,6 +75,8 @@ class HuggingFaceTokenizer:
             ) from None
         self._vocabulary: Mapping[str, int] = self._tokenizer.get_vocab()
         self._size = 1 + max(self._vocabulary.values(), default=-1)
+        self._check_model()
+        self._switch_off_settings()
         if self.bos_token is None:
             self.bos = self._size
         elif self.bos_token in self._vocabulary:
@@ -73,12 +88,51 @@ class HuggingFaceTokenizer:
                 hint=nearest(self.bos_token, added),
             )
         self.vocabulary_size = max(self._size, self.bos + 1)
+        self.sha256 = hashlib.sha256(raw + f"\nbos {self.bos}".encode()).hexdigest()
+
+    def _check_model(self) -> None:
+        if self._size > 2 * len(self._vocabulary) + GAPS:
+            raise ReslabError(
+                f"tokenizer huggingface: {self.path!r} has id {self._size - 1}",
+                expected=f"ids near the number of its tokens, {len(self._vocabulary)}",
+            )
+        if getattr(self._tokenizer.model, "dropout", None):
+            raise ReslabError(
+                f"tokenizer huggingface: {self.path!r} draws its merges at random",
+                expected="a BPE model without dropout",
+                got=f"dropout {self._tokenizer.model.dropout:g}",
+            )
+
+    def _switch_off_settings(self) -> None:
+        """Switches off what a fine-tuned model's file would do to documents."""
+        found = [
+            name
+            for name in ("truncation", "padding")
+            if getattr(self._tokenizer, name) is not None
+        ]
+        if found:
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            _say_once(f"{self.path}: its own {' and '.join(found)} not applied")
+        # Special tokens are what the corpus puts between documents, never text.
+        self._tokenizer.encode_special_tokens = True
 
     def encode(self, document: bytes) -> np.ndarray:
         """Encodes a document to uint32 ids of shape (tokens,), without BOS."""
         text = document.decode("utf-8", errors="replace")
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._ids(text)
+        if self.bos_token and self.bos in ids:
+            # The model itself knows it as a word: no piece may hold all of it.
+            half = len(self.bos_token) // 2
+            first, second = map(
+                re.escape, (self.bos_token[:half], self.bos_token[half:])
+            )
+            pieces = re.split(f"(?<={first})(?={second})", text)
+            ids = [index for piece in pieces for index in self._ids(piece)]
         return np.asarray(ids, np.uint32)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Decodes ids to text; BOS and ids beyond the vocabulary are dropped."""
@@ -106,14 +160,22 @@ class HuggingFaceTokenizer:
             else:
                 text = token.removeprefix(prefix).replace("▁", " ")
                 lengths[index] = len(text.encode())
+        unknown = (self._settings.get("model") or {}).get("unk_token")
         for token in self._added_tokens():
-            literal = 0 if token["special"] else len(token["content"].encode())
+            # One that is not known stands for other text than its name.
+            is_unknown = token["special"] and token["content"] == unknown
+            literal = 0 if is_unknown else len(token["content"].encode())
             lengths[token["id"]] = literal
         lengths[self.bos] = 0
         return lengths
 
     def _added_tokens(self) -> list[Mapping[str, Any]]:
         return self._settings.get("added_tokens") or []
+
+
+@functools.cache  # A command makes its tokenizer several times.
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 build = HuggingFaceTokenizer

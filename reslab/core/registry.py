@@ -247,13 +247,44 @@ def make(family: str, spec: Spec, **context: Any) -> Any:
     return factory(family, spec)(**context)
 
 
+def unbound(family: str, spec: Spec, **context: Any) -> Any:
+    """Builds a variant outside of any module, to read its traits.
+
+    The same spec and context give the same object, so reading a trait while a model
+    is traced costs no build.
+
+    Args:
+      family: A key of `FAMILIES`.
+      spec: A spec string, or a callable.
+      **context: Surroundings, all hashable.
+
+    Returns:
+      The variant; a Linen module has no parent.
+
+    Raises:
+      ReslabError: As in `factory`.
+    """
+    build = spec if callable(spec) else module(family, parse(spec).name).build
+    return _unbound(family, spec, **_accepted(build, {**context, "parent": None}))
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _unbound(family: str, spec: Spec, **context: Any) -> Any:
+    return make(family, spec, **context)
+
+
 def _call(
     build: Callable[..., Any], written: Mapping[str, Any], /, **context: Any
 ) -> Any:
+    return build(**_accepted(build, context) | written)
+
+
+def _accepted(build: Callable[..., Any], context: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a context that a variant takes."""
     parameters = inspect.signature(build).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        context = {key: value for key, value in context.items() if key in parameters}
-    return build(**context | written)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(context)
+    return {key: value for key, value in context.items() if key in parameters}
 
 
 def _hints(build: Callable[..., Any]) -> dict[str, Any]:

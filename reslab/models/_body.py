@@ -85,12 +85,8 @@ class Body(nn.Module):
     def placement_of(self, layer: int) -> Any:
         """The placement of a layer, unbound."""
         specs = tiled(self.placement)
-        return registry.make(
-            "placements",
-            specs[layer % len(specs)],
-            layer=layer,
-            layers=self.depth,
-            parent=None,
+        return registry.unbound(
+            "placements", specs[layer % len(specs)], layer=layer, layers=self.depth
         )
 
     def last(self, kind: str) -> registry.Spec:

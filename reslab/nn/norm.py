@@ -45,7 +45,7 @@ def make_norm(
 
 def needs_batch(spec: registry.Spec) -> bool:
     """Whether a norm takes statistics of a batch, hence a mask."""
-    return getattr(registry.make("norms", spec, parent=None), "needs_batch", False)
+    return getattr(registry.unbound("norms", spec), "needs_batch", False)
 
 
 def mask_for(spec: registry.Spec, segments: jax.Array | None) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def of_model(
       blocks: Specs of the blocks, tiled over depth.
       depth: Layers with parameters of their own.
     """
-    passes = registry.factory("stacks", stack)(blocks=(), depth=1, parent=None).passes
-    made = [registry.make("blocks", spec, parent=None) for spec in blocks]
+    passes = registry.unbound("stacks", stack, blocks=(), depth=1).passes
+    made = [registry.unbound("blocks", spec) for spec in blocks]
     counts = [getattr(block, "sublayers", USUAL) for block in made]
     return table(passes * [counts[layer % len(counts)] for layer in range(depth)])
 

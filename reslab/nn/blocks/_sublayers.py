@@ -1,7 +1,7 @@
 """What blocks share: a mixer, feed-forward layers, and sublayers around them."""
 
-from collections.abc import Collection, Iterable
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -62,9 +62,7 @@ class SublayerBlock(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        residual = registry.make(
-            "residuals", self.residual, **vars(self.context), parent=None
-        )
+        residual = registry.unbound("residuals", self.residual, **vars(self.context))
         if getattr(residual, "is_history", False):
             self._check_placement()
         if getattr(residual, "reads_apart", False):
@@ -72,7 +70,7 @@ class SublayerBlock(nn.Module):
 
     def _check_placement(self) -> None:
         """Refuses a placement that would write sources of a history anew."""
-        placement = self.make_placement(self.begins_with, parent=None)
+        placement = self.unbound_placement(self.begins_with)
         if getattr(placement, "normalizes_stream", False):
             raise ReslabError(
                 f"residual {self.residual!r}: its sources are written once",
@@ -84,7 +82,7 @@ class SublayerBlock(nn.Module):
     def _check_mixer(self) -> None:
         """Refuses a mixer that cannot take queries, keys and values apart."""
         takes = self.begins_with == "mixer" and getattr(
-            self.make_mixer(parent=None), "takes_inputs", False
+            self.unbound_mixer, "takes_inputs", False
         )
         if not takes:
             raise ReslabError(
@@ -106,13 +104,19 @@ class SublayerBlock(nn.Module):
     def make_placement(self, kind: str, **keywords) -> nn.Module:
         """The placement around a sublayer of a kind."""
         return registry.make(
-            "placements",
-            self.placement,
-            **vars(self.context) | {"norm": self.norm},
-            sublayer=kind,
-            sublayers=self.sublayers,
-            **keywords,
+            "placements", self.placement, **self._around(kind), **keywords
         )
+
+    def unbound_placement(self, kind: str) -> nn.Module:
+        """The same outside of any module, to read its traits."""
+        return registry.unbound("placements", self.placement, **self._around(kind))
+
+    def _around(self, kind: str) -> dict[str, Any]:
+        return vars(self.context) | {
+            "norm": self.norm,
+            "sublayer": kind,
+            "sublayers": self.sublayers,
+        }
 
     def part_context(self, part: str) -> Context:
         """What the mixer or ffn may ask of its surroundings, the placement included.
@@ -122,7 +126,7 @@ class SublayerBlock(nn.Module):
             it.
         """
         spec, family = getattr(self, part), f"{part}s"
-        placement = self.make_placement(self.kinds[part], parent=None)
+        placement = self.unbound_placement(self.kinds[part])
         # A placement of someone else's may have nothing to say.
         adapt = getattr(placement, "adapt", lambda context: context)
         context = adapt(self.context)
@@ -138,13 +142,20 @@ class SublayerBlock(nn.Module):
                 )
         return context
 
-    def _part(self, part: str, **keywords) -> nn.Module:
+    def _part(
+        self, part: str, make: Callable[..., nn.Module] = registry.make, **keywords
+    ) -> nn.Module:
         context = vars(self.part_context(part))
-        return registry.make(f"{part}s", getattr(self, part), **context, **keywords)
+        return make(f"{part}s", getattr(self, part), **context, **keywords)
 
     def make_mixer(self, **keywords) -> nn.Module:
         """The mixer, as its placement wants it."""
         return self._part("mixer", **keywords)
+
+    @property
+    def unbound_mixer(self) -> Any:
+        """The mixer outside of any module, to read its traits."""
+        return self._part("mixer", registry.unbound)
 
     def make_ffn(self, **keywords) -> nn.Module:
         """A feed-forward layer, as its placement wants it."""
@@ -153,12 +164,12 @@ class SublayerBlock(nn.Module):
     @property
     def writes_shared(self) -> Collection[str]:
         """What the mixer leaves in the depth memory."""
-        return self.make_mixer(parent=None).writes_shared or ()
+        return self.unbound_mixer.writes_shared or ()
 
     @property
     def renews_shared(self) -> Collection[str]:
         """What of that it changes where it is there already."""
-        return getattr(self.make_mixer(parent=None), "renews_shared", ())
+        return getattr(self.unbound_mixer, "renews_shared", ())
 
     def init_state(
         self,
@@ -170,12 +181,11 @@ class SublayerBlock(nn.Module):
         """The mixer's state before the first token."""
         # A mixer of someone else's may read nothing from the depth memory.
         found = {"shared": shared} if shared else {}
-        mixer = self.make_mixer(parent=None)
-        return mixer.init_state(batch, length, features, **found)
+        return self.unbound_mixer.init_state(batch, length, features, **found)
 
     def mixing_flops(self, length: int, features: int) -> int:
         """The mixer's matrix-product FLOPs per token beyond its kernels'."""
-        return self.make_mixer(parent=None).mixing_flops(length, features)
+        return self.unbound_mixer.mixing_flops(length, features)
 
     @nn.compact
     def __call__(

@@ -55,7 +55,7 @@ class ReversibleBlock(StandardBlock):
                 hint="model.residual='reversible'",
             )
         super().__post_init__()
-        placement = self.make_placement("mixer", parent=None)
+        placement = self.unbound_placement("mixer")
         if getattr(placement, "normalizes_stream", False):
             raise ReslabError(
                 "blocks 'reversible': its steps must be undone",

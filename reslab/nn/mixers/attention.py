@@ -1,6 +1,6 @@
 """Causal multi-head attention, with its usual options."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -90,8 +90,8 @@ class Attention(ProjectingModule):
             )
         super().__post_init__()
 
-    def _path(self, **keywords) -> Any:
-        return registry.make(
+    def _path(self, make: Callable[..., Any] = registry.unbound, **keywords) -> Any:
+        return make(
             "value_paths",
             self.value_path,
             kv_heads=self.kv_heads or self.heads,
@@ -108,12 +108,12 @@ class Attention(ProjectingModule):
     @property
     def writes_shared(self) -> Collection[str]:
         """What a layer may leave in the depth memory."""
-        return self._path(parent=None).leaves
+        return self._path().leaves
 
     @property
     def renews_shared(self) -> Collection[str]:
         """What of that it leaves anew where it is there already."""
-        return self._path(parent=None).renews
+        return self._path().renews
 
     def sizes(self, features: int) -> tuple[int, int, int]:
         """Query heads, key-value heads and head size at a given width.
@@ -152,7 +152,7 @@ class Attention(ProjectingModule):
         if self.window:
             length = min(length, self.window - 1)
         empty = jnp.zeros((batch, length, kv_heads, head_dim), self.dtype)
-        cached = self._path(parent=None).keeps(shared)
+        cached = self._path().keeps(shared)
         state = dict.fromkeys(cached, empty)
         return {**state, "length": jnp.zeros((), jnp.int32)}
 
@@ -206,7 +206,7 @@ class Attention(ProjectingModule):
                 name=name,
             )(h)
 
-        position = registry.make("positions", self.position, parent=None)
+        position = registry.unbound("positions", self.position)
 
         def rotated(name, count):
             h = normalize(
@@ -230,7 +230,7 @@ class Attention(ProjectingModule):
             return new_state[name]
 
         query = rotated("query", heads)
-        key, value, shared = self._path(name="value_path")(
+        key, value, shared = self._path(registry.make, name="value_path")(
             x,
             key=lambda: rotated("key", kv_heads),
             value=values,

@@ -1,5 +1,6 @@
 """The loop over layers that stacks are made of."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -160,7 +161,7 @@ class Layers(nn.Module):
             for block in blocks:
                 # Those who read nothing need not know what there is to be read.
                 found = {"shared": frozenset(known)} if known else {}
-                state = block(parent=None).init_state(batch, length, features, **found)
+                state = unbound(block).init_state(batch, length, features, **found)
                 known |= _written(block) if is_shared else set()
                 period.append(
                     jax.tree.map(
@@ -173,12 +174,12 @@ class Layers(nn.Module):
     def _renewed(self) -> set[str]:
         """What of the depth memory changes after it was first written."""
         return set().union(
-            *(getattr(block(parent=None), "renews_shared", ()) for block in self.blocks)
+            *(getattr(unbound(block), "renews_shared", ()) for block in {*self.blocks})
         )
 
     def _is_undone(self, blocks: Sequence[BlockFactory], shared: Shared) -> bool:
         """Whether the backward pass undoes a segment instead of keeping its layers."""
-        modules = [block(parent=None) for block in blocks]
+        modules = [unbound(block) for block in blocks]
         is_reversible = all(getattr(m, "is_reversible", False) for m in modules)
         left = set().union(*map(_written, blocks))
         writes = left - set(shared) or left & self._renewed()
@@ -395,9 +396,15 @@ class Layers(nn.Module):
         return history
 
 
+@functools.lru_cache(maxsize=1024)
+def unbound(block: BlockFactory) -> Any:
+    """The block of a factory outside of any module, to read its traits."""
+    return block(parent=None)
+
+
 def _written(block: BlockFactory) -> set[str]:
     """What a block may leave in the depth memory."""
-    return set(block(parent=None).writes_shared or ())
+    return set(unbound(block).writes_shared or ())
 
 
 def _repetitions(

@@ -7,7 +7,7 @@ import jax
 
 from reslab.core import registry
 from reslab.core.types import Context, State
-from reslab.nn.stacks._layers import BlockFactory, Layers
+from reslab.nn.stacks._layers import BlockFactory, Layers, unbound
 
 
 class UniformStack(nn.Module):
@@ -47,7 +47,7 @@ class UniformStack(nn.Module):
     def mixing_flops(self, length: int, features: int) -> int:
         """Matrix-product FLOPs per token beyond the kernels', over all layers."""
         return self.passes * sum(
-            count * block(parent=None).mixing_flops(length, features)
+            count * unbound(block).mixing_flops(length, features)
             for blocks, count in self._layers(parent=None).segments()
             for block in blocks
         )

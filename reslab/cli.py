@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from reslab import __version__
 from reslab.core.errors import ReslabError
 from reslab.core.exits import BAD_INPUT, INTERNAL, INTERRUPTED, STOPPED
+from reslab.core.storage import StorageFailed, is_transient, local_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -51,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a listing left early; there is no one left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, StorageFailed) or is_transient(error):
+            print(f"reslab {options.verb}: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return INTERNAL
 
 
@@ -603,7 +607,7 @@ def _bench(options: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    out = pathlib.Path(options.out) if options.out else None
+    out = local_path(options.out, "--out") if options.out else None
     # Before the minutes that it takes to compile.
     if out and not os.access(out.parent, os.W_OK):
         raise ReslabError(
@@ -648,14 +652,13 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _drill(options: argparse.Namespace) -> int:
-    import tempfile
-
+    from reslab.core.files import scratch_directory
     from reslab.drill import as_json, drill
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="reslab-drill-") as directory:
+    with scratch_directory("reslab.drill-") as directory:
         outcomes = drill(
             directory,
             options.only,

@@ -1,17 +1,24 @@
-"""Files and directories that are there whole or not at all."""
+"""Files and directories that are there whole or not at all, after a power cut, too."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from reslab.core.errors import ReslabError
+from reslab.core.storage import StorageFailed, local_path, storage_error
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file in one move; several processes may write the same one.
+
+    The file is on the disk, with its name, when this returns.
 
     Args:
       path: The file, in a directory that exists.
@@ -22,22 +29,27 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """
     path = pathlib.Path(path)
     # A name of its own: another process may be writing the same file.
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    partial, handle = _make_owned(path.parent, f".{path.name}.partial-", _new_file)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
+            file.flush()
+            os.fchmod(handle, 0o666 & ~_umask())
+            os.fsync(handle)
+            os.replace(partial, path)
     except BaseException:
-        os.unlink(partial)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
         raise
+    sync(path.parent)
 
 
 @contextlib.contextmanager
 def whole_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A directory that takes its name when the block has ended well.
 
-    Several processes may make the same one; the first to end has the name.
+    Several processes may make the same one; the first to end has the name. Remains
+    of one that was killed are removed.
 
     Args:
       path: The directory, which must not be there, or be empty. Those above it are
@@ -48,28 +60,170 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
     Raises:
       ReslabError: If it is there already, or cannot be written.
+      StorageFailed: If the disk is full, or fails otherwise.
     """
-    path = pathlib.Path(path)
-    partial: str | None = None
+    path = local_path(path, "directory")
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ReslabError(
                 f"{path}", expected="a new directory", got="one that is not empty"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent)
-        os.chmod(partial, 0o777 & ~_umask())
-        yield pathlib.Path(partial)
-        os.replace(partial, path)
+        make_directory(path.parent)
+        with scratch_directory(f".{path.name}.partial-", path.parent) as partial:
+            os.chmod(partial, 0o777 & ~_umask())
+            yield partial
+            sync_tree(partial)
+            os.replace(partial, path)
+        sync(path.parent)
     except OSError as error:
-        raise ReslabError(
-            f"{path}",
-            expected="a directory that can be written",
-            got=error.strerror or str(error),
-        ) from error
+        expected = "a directory that can be written"
+        raise storage_error(f"{path}", error, expected=expected) from error
+
+
+@contextlib.contextmanager
+def scratch_directory(
+    prefix: str, parent: str | os.PathLike[str] | None = None
+) -> Iterator[pathlib.Path]:
+    """A directory for the length of a block, removed afterwards.
+
+    A process that is killed cannot remove its own: the next call with the same
+    prefix does. The owner is told by a lock, which ends with its process.
+
+    Args:
+      prefix: What the name begins with.
+      parent: Where it is made; the temporary folder if None.
+    """
+    parent = pathlib.Path(parent or tempfile.gettempdir())
+    made, handle = _make_owned(parent, prefix, _new_directory)
+    try:
+        yield made
     finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(handle)
+
+
+def _make_owned(
+    parent: pathlib.Path, prefix: str, make: Callable[[str, pathlib.Path], str]
+) -> tuple[pathlib.Path, int]:
+    """Makes a file or directory, and locks it for as long as its handle is open.
+
+    Those of the same prefix whose process has ended are removed.
+    """
+    _remove_abandoned(parent, prefix)
+    while True:
+        path = pathlib.Path(make(prefix, parent))
+        try:
+            handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        _lock(handle)
+        if path.exists():  # Otherwise it was removed before it was locked.
+            return path, handle
+        os.close(handle)
+
+
+def _new_file(prefix: str, parent: pathlib.Path) -> str:
+    handle, path = tempfile.mkstemp(prefix=prefix, dir=parent)
+    os.close(handle)
+    return path
+
+
+def _new_directory(prefix: str, parent: pathlib.Path) -> str:
+    return tempfile.mkdtemp(prefix=prefix, dir=parent)
+
+
+def _lock(handle: int, *, is_waiting: bool = True) -> bool:
+    """Locks an open file or directory; returns whether it is locked."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
+    except OSError:  # It is in use, or its file system has no locks.
+        return False
+    return True
+
+
+def _remove_abandoned(parent: pathlib.Path, prefix: str) -> None:
+    """Removes the files and directories of a prefix that no living process owns."""
+    with contextlib.suppress(OSError):
+        for path in [p for p in parent.iterdir() if p.name.startswith(prefix)]:
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    if not _lock(handle, is_waiting=False):
+                        continue
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+                finally:
+                    os.close(handle)
+
+
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Makes a directory and those above it; they outlast a power cut."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Waits until a file, or the names in a directory, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems keep names safe themselves, and refuse the call.
+        if not os.path.isdir(path) or error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: str | os.PathLike[str]) -> None:
+    """Waits until all below a directory, and its names, are on the disk."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            sync(os.path.join(folder, name))
+        sync(folder)
+
+
+class Place:
+    """A directory that is held, so that its loss is noticed and nothing replaces it.
+
+    Attributes:
+      path: The directory as it was named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path)
+        self._handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def check(self) -> None:
+        """Checks that the directory is still the one of that name.
+
+        Raises:
+          StorageFailed: If it was renamed, deleted or replaced.
+        """
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._handle), os.stat(self.path)):
+                return
+        raise StorageFailed(
+            f"{self.path} was renamed, deleted or replaced while in use; "
+            "what was saved is where it is now"
+        )
+
+    @property
+    def held(self) -> pathlib.Path:
+        """A path that leads to the directory whatever its name is by now."""
+        held = pathlib.Path(f"/proc/self/fd/{self._handle}")
+        return held if held.exists() else self.path
+
+    def close(self) -> None:
+        """Lets the directory go."""
+        os.close(self._handle)
 
 
 def _umask() -> int:

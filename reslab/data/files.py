@@ -5,11 +5,11 @@ import glob
 import itertools
 import logging
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from reslab.core.errors import ReslabError
+from reslab.core.files import scratch_directory
 
 
 class File(NamedTuple):
@@ -132,8 +132,8 @@ def _copied(path: str, what: str) -> Iterator[File]:
         raise ReslabError(f"{what}: path", expected="at least one file", got=repr(path))
     is_listed = not is_glob and files != [root]
     for name in files:
-        with tempfile.TemporaryDirectory(prefix="reslab-") as folder:
-            copy = pathlib.Path(folder) / pathlib.PurePosixPath(name).name
+        with scratch_directory("reslab.copy-") as folder:
+            copy = folder / pathlib.PurePosixPath(name).name
             with reading():
                 system.get_file(name, str(copy))
             yield File(copy, f"{protocol}://{name.lstrip('/')}", is_listed)

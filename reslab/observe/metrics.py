@@ -56,7 +56,8 @@ class Writers:
         jsonl = factories.pop("jsonl")
         # The optional ones first: where a package is missing nothing is written.
         others = [build(directory=directory) for build in factories.values()]
-        self._writers: list[Writer] = [jsonl(directory=directory), *others]
+        self._lines = jsonl(directory=directory)
+        self._writers: list[Writer] = [self._lines, *others]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a step everywhere."""
@@ -67,6 +68,10 @@ class Writers:
         """Forgets every step after `step` everywhere."""
         for writer in self._writers:
             writer.truncate(step)
+
+    def sync(self) -> None:
+        """Waits until the lines of `metrics.jsonl` are on the disk."""
+        self._lines.sync()
 
     def close(self) -> None:
         """Closes every writer."""

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from reslab.core.errors import ReslabError
 from reslab.core.exits import BAD_INPUT
 from reslab.core.stopping import asked_to_stop
+from reslab.core.storage import StorageFailed
 
 Answer = TypeVar("Answer")
 
@@ -153,16 +154,19 @@ def on_writer(work: Callable[[], Answer]) -> Answer:
 
     Raises:
       ReslabError: In every process, if it was raised in the one.
+      StorageFailed: Likewise.
     """
     if jax.process_count() == 1:
         return work()
     answer: Any = {}
-    error: ReslabError | None = None
+    error: ReslabError | StorageFailed | None = None
     if is_writer():
         try:
             answer = {"answer": work()}
         except ReslabError as caught:
             error, answer = caught, {"error": str(caught)}
+        except StorageFailed as caught:
+            error, answer = caught, {"failed": str(caught)}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(text.size)))
     text = np.resize(text, size)
@@ -172,6 +176,8 @@ def on_writer(work: Callable[[], Answer]) -> Answer:
     answer = json.loads(text.tobytes())
     if "error" in answer:
         raise ReslabError(answer["error"])
+    if "failed" in answer:
+        raise StorageFailed(answer["failed"])
     return answer["answer"]
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.storage import local_path
 from reslab.study.algebra import Case, Sweep
 
 
@@ -92,7 +93,7 @@ class Plan:
     @property
     def directory(self) -> pathlib.Path:
         """Where the runs go: `runs/<name>` unless asked otherwise."""
-        return pathlib.Path(self.out or pathlib.Path("runs") / self.name)
+        return local_path(self.out or f"runs/{self.name}", "--out")
 
     def command(self, *options: str) -> str:
         """The command that does all of this, on any machine."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from reslab.core.errors import ReslabError
-from reslab.core.files import write_whole
+from reslab.core.files import make_directory, write_whole
+from reslab.core.storage import local_path, storage_error
 from reslab.study import figures
 from reslab.study.comparison import (
     LEVEL,
@@ -61,8 +62,8 @@ def write_report(
     Raises:
       ReslabError: If the runs cannot be read or compared, or nothing can be written.
     """
+    page = default_page(paths) if out is None else local_path(out, "--out")
     results = read_results(paths, baseline=baseline, allow_mixed=allow_mixed)
-    page = default_page(paths) if out is None else pathlib.Path(out)
     if page.suffix != ".html":
         raise ReslabError("--out", expected="a file name.html", got=str(page))
     tokens, time = at_equal_tokens(results), at_equal_time(results)
@@ -84,14 +85,14 @@ def write_report(
             hint="--out OTHER.html",
         )
     try:
-        page.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(page.parent)
         for path, text in texts.items():
             write_whole(path, text)
     except OSError as error:
-        raise ReslabError(
+        raise storage_error(
             f"{page}",
+            error,
             expected="a file that can be written",
-            got=error.strerror or str(error),
             hint="--out FILE.html",
         ) from None
     return page

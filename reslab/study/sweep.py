@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.exits import DIVERGED, STOPPED
-from reslab.core.files import write_whole
+from reslab.core.files import make_directory, scratch_directory, write_whole
 from reslab.core.stopping import StopRequest, asked_to_stop
+from reslab.core.storage import storage_error
 from reslab.observe.progress import progress
 from reslab.study.plan import Plan, PlannedRun
 from reslab.study.worker import CORES
@@ -81,9 +81,9 @@ def sweep(
     write_record(plan)
     with (
         asked_to_stop() as stop,
-        tempfile.TemporaryDirectory(prefix="reslab-compile-") as cache,
+        scratch_directory("reslab.sweep-") as cache,
     ):
-        slots = _Slots(directory, jobs, cache)
+        slots = _Slots(directory, jobs, str(cache))
         try:
             _run_all(pending, slots, cost, stop)
         finally:
@@ -101,15 +101,15 @@ def write_record(plan: Plan) -> None:
     """Writes `study.json` and `manifest.jsonl` into the study's directory."""
     directory = plan.directory
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         study = json.dumps(plan.record(), indent=1)
         write_whole(directory / "study.json", study + "\n")
         write_whole(directory / "manifest.jsonl", "\n".join(plan.manifest()) + "\n")
     except OSError as error:
-        raise ReslabError(
+        raise storage_error(
             f"study directory {directory}",
+            error,
             expected="a directory that can be written",
-            got=error.strerror or str(error),
             hint="--out DIR",
         ) from None
 

@@ -16,6 +16,8 @@ import json
 import logging
 import math
 import os
+import pathlib
+import shutil
 import sys
 import time
 import types
@@ -27,6 +29,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from reslab.core.errors import ReslabError
+from reslab.core.files import Place, make_directory, sync, sync_tree
+from reslab.core.storage import StorageFailed, local_path, storage_error
 from reslab.core.trees import named_leaves
 from reslab.parallel.hosts import agree, is_writer, wait_for_all
 
@@ -37,7 +41,7 @@ class DamagedCheckpoint(ReslabError):
     """A committed checkpoint whose files no longer hold what was saved."""
 
 
-class SaveFailed(Exception):
+class SaveFailed(StorageFailed):
     """A checkpoint could not be written; those before it are as they were."""
 
 
@@ -56,11 +60,28 @@ class Restored:
     data_index: int
 
 
+class _Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A temporary folder that takes its name once all of it is on the disk."""
+
+    async def finalize(self) -> None:
+        """Commits the folder; a step outlasts a power cut from then on."""
+        final = pathlib.Path(self.get_final())
+        if not final.name.isdigit():  # An item of a step, which is not committed yet.
+            return await super().finalize()
+        await asyncio.to_thread(sync_tree, str(self.get()))
+        await super().finalize()
+        for path in (*filter(pathlib.Path.is_file, final.iterdir()), final):
+            sync(path)  # Orbax has marked it as committed, meanwhile.
+        sync(final.parent)
+
+
 class Checkpoints:
     """The checkpoints of one run, one folder per step.
 
-    A step is written to a temporary folder and renamed when complete, so a kill
-    at any moment leaves the earlier steps intact. Asynchronous saves copy the
+    A step is written to a temporary folder, which is renamed when all of it is on
+    the disk, so a kill or a power cut at any moment leaves the earlier steps intact.
+    The directory is held: if it is renamed, deleted or replaced, nothing is written
+    in its place, and the next call says so. Asynchronous saves copy the
     state to the host before `save` returns: the caller may donate it at once.
     In a multi-process run every process makes the same calls.
 
@@ -76,6 +97,7 @@ class Checkpoints:
 
     Raises:
       ReslabError: If the directory cannot be created or read.
+      StorageFailed: If the storage fails.
     """
 
     def __init__(
@@ -90,7 +112,9 @@ class Checkpoints:
     ):
         # Failures are raised here, in one line; Orbax would also log them in many.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._every = every
+        self._every, self._keep, self._keep_every = every, keep, keep_every
+        self._path = local_path(directory, "checkpoint directory").absolute()
+        self._place: Place | None = None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
@@ -98,21 +122,22 @@ class Checkpoints:
             read_only=is_read_only,
             cleanup_tmp_directories=not is_read_only,
             enable_async_checkpointing=is_async,
+            temporary_path_class=_Durable,
         )
         try:
-            self._manager = ocp.CheckpointManager(
-                os.path.abspath(directory)
-                if "://" not in str(directory)
-                else directory,
-                options=options,
-            )
-            if self._manager.directory.exists():
-                next(iter(self._manager.directory.iterdir()), None)
+            if not is_read_only:
+                make_directory(self._path)
+                self._place = Place(self._path)
+            # By what it is, not by its name, which may become another's.
+            used = self._place.held if self._place else self._path
+            self._manager = ocp.CheckpointManager(used, options=options)
+            if self._path.exists():
+                next(self._path.iterdir(), None)
         except OSError as error:
-            raise ReslabError(
+            raise storage_error(
                 f"checkpoint directory {directory}",
+                error,
                 expected="a directory that can be used",
-                got=error.strerror or str(error),
             ) from error
 
     def __enter__(self) -> Self:
@@ -165,7 +190,7 @@ class Checkpoints:
             return False
         if newest is not None and step < newest:
             raise ReslabError(
-                f"checkpoint of step {step} in {self._manager.directory}",
+                f"checkpoint of step {step} in {self._path}",
                 expected=f"a step after the newest checkpoint, {newest}",
                 hint="resume from it, or move the newer folders away",
             )
@@ -264,18 +289,37 @@ class Checkpoints:
         steps = self._all_steps()
         for step in reversed(steps):
             try:
-                return self.restore(target, step)
+                restored = self.restore(target, step)
             except DamagedCheckpoint as error:
                 if is_strict:
                     raise
                 self._set_aside(step, error)
+            else:
+                self._finish_deletions()
+                return restored
         if steps:
             raise DamagedCheckpoint(
-                f"no checkpoint in {self._manager.directory} is intact",
+                f"no checkpoint in {self._path} is intact",
                 got=f"{len(steps)} damaged, set aside as corrupt-*",
                 hint="restore them from a copy, or start anew with another --run",
             )
         return None
+
+    def _finish_deletions(self) -> None:
+        """Deletes old steps whose deletion was interrupted."""
+        kept = self.steps()[-self._keep :]
+        every = self._keep_every
+        old = [
+            step
+            for step in self._all_steps()
+            if step < kept[0] and not (every and step % every == 0)
+        ]
+        if old:
+            if is_writer():
+                for step in old:
+                    shutil.rmtree(self._manager.directory / str(step))
+            wait_for_all("finish deletions")
+            self._manager.reload()
 
     def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
         if is_writer():
@@ -317,29 +361,39 @@ class Checkpoints:
         """Waits for the save in progress.
 
         Raises:
-          SaveFailed: If it failed.
+          StorageFailed: If it failed, or the directory is not where it was.
         """
         with self._reporting():
             self._manager.wait_until_finished()
 
     def check(self) -> None:
-        """Raises `SaveFailed` if one in the background has failed; waits for none."""
+        """Checks that saves have not failed so far; waits for none.
+
+        Raises:
+          StorageFailed: If one has, or the directory is not where it was.
+        """
         with self._reporting():
             self._manager.check_for_errors()
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Tells in one line that storage has failed."""
+        """Tells in one line that storage has failed, or the directory is gone."""
+        if self._place:
+            self._place.check()
         try:
             yield
         except ReslabError:
             raise
         except Exception as error:
+            if self._place:
+                self._place.check()
             lines = str(error).splitlines() or [type(error).__name__]
+            line = lines[0].replace(str(self._manager.directory), str(self._path))
             raise SaveFailed(
-                f"a checkpoint could not be written to {self._manager.directory}: "
-                f"{lines[0][:200]}"
+                f"a checkpoint could not be written to {self._path}: {line[:200]}"
             ) from error
+        if self._place:
+            self._place.check()
 
     def close(self) -> None:
         """Waits, raises if the last save failed, and frees the threads."""
@@ -347,11 +401,13 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            if self._place:
+                self._place.close()
 
     def _choose(self, step: int | None) -> int:
         self.wait()  # A save in progress counts: what was saved can be restored.
         steps = self.steps() if step is None else self._all_steps()
-        where = self._manager.directory
+        where = self._path
         if not steps:
             raise ReslabError(
                 f"{where} has no checkpoint", hint="train first, or check the path"
@@ -430,7 +486,7 @@ class Checkpoints:
 
     def _damaged(self, step: int, got: str) -> DamagedCheckpoint:
         return DamagedCheckpoint(
-            f"the checkpoint of step {step} in {self._manager.directory} is damaged",
+            f"the checkpoint of step {step} in {self._path} is damaged",
             got=got,
             hint=f"move the folder {step} away to resume from the step before",
         )

@@ -1,16 +1,13 @@
 """How the end of training becomes an exit code and a line for a person."""
 
-import errno
 import sys
 import traceback
 
 from reslab.core.errors import ReslabError
 from reslab.core.exits import BAD_INPUT, DIVERGED, INTERNAL, INTERRUPTED, STOPPED
+from reslab.core.storage import StorageFailed, is_transient
 from reslab.parallel.hosts import leave_alone
-from reslab.train.checkpoint import SaveFailed
 from reslab.train.loop import Diverged, Stopped
-
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def end(error: BaseException, prefix: str = "") -> int:
@@ -38,10 +35,10 @@ def end(error: BaseException, prefix: str = "") -> int:
         code = DIVERGED
     elif isinstance(error, KeyboardInterrupt):
         code = INTERRUPTED
-    elif isinstance(error, ReslabError | SaveFailed):
+    elif isinstance(error, ReslabError):
         print(f"{prefix}{error}", file=sys.stderr)
-        code = INTERNAL if isinstance(error, SaveFailed) else BAD_INPUT
-    elif isinstance(error, OSError) and error.errno in _STORAGE:
+        code = BAD_INPUT
+    elif isinstance(error, StorageFailed) or is_transient(error):
         print(f"{prefix}{error}", file=sys.stderr)
     else:
         traceback.print_exception(error)

@@ -118,7 +118,7 @@ def train(
       ReslabError: On a mistake in the config.
       Diverged: If the loss or the gradient is not finite.
       Stopped: After SIGTERM or an interrupt, when the state has been saved.
-      SaveFailed: If a checkpoint could not be written.
+      StorageFailed: If storage fails, or the run directory is no longer its own.
     """
     tracer = Profile(profile, config.train.steps, directory) if profile else None
     setup = prepare(config)
@@ -172,6 +172,7 @@ def train(
             setup, checkpoints, files, evaluator, prober, dog, tracer, after_step
         )
         result = trainer.run(begin, newest, batches)
+        files.sync()
         checkpoints.wait()
     # The last step may have been one that was left out.
     result = {key: value for key, value in result.items() if math.isfinite(value)}
@@ -224,6 +225,12 @@ class _Files:
             self.looks.truncate(step - 1)  # The look at `step` is taken again.
         if self.layers:
             self.layers.truncate(step)
+
+    def sync(self) -> None:
+        """Waits until all that was written is on the disk."""
+        for file in (self.metrics, self.looks, self.layers):
+            if file:
+                file.sync()
 
     def close(self) -> None:
         """Closes the files."""
@@ -339,8 +346,8 @@ class _Trainer:
                 is_last = step == train.steps
                 is_evaluated = step % train.eval_every == 0 and not is_last
                 if step % train.log_every == 0 or is_evaluated or is_last:
-                    row = self._row(step, metrics, meter)
                     self._checkpoints.check()
+                    row = self._row(step, metrics, meter)
                     if is_evaluated or is_last:
                         self._dog.feed()
                     if is_evaluated:
@@ -381,6 +388,7 @@ class _Trainer:
             self._dog.feed()
             with meter.paused():
                 found = self._look_inside(state, batch)
+                self._checkpoints.check()
                 if self._files.looks:
                     self._files.looks.write(step, found)
 
@@ -408,6 +416,8 @@ class _Trainer:
         values, _ = _by_shape(metrics)
         self._dog.feed()
         with meter.paused():
+            # A run goes on from a checkpoint with the metrics up to it.
+            self._files.sync()
             self._checkpoints.save(
                 step,
                 state,

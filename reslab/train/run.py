@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
-from reslab.core.files import write_whole
+from reslab.core.files import make_directory, write_whole
+from reslab.core.storage import local_path, storage_error
 
 
 class InUse(ReslabError):
@@ -36,6 +37,10 @@ class Run:
     """
 
     directory: pathlib.Path
+
+    def __post_init__(self) -> None:
+        local = local_path(self.directory, "run directory")
+        object.__setattr__(self, "directory", local)
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -106,7 +111,7 @@ class Run:
                     expected=f"{self.directory / 'config.json'} beside them",
                     hint="--run with another directory",
                 )
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self.directory)
             record = {
                 "config_sha256": configs.sha256(config),
                 "command": shlex.join(["reslab", *sys.argv[1:]]),
@@ -117,10 +122,10 @@ class Run:
             text = configs.canonical_json(config) + "\n"
             write_whole(self.directory / "config.json", text)
         except OSError as error:
-            raise ReslabError(
+            raise storage_error(
                 f"run directory {self.directory}",
+                error,
                 expected="a directory that can be written",
-                got=error.strerror or str(error),
                 hint="--run DIR",
             ) from None
         return False

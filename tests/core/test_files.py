@@ -7,6 +7,7 @@ import pytest
 
 from reslab.core.errors import ReslabError
 from reslab.core.files import whole_directory, write_whole
+from reslab.core.storage import StorageFailed
 
 
 def test_a_directory_is_there_when_it_is_whole(tmp_path):
@@ -30,7 +31,7 @@ def test_nothing_is_left_of_half_a_directory(tmp_path, error):
 
 def test_a_full_disk_is_one_line(tmp_path):
     with (
-        pytest.raises(ReslabError, match=r"made: .*written.*No space left") as caught,
+        pytest.raises(StorageFailed, match=r"made: .*written.*No space left") as caught,
         whole_directory(tmp_path / "made"),
     ):
         raise OSError(28, "No space left on device")

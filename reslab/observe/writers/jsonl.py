@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from reslab.core.files import sync, write_whole
+
 
 class JsonLines:
     """Appends `{"step": ..., name: value, ...}` to a file, `metrics.jsonl`.
@@ -35,6 +37,11 @@ class JsonLines:
         self._keep(lambda record: record["step"] <= step)
         self._file = self.path.open("a", encoding="utf-8")
 
+    def sync(self) -> None:
+        """Waits until the lines are on the disk."""
+        os.fsync(self._file.fileno())
+        sync(self.path.parent)
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -49,10 +56,7 @@ class JsonLines:
             line for line in lines if (record := _record(line)) and is_kept(record)
         )
         if new != old:
-            # Replaced in one move: a kill here leaves the old file or the new.
-            temporary = self.path.with_suffix(".jsonl.tmp")
-            temporary.write_text(new, encoding="utf-8")
-            os.replace(temporary, self.path)
+            write_whole(self.path, new)
 
 
 def line(step: int, metrics: Mapping[str, Any]) -> str:

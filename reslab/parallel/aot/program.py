@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from reslab.core.errors import ReslabError
+from reslab.core.files import scratch_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,9 @@ def compile_program(lowered: Any) -> Program:
       OutOfMemory: If the compiler finds that it does not fit a device.
       ReslabError: If the compiler refuses it for another reason.
     """
-    with tempfile.TemporaryDirectory(prefix="reslab-compile-") as written:
+    with scratch_directory("reslab.compile-") as written:
         # jaxlib does not understand every libtpu's program; libtpu does.
-        options = {"xla_dump_to": written, "xla_dump_hlo_as_text": True}
+        options = {"xla_dump_to": str(written), "xla_dump_hlo_as_text": True}
         begin = time.perf_counter()
         try:
             with without_cache():
@@ -96,7 +96,7 @@ def compile_program(lowered: Any) -> Program:
             message = str(error).splitlines()[0]
             raise ReslabError("the TPU compiler refuses it", got=message) from error
         seconds = time.perf_counter() - begin
-        text = _text(compiled, pathlib.Path(written))
+        text = _text(compiled, written)
     stats = compiled.memory_analysis()
     memory = Memory(
         arguments=stats.argument_size_in_bytes,

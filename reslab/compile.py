@@ -10,13 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.trees import count_parameters
-from reslab.core.types import MESH_AXES
 from reslab.observe.flops import count_flops
 from reslab.observe.meter import PEAK_FLOPS
 from reslab.parallel.aot.hlo import Cost, Traffic, Wire, program_cost
@@ -29,6 +28,7 @@ from reslab.parallel.mesh import (
     make_mesh,
     use_mesh,
 )
+from reslab.train.cost import on_a_plain_device, training_flops_per_unit
 from reslab.train.evaluate import jit_sums, make_sums
 from reslab.train.generate import continue_prompts
 from reslab.train.state import Setup, check_batch, make_setup
@@ -228,7 +228,7 @@ def _report(name: str, setup: Setup, target: Topology, work: str) -> Report:
     counted = model_flops = plain_flops(setup, work)
     if work == "train":
         units = config.data.batch * setup.task.units_per_example
-        per_unit = setup.task.flops_per_unit(setup.model, setup.shapes.params)
+        per_unit = training_flops_per_unit(setup)
         model_flops = per_unit * units
     report = Report(
         name=name,
@@ -320,12 +320,6 @@ def plain_flops(setup: Setup, work: str = "train") -> int:
     A TPU kernel need not say what it computes (JAX's attention does not). On a
     device without kernels the same step is plain products, which are counted.
     """
-    plain = AbstractMesh(
-        (1,) * len(MESH_AXES),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-        abstract_device=AbstractDevice("cpu", None, "cpu"),
-    )
     if getattr(setup.model, "kernels", "auto") != "auto":
         model = setup.model.clone(kernels="reference")
         setup = dataclasses.replace(setup, model=model)
@@ -333,7 +327,7 @@ def plain_flops(setup: Setup, work: str = "train") -> int:
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes
     )
-    with jax.sharding.use_abstract_mesh(plain):
+    with on_a_plain_device():
         return count_flops(step, *shapes)
 
 

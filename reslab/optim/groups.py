@@ -317,6 +317,36 @@ def _optimizer(
     )
 
 
+def stop_frozen(
+    params: Any, planned: Mapping[str, Plan], layouts: Layouts = None
+) -> Any:
+    """Stops the gradients of frozen parameters, and of frozen slices of stacked ones.
+
+    Inside a differentiated function, the gradient of a parameter that is frozen as a
+    whole is then zero without being computed.
+
+    Args:
+      params: The parameters.
+      planned: The plan of every path, from `plans`.
+      layouts: A tree of layouts like the parameters; None reads their shapes.
+
+    Returns:
+      The same values.
+    """
+    kept = map_named(lambda name, _: _kept(planned[name]), params)
+
+    def one(layout: Layout, leaf, is_kept):
+        del layout
+        if np.all(is_kept):
+            return leaf
+        stopped = jax.lax.stop_gradient(leaf)
+        if not np.any(is_kept):
+            return stopped
+        return jnp.where(_on_slices(is_kept, leaf), leaf, stopped)
+
+    return map_leaves(one, layouts, params, kept)
+
+
 def _kept(plan: Plan) -> Any:
     """1 where a parameter, or a slice of it, is not frozen from start to end."""
     if plan.freeze:

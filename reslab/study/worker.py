@@ -31,6 +31,7 @@ WATCHDOG = 300.0
 
 def check() -> int:
     """Prints for every config what a run costs, or what is wrong with it."""
+    from reslab.train.cost import training_flops_per_unit
     from reslab.train.loop import prepare
     from reslab.train.probe import Prober
 
@@ -42,7 +43,7 @@ def check() -> int:
                 setup = prepare(config)
                 if config.probes.every:
                     Prober(setup)
-                flops = setup.task.flops_per_unit(setup.model, setup.shapes.params)
+                flops = training_flops_per_unit(setup)
                 platform = setup.mesh.devices.flat[0].platform
                 answer = {"flops_per_token": flops, "platform": platform}
             except ReslabError as error:

@@ -34,6 +34,7 @@ from reslab.parallel.hosts import (
 from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
 from reslab.train.checkpoint import Checkpoints, Restored
 from reslab.train.continuation import inherited
+from reslab.train.cost import training_flops_per_unit
 from reslab.train.evaluate import Evaluator
 from reslab.train.probe import Prober
 from reslab.train.run import Run
@@ -191,9 +192,7 @@ def describe(setup: Setup) -> dict[str, Any]:
             "parameters": device_bytes(setup.shapes.params),
             "optimizer state": device_bytes(setup.shapes.opt_state),
         },
-        f"training_flops_per_{unit}": setup.task.flops_per_unit(
-            setup.model, setup.shapes.params
-        ),
+        f"training_flops_per_{unit}": training_flops_per_unit(setup),
         "compute_dtype": jax.numpy.dtype(setup.model.dtype).name,
         "corpus": setup.task.record(),
     }
@@ -312,7 +311,7 @@ class _Trainer:
         task = self._setup.task
         meter = Meter(
             self._config.data.batch * task.units_per_example,
-            task.flops_per_unit(self._setup.model, self._setup.shapes.params),
+            training_flops_per_unit(self._setup),
             devices.flat[0].device_kind,
             devices.size,
             unit=task.unit,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core.freezing import freezing_layers
+from reslab.core.layout import layouts
 from reslab.core.model_state import (
     BATCH_STATS,
     GRADIENT_STATS,
@@ -15,11 +16,12 @@ from reslab.core.model_state import (
     model_state_of,
 )
 from reslab.optim._wrapping import cuts_of
+from reslab.optim.groups import stop_frozen
 from reslab.optim.guard import GuardState
 from reslab.parallel.compiler import compiler_options
 from reslab.parallel.mesh import batch_sharding, replicated
 from reslab.train.layers import layer_metrics
-from reslab.train.state import Setup, TrainState
+from reslab.train.state import Setup, TrainState, parameter_plans
 from reslab.train.tasks import Batch
 
 # Of a step: loss, gradient norm, bad steps in a row, first leaf that is not finite.
@@ -41,6 +43,8 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
 def training_objective(setup: Setup) -> Objective:
     """Builds what training minimizes: the mean over the units that count.
 
+    Its gradient by frozen parameters is zero, and is not computed.
+
     Args:
       setup: Model, task and config.
 
@@ -49,8 +53,11 @@ def training_objective(setup: Setup) -> Objective:
       (objective, (sums, batch_stats))`, of a batch that may be a part of
       `total_units` units.
     """
+    planned = parameter_plans(setup.config, setup.boxed_params)
+    known = layouts(setup.boxed_params)
 
     def objective(params, gradient_stats, batch_stats, batch, total_units, key):
+        params = stop_frozen(params, planned, known)
         variables = model_state_of(
             {BATCH_STATS: batch_stats, GRADIENT_STATS: gradient_stats}
         )

@@ -97,9 +97,7 @@ def test_the_gradient_is_that_of_the_next_step(tmp_path, small_config, accumulat
         r["step"]: r["gradient_norm"] for r in rows(tmp_path / "run", "metrics.jsonl")
     }
     by_layer = np.linalg.norm(look["gradient/norm"])
-    others = np.sqrt(logged[9] ** 2 - by_layer**2)
-    assert 0 < others < logged[9]
-    assert by_layer / logged[9] > 0.3
+    np.testing.assert_allclose(by_layer, logged[9], rtol=1e-4)
     # Of the next batch, exactly: that of any other step is not the same.
     setup = loop.prepare(config)
     state, batch = state_and_batch(setup, tmp_path / "run", 8)

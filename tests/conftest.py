@@ -32,6 +32,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--rotate",
+        metavar="COMMIT",
+        help="with -m conformance: also exhaustive tests that this commit chooses, and "
+        "all of the variants that it or the commits of the day before changed",
+    )
+
+
 @pytest.fixture
 def golden():
     """Loads arrays of the authors' implementations, floats as float64."""

@@ -1,6 +1,7 @@
 """What the suites share: small models, parameters off their start, comparisons."""
 
 import pathlib
+import subprocess
 import zlib
 
 import jax
@@ -15,8 +16,8 @@ from reslab.core.trees import map_named, named_leaves, unbox
 from reslab.models.lm import LanguageModel
 from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
 
-# What costs most to compile, and says least that the others do not: a usual run tries
-# an eighth of the variants, always the same; `pytest -m ''` tries all.
+# These cost most to compile. `pytest` leaves them out; the checks of a commit take
+# every one of them, for every variant at its defaults: `pytest -m conformance`.
 COSTLY = {
     "test_gradient_is_that_of_finite_differences",
     "test_is_finite_in_bfloat16",
@@ -27,17 +28,65 @@ COSTLY = {
     "test_identity_path_stays_bounded_through_64_sublayers",
     "test_whole_is_prefill_and_one_token_at_a_time",
 }
+# A commit takes one in so many of the exhaustive tests here: switches, combinations.
+ROTATION = 16
 
 
-def pytest_collection_modifyitems(items):
-    """Marks seven eighths of the costly tests of these suites as exhaustive."""
+def pytest_collection_modifyitems(config, items):
+    """Marks costly tests, and the exhaustive ones that a commit takes, `conformance`.
+
+    Those are the ones of variants that changed, and a share of the others that the
+    commit chooses.
+    """
     here = pathlib.Path(__file__).parent
+    commit, changed = config.getoption("--rotate"), _changed(config)
     for item in items:
-        name = getattr(item, "originalname", None)
-        if item.path.parent == here and name in COSTLY:
-            place = f"{item.path.name}::{item.name}"
-            if zlib.crc32(place.encode()) % 8:
-                item.add_marker(pytest.mark.exhaustive)
+        if item.path.parent != here:
+            continue
+        is_exhaustive = item.get_closest_marker("exhaustive") is not None
+        place = f"{commit} {item.path.name}::{item.name}"
+        is_taken = zlib.crc32(place.encode()) % ROTATION == 0
+        if is_exhaustive and commit and (is_taken or _variants(item) & changed):
+            _unmark(item, "exhaustive")
+            item.add_marker("conformance")
+        elif not is_exhaustive and getattr(item, "originalname", None) in COSTLY:
+            item.add_marker("conformance")
+
+
+def _changed(config):
+    """Names of variants whose files the commits of the last day touched."""
+    commit = config.getoption("--rotate")
+    if not commit:
+        return set()
+
+    def git(*arguments):
+        done = subprocess.run(
+            ["git", *arguments], cwd=config.rootpath, capture_output=True, text=True
+        )
+        return done.stdout.split() if done.returncode == 0 else []
+
+    (made,) = git("log", "-1", "--format=%ct", commit) or (0,)
+    since = f"--since={int(made) - 24 * 60 * 60}"
+    names = git("log", since, "--format=", "--name-only", commit, "--", "reslab")
+    return {pathlib.PurePath(name).stem for name in names if name.endswith(".py")}
+
+
+def _variants(item):
+    """The names in the parameters of a test."""
+    values = getattr(item, "callspec", None)
+    flat, waiting = set(), list(values.params.values()) if values else []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, tuple | list):
+            waiting += value
+        elif isinstance(value, str):
+            flat.add(value.partition("(")[0])
+    return flat
+
+
+def _unmark(item, name):
+    for node in item.listchain():
+        node.own_markers[:] = [m for m in node.own_markers if m.name != name]
 
 
 MESHES = {

@@ -9,6 +9,7 @@ import numpy as np
 from absl import flags
 
 from reslab.core.errors import ReslabError
+from reslab.data.workers import Handed, check_may_start, workers_answer
 
 Example = dict[str, np.ndarray]
 
@@ -44,8 +45,8 @@ class TrainBatches(Iterator[Example]):
         spread; the shares add up to less than 1.
 
     Raises:
-      ReslabError: If the batch does not divide by the processes, or an argument
-        is out of range.
+      ReslabError: If the batch does not divide by the processes, an argument is out
+        of range, or workers are asked for while a worker itself starts.
     """
 
     def __init__(
@@ -67,6 +68,10 @@ class TrainBatches(Iterator[Example]):
             )
         if worker_count:
             _allow_unparsed_flags()
+            check_may_start()
+            examples = Handed(examples)
+            others = [(Handed(more), share) for more, share in others]
+        self._has_workers = worker_count > 0
         dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
         if others:
             parts, shares = [dataset], [share for _, share in others]
@@ -90,8 +95,15 @@ class TrainBatches(Iterator[Example]):
         )
 
     def __next__(self) -> Example:
-        """Gives arrays of shape (global_batch / process_count, ...)."""
-        return next(self._batches)
+        """Gives arrays of shape (global_batch / process_count, ...).
+
+        Raises:
+          WorkersFailed: If a worker process has died.
+        """
+        if not self._has_workers:
+            return next(self._batches)
+        with workers_answer():
+            return next(self._batches)
 
     @property
     def state(self) -> int:

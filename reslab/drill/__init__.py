@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from reslab.core.errors import ReslabError, nearest
-from reslab.drill import rows
+from reslab.drill import rows, storage
 from reslab.drill.runs import Workshop
 
 
@@ -49,6 +49,8 @@ ROWS: dict[str, tuple[Callable, int, int]] = {
     "stop": (rows.stop, 2, 50),
     "damage": (rows.damage, 60, 1000),
     "storage": (rows.storage, 3, 20),
+    "power": (storage.power, 5, 50),
+    "vanish": (storage.vanish, 5, 20),
     "reshard": (rows.reshard, 3, 20),
     "processes": (rows.processes, 3, 40),
     "repeat": (rows.repeat, 4, 12),

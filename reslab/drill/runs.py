@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from reslab.core import config as configs
+from reslab.drill.disk import Disk
 
 STEPS = 40
 SAVED_EVERY = 8
@@ -62,14 +63,18 @@ class Fault:
 
     Attributes:
       kind: `kill`, `term`, `pause` (SIGSTOP), `raise`, `stall`, `exit`, `full` (no
-        file may grow any more) or `vanish` (the checkpoints are deleted).
+        file may grow any more), `vanish` (the checkpoints are deleted), or what
+        becomes of the run directory: `delete`, `rename`, and replaced by `empty` (a
+        directory), `file` or `other` (another run's).
       step: The step after which it happens.
       delay: Seconds later, while the run goes on and saves.
+      paths: Where the run directory is moved to, and the other run.
     """
 
     kind: str
     step: int
     delay: float = 0.0
+    paths: tuple[pathlib.Path, ...] = ()
 
 
 class Workshop:
@@ -136,6 +141,7 @@ class Workshop:
         devices: int = 1,
         watchdog: float = 0.0,
         pace: float = 0.0,
+        disk: tuple[pathlib.Path, pathlib.Path, int | None] | None = None,
     ) -> "Ended":
         """Trains a run in one or more processes, until all have ended.
 
@@ -147,6 +153,7 @@ class Workshop:
           devices: CPU devices of each.
           watchdog: As `loop.train` takes it; the patience for a first step is 10.
           pace: Seconds that every step takes longer.
+          disk: Arguments of a `Disk` that notes what is synced.
 
         Returns:
           How each ended.
@@ -161,7 +168,7 @@ class Workshop:
                 target=_train,
                 args=(
                     *(config or small(), str(run), (faults or {}).get(index), place),
-                    *(devices, watchdog, pace, self.directory / "cache", log),
+                    *(devices, watchdog, pace, self.directory / "cache", log, disk),
                 ),
             )
             process.start()
@@ -305,8 +312,11 @@ def _train(
     pace: float,
     cache: pathlib.Path,
     log: pathlib.Path,
+    disk: tuple[pathlib.Path, pathlib.Path, int | None] | None,
 ) -> None:
     jax = _enter(devices, cache, log)
+    if disk is not None:
+        Disk(*disk)
     from reslab.core import watchdog as dogs
     from reslab.parallel import hosts
     from reslab.train import loop
@@ -356,6 +366,18 @@ def _planted(
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         elif fault.kind == "vanish":
             (run / "checkpoints").rename(run / "gone")
+        elif fault.kind == "delete":
+            while run.exists():
+                shutil.rmtree(run, ignore_errors=True)
+        elif fault.kind in ("rename", "empty", "file", "other"):
+            gone, other = fault.paths
+            run.rename(gone)
+            if fault.kind == "empty":
+                run.mkdir()
+            elif fault.kind == "file":
+                run.write_text("a file")
+            elif fault.kind == "other":
+                shutil.copytree(other, run)
 
     def after_step(step: int) -> None:
         time.sleep(pace)

@@ -1,0 +1,116 @@
+"""Faults of storage: power cuts, and run directories that are moved or replaced."""
+
+import pathlib
+import random
+from collections.abc import Iterator
+
+from reslab.drill.disk import after_cut
+from reslab.drill.runs import (
+    SAVED_EVERY,
+    STEPS,
+    Fault,
+    Workshop,
+    fingerprint,
+    newest_step,
+)
+
+Found = Iterator[str | None]
+
+# Seconds of a step, so that faults have time to arrive.
+PACE = 0.02
+# Syncs with which a run begins: its first files.
+FIRST_SYNCS = 12
+
+
+def power(workshop: Workshop, count: int, chance: random.Random) -> Found:
+    """After a power cut at any moment, a run ends bit for bit the same.
+
+    One that said that it is saved, or finished, is. The cut is simulated: the process
+    is killed, and the run goes on from what a disk may then hold, without most of what
+    was never synced (`reslab.drill.disk`).
+    """
+    clean = workshop.clean("one")
+    whole = fingerprint(clean)
+    syncs = 0
+    for number in range(count):
+        place = workshop.new()
+        place.mkdir()
+        kind = ("begin", "sync", "stopped", "step", "finished")[number % 5]
+        limit, fault = None, None
+        if kind == "begin":
+            limit = chance.randint(1, FIRST_SYNCS)
+        elif kind == "sync":
+            limit = chance.randint(FIRST_SYNCS, max(syncs, 10 * FIRST_SYNCS))
+        elif kind == "stopped":
+            fault = Fault("term", chance.randint(2, STEPS // 2))
+        elif kind == "step":
+            step = SAVED_EVERY * chance.randint(1, 4)
+            fault = Fault("kill", step, chance.uniform(0.0, 10 * PACE))
+        disk = place.with_name(f"{place.name}-disk")
+        faults = {0: fault} if fault else None
+        ended = workshop.train(
+            place / "run", faults=faults, pace=PACE, disk=(place, disk, limit)
+        )
+        syncs = max(syncs, int((disk / "count").read_text()))
+        what = f"{kind}, sync {limit}, {fault}, {ended.codes}"
+        found = place.with_name(f"{place.name}-found")
+        after_cut(place, disk, found, chance)
+        run = found / "run"
+        if ended.codes == (42,) and newest_step(run) != newest_step(place / "run"):
+            yield f"{what}: step {newest_step(place / 'run')} said to be saved is lost"
+            continue
+        if ended.codes == (0,) and not (run / "result.json").is_file():
+            yield f"{what}: a finished run is lost"
+            continue
+        ended = workshop.train(run)
+        is_same = ended.codes == (0,) and fingerprint(run) == whole
+        yield None if is_same else f"{what}: another end: {ended}"
+
+
+def vanish(workshop: Workshop, count: int, chance: random.Random) -> Found:
+    """Moved or replaced while it trains, a run ends with 70 and loses nothing saved.
+
+    Nothing is written under the old name. Deleted, it ends likewise.
+    """
+    clean = workshop.clean("one")
+    whole = fingerprint(clean)
+    for number in range(count):
+        run, gone = workshop.new(), workshop.new()
+        kind = ("rename", "other", "delete", "empty", "file")[number % 5]
+        step = chance.randint(SAVED_EVERY, STEPS - 2)
+        if number % 2:  # Just after a save has begun.
+            step -= step % SAVED_EVERY
+        fault = Fault(kind, step, paths=(gone, clean))
+        ended = workshop.train(run, faults={0: fault}, pace=PACE)
+        what = f"{kind} at step {step}: {ended}"
+        # The parts of a message that a person sees: one line.
+        said = run.with_name(f"{run.name}-0.txt").read_text()
+        expected = {
+            "other": _contents(clean),
+            "empty": {},
+            "file": b"a file",
+        }.get(kind)
+        if ended.codes != (70,) or "renamed, deleted or replaced" not in said:
+            yield what
+        elif "Traceback" in said:
+            yield f"{what}, with a traceback"
+        elif _contents(run) != expected:
+            yield f"{what}, and the old name is written to"
+        elif kind == "delete":
+            yield None
+        else:
+            ended = workshop.train(gone)
+            is_same = ended.codes == (0,) and fingerprint(gone) == whole
+            yield None if is_same else f"{kind} at step {step}, another end: {ended}"
+
+
+def _contents(path: pathlib.Path) -> dict[str, bytes] | bytes | None:
+    """All that is below a directory, or in a file; None if nothing is there."""
+    if path.is_file():
+        return path.read_bytes()
+    if not path.is_dir():
+        return None
+    return {
+        str(p.relative_to(path)): p.read_bytes() if p.is_file() else b""
+        for p in path.rglob("*")
+    }

@@ -37,12 +37,12 @@ class Disk:
                 os.close(handle)
         self._fsync, os.fsync = os.fsync, self._sync
 
-    def _sync(self, handle: Any) -> None:
+    def _sync(self, fd: Any) -> None:
         self._count += 1
         if self._count == self._limit:
             os.kill(os.getpid(), signal.SIGKILL)
-        self._fsync(handle)
-        self._note(handle if isinstance(handle, int) else handle.fileno())
+        self._fsync(fd)
+        self._note(fd if isinstance(fd, int) else fd.fileno())
         (self._store / "count").write_text(str(self._count))
 
     def _note(self, handle: int) -> None:

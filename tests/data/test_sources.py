@@ -283,3 +283,19 @@ def test_synthetic_refuses_nothing_to_make(refused):
         documents("synthetic(documents=0)")
     with refused("words", "at least 1"):
         documents("synthetic(words=0)")
+
+
+@pytest.mark.parametrize("damage", ["flip", "zero", "truncate"])
+def test_a_damaged_array_record_is_named(tmp_path, damage, refused):
+    path = tmp_path / "damaged.array_record"
+    write_records(path, [b"a document of some length, number %d" % i for i in range(9)])
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    elif damage == "zero":
+        content[300:600] = bytes(300)
+    else:
+        del content[300:]
+    path.write_bytes(content)
+    with refused("damaged.array_record", "undamaged"):
+        documents(f"array_record(path={str(path)!r})")

@@ -1,12 +1,14 @@
 """ArrayRecord files, the random-access record format of Grain."""
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from array_record.python import array_record_module
 
 from reslab.core.errors import ReslabError
-from reslab.data.files import matching_files
+from reslab.data.files import File, matching_files
 
 # Records decoded at a time: bounds the memory, keeps the decoder busy.
 CHUNK = 1024
@@ -26,22 +28,32 @@ class ArrayRecordSource:
         """Yields every record, file after file in the order of their paths.
 
         Raises:
-          ReslabError: If the path names no file, or a file holds no records.
+          ReslabError: If the path names no file, or a file has no records or is
+            damaged.
         """
         for file in matching_files(self.path, "source array_record"):
-            reader = array_record_module.ArrayRecordReader(str(file.path))
+            yield from _records(file)
+
+
+def _records(file: File) -> Iterator[bytes]:
+    try:
+        reader = array_record_module.ArrayRecordReader(str(file.path))
+        with contextlib.closing(reader):
             count = reader.num_records()
             if not (reader.ok() and count):
-                raise ReslabError(
-                    "source array_record",
-                    expected="an ArrayRecord file with records",
-                    got=repr(file.name),
-                )
-            try:
-                for begin in range(0, count, CHUNK):
-                    yield from reader.read(begin, min(begin + CHUNK, count))
-            finally:
-                reader.close()
+                raise RuntimeError("no records")
+            chunks = (
+                reader.read(begin, min(begin + CHUNK, count))
+                for begin in range(0, count, CHUNK)
+            )
+            yield from itertools.chain.from_iterable(chunks)
+    except RuntimeError as error:  # The package knows no other kind.
+        raise ReslabError(
+            f"source array_record: {file.name}",
+            expected="an ArrayRecord file with records, undamaged",
+            got=str(error).partition(" (")[0].partition("\n")[0],
+            hint="copy it again",
+        ) from None
 
 
 build = ArrayRecordSource

@@ -660,7 +660,7 @@ def _drill(options: argparse.Namespace) -> int:
 
     with scratch_directory("reslab.drill-") as directory:
         outcomes = drill(
-            directory,
+            directory / "runs",
             options.only,
             is_nightly=options.nightly,
             seed=options.seed,

@@ -1,14 +1,54 @@
 """The one error that a person sees: what was expected, what came, what to try."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Characters that move the cursor, or make a line look like another: control and escape
+# characters, line and paragraph separators, changes of direction, halves of a pair.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+# Longest values in a message: one of a user's, and a whole part of the message.
+LONGEST_VALUE = 200
+_LONGEST_PART = 1000
+
+
+def printable(text: str) -> str:
+    r"""Escapes what would not be shown as itself; tabs and ends of lines stay.
+
+    >>> print(printable("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    return _CONTROL.sub(lambda c: c[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str, longest: int = _LONGEST_PART) -> str:
+    r"""Makes a text one printable line of bounded length.
+
+    >>> print(one_line("a\nb" + "c" * 9, longest=9))
+    a\nb...cc
+    """
+    text = text[: 4 * longest]  # Escaping more than is shown would take long.
+    text = printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    text = re.sub(rf"\S{{{LONGEST_VALUE + 1},}}", lambda word: _cut(word[0]), text)
+    return _cut(text, longest)
+
+
+def _cut(text: str, longest: int = LONGEST_VALUE) -> str:
+    """The beginning and the end: of a path, both matter."""
+    if len(text) <= longest:
+        return text
+    end = longest // 4
+    return f"{text[: longest - 3 - end]}...{text[len(text) - end :]}"
 
 
 class ReslabError(ValueError):
     """A request that cannot be carried out, told in one line.
 
     The command line prints the message without a traceback and exits with
-    status 2; library code sees an ordinary `ValueError`.
+    status 2; library code sees an ordinary `ValueError`. The message is one printable
+    line, whatever a name or a value in it holds, and long values are cut.
 
     Args:
       what: What is wrong, and where.
@@ -28,11 +68,13 @@ class ReslabError(ValueError):
         got: str | None = None,
         hint: str | None = None,
     ):
+        parts = (("expected", expected), ("got", got), ("try:", hint))
         details = [
-            f"{label} {text}"
-            for label, text in (("expected", expected), ("got", got), ("try:", hint))
+            f"{label} {one_line(text, LONGEST_VALUE if text is got else _LONGEST_PART)}"
+            for label, text in parts
             if text
         ]
+        what = one_line(what)
         super().__init__(f"{what}: {'; '.join(details)}" if details else what)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow_datasets
 
 from reslab.core.errors import ReslabError
+from reslab.data.features import check_dataset
 from reslab.data.images import Images
 
 
@@ -42,6 +43,7 @@ class TFDSImages:
           ReslabError: If there is no such dataset, split or feature, or images
             differ in shape.
         """
+        check_dataset("images tfds", self.name, self.directory)
         try:
             if self.name:
                 builder = tensorflow_datasets.builder(

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets
 
 from reslab.core.errors import ReslabError, nearest
+from reslab.data.features import check_dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class TFDSSource:
             yield self._to_bytes(example[self.field])
 
     def _examples(self, split: str) -> Any:
+        check_dataset("source tfds", self.name, self.directory)
         try:
             if self.name:
                 return tensorflow_datasets.data_source(

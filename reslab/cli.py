@@ -7,6 +7,7 @@ or its storage, 75 diverged, 130 interrupted.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reslab import __version__
+from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.core.exits import BAD_INPUT, INTERNAL, INTERRUPTED, STOPPED
 from reslab.core.storage import StorageFailed, is_transient, local_path
+from reslab.core.text import PrintableStream
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -36,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The heavy imports are inside the commands: --help answers at once.
     parser = _parser()
     options = parser.parse_args(arguments)
-    # A config may name variants by modules of the directory it is run in.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        code = options.command(options) or 0
+        with (
+            imports.guarded(getattr(options, "allow_import", ())),
+            contextlib.redirect_stdout(PrintableStream(sys.stdout)),
+        ):
+            code = options.command(options) or 0
         sys.stdout.flush()  # Here, where a reader that left is no error.
         return code
     except ReslabError as error:
@@ -77,7 +81,17 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
+    def importing(added):
+        added.add_argument(
+            "--allow-import",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="let the config of a run name this module, such as lab, or ones below",
+        )
+
     def configurable(added):
+        importing(added)
         added.add_argument(
             "--set",
             action="append",
@@ -88,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
 
     added = verb("train", _train, "train a model, or go on training it")
     group = added.add_mutually_exclusive_group(required=True)
-    group.add_argument("--config", help="a config file, or the name of one")
+    group.add_argument(
+        "--config",
+        help="a config file, or the name of one; a file is Python and is executed",
+    )
     group.add_argument(
         "--from-run", metavar="DIR", help="the config recorded in a run directory"
     )
@@ -132,7 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     added = verb("sweep", _sweep, "do the runs of a study, or go on with them")
-    added.add_argument("study", metavar="STUDY", help="a study file, or FILE:SCALE")
+    added.add_argument(
+        "study",
+        metavar="STUDY",
+        help="a study file, or FILE:SCALE; it is Python and is executed",
+    )
     configurable(added)
     added.add_argument("--out", metavar="DIR", help="default: runs/<name of the study>")
     added.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
@@ -161,9 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     added = verb("eval", _eval, "evaluate a run on all of its held-out text")
+    importing(added)
     added.add_argument("run", metavar="RUN", help="a run directory")
 
     added = verb("generate", _generate, "sample text from a run")
+    importing(added)
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--prompt", help="text to continue (default: a new document)")
     added.add_argument("--length", type=int, help="tokens to add (default: 200)")
@@ -174,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--seed", type=int, default=0, help="chooses the samples")
 
     added = verb("inspect", _inspect, "look inside a run, layer by layer")
+    importing(added)
     added.add_argument(
         "run", metavar="RUN|STUDY", help="a run, or the directory of a study"
     )
@@ -186,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--step", type=int, help="one step (default: all that are kept)")
 
     added = verb("transform", _transform, "convert a run into one to go on from")
+    importing(added)
     added.add_argument("name", metavar="NAME", help="see `reslab list transforms`")
     added.add_argument("run", metavar="RUN", help="the run directory to convert")
     added.add_argument("--out", required=True, metavar="RUN2", help="the new one")
@@ -287,7 +312,11 @@ def _configure(
     from reslab.train.run import Run
 
     config = Run(pathlib.Path(source)).config() if is_run else configs.load(source)
-    configs.update(config, [configs.parse_override(text) for text in options.set])
+    changes = [configs.parse_override(text) for text in options.set]
+    configs.update(config, changes)
+    # What a person wrote, in a file of Python or on the command line.
+    words = changes if is_run else configs.flatten(config)
+    imports.allow(*(module for _, module in configs.outside(dict(words))))
     configure_cpu(config.mesh.cpu_devices)
     return config
 
@@ -512,9 +541,11 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from reslab.core import registry
     from reslab.study.plan import finished_runs
     from reslab.train.probe import inspect_run, table
 
+    imports.allow(*registry.outside(options.probe or ()))
     runs = finished_runs(options.run)
     for run in runs or [pathlib.Path(options.run)]:
         options.run = str(run)
@@ -530,7 +561,10 @@ def _inspect(options: argparse.Namespace) -> int:
 def _transform(options: argparse.Namespace) -> int:
     _open_run(options)
 
+    from reslab.core import registry
     from reslab.train.transform import transform_run
+
+    imports.allow(*registry.outside(options.name))
 
     result = transform_run(options.name, options.run, options.out)
     for key, value in sorted(result.changes.items()):
@@ -558,7 +592,9 @@ def _show(options: argparse.Namespace) -> int:
     from reslab.core import registry
     from reslab.describe import show_config, show_variant
 
-    if options.what.partition("/")[0] in registry.FAMILIES:
+    family, _, variant = options.what.partition("/")
+    if family in registry.FAMILIES:
+        imports.allow(*registry.outside(variant))
         print(show_variant(options.what, options.width))
     else:
         path = pathlib.Path(options.what)
@@ -583,7 +619,9 @@ def _compile(options: argparse.Namespace) -> int:
             stem = pathlib.Path(source).stem
             name = stem if stems.count(stem) == 1 else source
             if change is not None:
-                configs.update(config, [configs.parse_override(change)])
+                field, value = configs.parse_override(change)
+                configs.update(config, [(field, value)])
+                imports.allow(*(m for _, m in configs.outside({field: value})))
                 name += f", {change}"
             if name in named:
                 raise ReslabError(f"{name} is there twice")
@@ -627,8 +665,10 @@ def _bench(options: argparse.Namespace) -> int:
 def _data(options: argparse.Namespace) -> int:
     import time
 
+    from reslab.core import registry
     from reslab.data.tokenized import tokenize
 
+    imports.allow(*registry.outside([options.source, options.tokenizer]))
     began = told = time.monotonic()
 
     def tell(documents: int, size: int) -> None:

@@ -180,7 +180,8 @@ def _fitted(
     report: Report, setup: Setup, target: Topology, tell: Callable[[str], None]
 ) -> list[Report]:
     """The report of the config with the fewest remedies that fits; [] for none."""
-    config, changes = configs.from_json(configs.canonical_json(setup.config), ""), []
+    text = configs.canonical_json(setup.config)
+    config, changes = configs.from_json(text, "", is_inert=True), []
     while remedy := next(iter(_remedies(setup, report.work)), None):
         configs.update(config, [configs.parse_override(part) for part in remedy])
         changes += remedy

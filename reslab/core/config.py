@@ -5,18 +5,19 @@
 """
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import json
 import math
 import pathlib
-import traceback
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from reslab.core import registry
+from reslab.core import foreign, imports, registry
 from reslab.core.errors import ReslabError, nearest
 
 # Fields that name one variant, or a sequence of them tiled over depth.
@@ -52,7 +53,7 @@ def load(name: str) -> ConfigDict:
 
 
 def call_in_file(what: str, path: pathlib.Path, function: str, *arguments: Any) -> Any:
-    """Executes a Python file and calls a function of it.
+    """Executes a Python file, with all that Python can do, and calls a function of it.
 
     Args:
       what: What to call the file in errors.
@@ -67,28 +68,22 @@ def call_in_file(what: str, path: pathlib.Path, function: str, *arguments: Any) 
       ReslabError: If the file cannot be executed or has no such function.
     """
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    try:
-        exec(compile(path.read_text(), str(path), "exec"), namespace)
+
+    def execute() -> Any:
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+        exec(code, namespace)
         if function not in namespace:
             raise ReslabError(what, expected=f"a function {function}()")
         return namespace[function](*arguments)
-    except ReslabError:
-        raise
-    except SyntaxError as error:
-        raise ReslabError(
-            f"{what}: syntax error in line {error.lineno}", got=error.msg
-        ) from None
-    except Exception as error:
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == str(path)
-        ]
-        where = f", line {lines[-1]}" if lines else ""
-        message = str(error).splitlines()[0] if str(error) else ""
-        raise ReslabError(
-            f"{what}{where}", got=f"{type(error).__name__}: {message}"
-        ) from error
+
+    imports.add_working_directory()
+    folder = str(path.resolve().parent)
+    sys.path.append(folder)  # Files beside it can be imported, after all else.
+    try:
+        return foreign.call(what, path, execute)
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
 
 
 def folders() -> list[pathlib.Path]:
@@ -225,21 +220,24 @@ def sha256_of_text(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
-def from_json(text: str, where: str) -> ConfigDict:
+def from_json(text: str, where: str, *, is_inert: bool = False) -> ConfigDict:
     """Rebuilds a config from its JSON, as data, through the same typed checks.
 
     Fields that the version which wrote it did not have get the value that says what
-    it did.
+    it did. Modules outside reslab that it names must have been allowed.
 
     Args:
       text: The JSON.
       where: What to call it in errors.
+      is_inert: Whether the config is only compared or shown, so that nothing it names
+        is imported and anything may be named.
 
     Returns:
       The config.
 
     Raises:
-      ReslabError: If it is not JSON, has an unknown key, or misses one.
+      ReslabError: If it is not JSON, has an unknown key, misses one, or names a module
+        that has not been allowed.
     """
     try:
         fields = json.loads(text)
@@ -256,9 +254,12 @@ def from_json(text: str, where: str) -> ConfigDict:
             hint="it was written by another version of reslab",
         )
     try:
-        return update(config, fields.items())
+        update(config, fields.items())
     except ReslabError as error:
         raise ReslabError(f"{where}: {error}") from None
+    for field, module in () if is_inert else outside(dict(flatten(config))):
+        imports.check_data(f"{where}: {field}", module)
+    return config
 
 
 # Fields that came after the first version, with what the versions before them did.
@@ -287,34 +288,58 @@ def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
     return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
+# The family of the specs in a field; that of `data.source` depends on the model.
+_FAMILIES = {
+    "model.name": "models",
+    "model.mixer": "mixers",
+    "model.ffn": "ffns",
+    "model.norm": "norms",
+    "model.placement": "placements",
+    "model.block": "blocks",
+    "model.residual": "residuals",
+    "model.stack": "stacks",
+    "model.linear": "linears",
+    "model.position": "positions",
+    "optim.name": "optimizers",
+    "optim.schedule": "schedules",
+    "data.tokenizer": "tokenizers",
+    "train.writers": "writers",
+    "probes.names": "probes",
+}
+
+
+def outside(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields `(field, module)` for every module outside reslab that a config names.
+
+    Args:
+      fields: Values by dotted name; some of a config's fields, or all of them.
+    """
+    for field, value in fields.items():
+        if field == "optim.groups":
+            value = [text for group in value for text in _specs_of(group)]
+        elif field not in (*_FAMILIES, "data.source"):
+            continue
+        for module in registry.outside(value):
+            yield field, module
+
+
+def _specs_of(group: Any) -> list[str]:
+    """The specs in one of `optim.groups`; its pattern is not one."""
+    options = group[1] if isinstance(group, list | tuple) and len(group) == 2 else None
+    values = options.values() if isinstance(options, Mapping) else ()
+    return [value for value in values if isinstance(value, str)]
+
+
 def check(config: ConfigDict) -> None:
     """Checks what can be checked before any device is touched.
 
     Raises:
       ReslabError: If a spec cannot be resolved or a size is out of range.
     """
-    families = {
-        "model.name": "models",
-        "model.mixer": "mixers",
-        "model.ffn": "ffns",
-        "model.norm": "norms",
-        "model.placement": "placements",
-        "model.block": "blocks",
-        "model.residual": "residuals",
-        "model.stack": "stacks",
-        "model.linear": "linears",
-        "model.position": "positions",
-        "optim.name": "optimizers",
-        "optim.schedule": "schedules",
-        "data.tokenizer": "tokenizers",
-    }
     fields = dict(flatten(config))
-    for key, family in families.items():
+    for key, family in _FAMILIES.items():
         specs = fields[key] if isinstance(fields[key], tuple) else (fields[key],)
         for spec in specs:
-            registry.factory(family, spec)
-    for key, family in (("train.writers", "writers"), ("probes.names", "probes")):
-        for spec in fields[key]:
             registry.factory(family, spec)
     model = registry.module("models", registry.parse(fields["model.name"]).name).build
     is_text = getattr(model, "task", "language") == "language"

@@ -16,9 +16,10 @@ import inspect
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from reslab.core import foreign, imports
 from reslab.core.errors import ReslabError, nearest
 
 FAMILIES: Mapping[str, str] = types.MappingProxyType(
@@ -79,6 +80,11 @@ RESERVED = frozenset(
         "sublayers",
         "weight_decay",
     }
+)
+
+# The same of one family alone.
+RESERVED_IN: Mapping[str, frozenset[str]] = types.MappingProxyType(
+    {"writers": frozenset({"directory"})}
 )
 
 # A variant by name, or any callable that takes the same keyword arguments.
@@ -170,20 +176,68 @@ def module(family: str, name: str) -> types.ModuleType:
                 f"unknown {family} {name!r}", hint=nearest(name, names(family))
             )
         return importlib.import_module(f"{FAMILIES[family]}.{name}")
+    what = f"{family} {name!r}"
+    imports.check(what, name)
+    found = foreign.call(what, None, _import, what, name)
+    if not hasattr(found, "build"):
+        raise ReslabError(what, expected="a module with `build`")
+    return found
+
+
+def _import(what: str, name: str) -> types.ModuleType:
     try:
-        found = importlib.import_module(name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise ReslabError(
-                f"{family} {name!r}",
+                what,
                 expected="an importable module",
                 got=f"no module named {error.name!r}",
                 hint="install it or set PYTHONPATH",
             ) from None
         raise
-    if not hasattr(found, "build"):
-        raise ReslabError(f"{family} {name!r}", expected="a module with `build`")
-    return found
+
+
+def outside(spec: Any) -> Iterator[str]:
+    """Yields the modules outside reslab that specs name, in their arguments as well.
+
+    Imports none of them. What is no spec is passed over: `factory` refuses it.
+
+    Args:
+      spec: A spec string, or a sequence of them.
+
+    >>> list(outside("attention(value_path='lab.path', linear='lab.noisy')"))
+    ['lab.path', 'lab.noisy']
+    >>> list(outside("text(path='lab.txt')"))
+    []
+    """
+    if isinstance(spec, list | tuple):
+        for one in spec:
+            yield from outside(one)
+        return
+    try:
+        parsed = parse(spec)
+    except ReslabError:
+        return
+    if "." in parsed.name:
+        yield parsed.name
+    for key, value in parsed.arguments.items():
+        found = list(outside(value))
+        if found and _takes_specs(parsed.name, key):
+            yield from found
+
+
+def _takes_specs(name: str, argument: str) -> bool:
+    """Whether an argument of a variant of this name is a spec, not a path or a text."""
+    for family in FAMILIES:
+        if name in names(family):
+            try:
+                hints = _hints(module(family, name).build)
+            except Exception:  # For want of an extra; nothing will be built of it.
+                continue
+            if hints.get(argument) is not str:
+                return True
+    return False
 
 
 def arguments(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -237,6 +291,11 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
             raise ReslabError(
                 f"{family} {parsed.name!r}: {key} is not set in a spec",
                 hint="the field of the config that sets it for all parts",
+            )
+        if key in RESERVED_IN.get(family, ()):
+            raise ReslabError(
+                f"{family} {parsed.name!r}: {key} is not set in a spec",
+                hint="leave it out: it is that of the run",
             )
         _check_type(f"{family} {parsed.name!r}: {key}", hints.get(key), value)
     return functools.partial(_call, build, parsed.arguments)

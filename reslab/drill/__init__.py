@@ -56,6 +56,7 @@ ROWS: dict[str, tuple[Callable, int, int]] = {
     "repeat": (rows.repeat, 4, 12),
     "bad_steps": (rows.bad_steps, 10, 150),
     "bad_input": (rows.bad_input, 100, 300),
+    "hostile": (rows.hostile, 20, 160),
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from reslab.core import config as configs
 from reslab.drill.bad_inputs import bad_inputs
+from reslab.drill.hostile import hostile as hostile_files
 from reslab.drill.runs import (
     HEARTBEAT,
     SAVED_EVERY,
@@ -372,3 +373,8 @@ def _bad_steps(directory: pathlib.Path, seed: float) -> Found:
 def bad_input(workshop: Workshop, count: int, chance: random.Random) -> Found:
     """A mistake is one line, exit code 2, and nothing is written."""
     yield from workshop.call(bad_inputs, workshop.new(), count, chance.random())
+
+
+def hostile(workshop: Workshop, count: int, chance: random.Random) -> Found:
+    """What somebody else wrote runs no code, and writes nothing outside its run."""
+    yield from workshop.call(hostile_files, workshop.new(), count, chance.random())

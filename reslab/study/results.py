@@ -305,7 +305,7 @@ def _read_run(
             case, seed or 0, folder, state, message, {}, {}, [], None, {}, folder.name
         )
     run = Run(folder)
-    config = run.config()
+    config = run.config(is_inert=True)
     # Of the text: an older version's config has fewer fields than it is read with.
     written = configs.sha256_of_text((folder / "config.json").read_text())
     if sha256 not in (None, written):

@@ -12,10 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import reslab
 from reslab.core import config as configs
+from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.core.exits import DIVERGED, STOPPED
 from reslab.core.files import make_directory, scratch_directory, write_whole
+from reslab.core.inside import check_links, open_inside
 from reslab.core.stopping import StopRequest, asked_to_stop
 from reslab.core.storage import storage_error
 from reslab.observe.progress import progress
@@ -23,7 +26,17 @@ from reslab.study.plan import Plan, PlannedRun
 from reslab.study.worker import CORES
 from reslab.train.run import Run
 
-_WORKER = (sys.executable, "-m", "reslab.study.worker")
+# This installation and no other that lies where the sweep is started.
+_WORKER = """
+import json, sys
+root, path = json.loads(sys.argv.pop(1))
+sys.path[:] = [root]
+import reslab
+sys.path[:] = path
+from reslab.study.worker import main
+sys.exit(main(*sys.argv[1:]))
+"""
+_ROOT = pathlib.Path(reslab.__file__).resolve().parent.parent
 
 
 class SweepStopped(Exception):
@@ -77,6 +90,7 @@ def sweep(
     pending = [
         run for run in runs if not _is_settled(directory / run.directory, is_retrying)
     ]
+    check_links(directory)
     cost = _check(pending, jobs) if pending else {}
     write_record(plan)
     with (
@@ -169,13 +183,19 @@ def _check(runs: Sequence[PlannedRun], jobs: int) -> dict[str, float]:
     return cost
 
 
+def _worker(*arguments: str) -> list[str]:
+    """The command of a process that imports what this one does."""
+    path = json.dumps([str(_ROOT), sys.path])
+    return [sys.executable, "-P", "-c", _WORKER, path, *arguments]
+
+
 def _ask(
     cases: Mapping[str, PlannedRun], share: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """What a checking process answers about one run of each case."""
     lines = [_line(run) for run in cases.values()]
     done = subprocess.run(
-        [*_WORKER, "check"],
+        _worker("check"),
         input="".join(lines),
         capture_output=True,
         text=True,
@@ -191,7 +211,13 @@ def _ask(
 
 
 def _line(run: PlannedRun) -> str:
-    return json.dumps(json.loads(configs.canonical_json(run.config))) + "\n"
+    """What a worker is told: the config, and the modules that a person named in it."""
+    named = {module for _, module in configs.outside(dict(configs.flatten(run.config)))}
+    told = {
+        "config": configs.canonical_json(run.config),
+        "allowed": sorted(named | set(imports.allowed())),
+    }
+    return json.dumps(told) + "\n"
 
 
 class _Slots:
@@ -222,10 +248,10 @@ class _Slots:
             **os.environ,
             **self._environments[slot],
         }
-        with open(logs / f"{run.directory}.txt", "a") as log:
+        with open_inside(logs / f"{run.directory}.txt", "a") as log:
             self._log_begins[run] = log.tell()
             process = subprocess.Popen(
-                [*_WORKER, "train", str(directory)],
+                _worker("train", str(directory)),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

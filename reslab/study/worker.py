@@ -1,7 +1,7 @@
 """A process of a sweep: checks configs, or trains one run.
 
-    python -m reslab.study.worker check            < configs, one JSON a line
-    python -m reslab.study.worker train DIRECTORY  < config, one line of JSON
+    main("check")             # standard input: configs, one line of JSON each
+    main("train", DIRECTORY)  # standard input: the config, one line of JSON
 
 A failure of a run is its process's alone. The trainer takes the end of its standard
 input for the end of the sweep, saves, and stops: a sweep that is killed leaves
@@ -15,7 +15,10 @@ import signal
 import sys
 import threading
 
+from ml_collections import ConfigDict
+
 from reslab.core import config as configs
+from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.core.exits import STOPPED
 from reslab.train.run import InUse
@@ -69,10 +72,12 @@ def train(directory: str) -> int:
     return 0
 
 
-def _config(line: str):
+def _config(line: str) -> ConfigDict:
     from reslab.parallel.hosts import configure_cpu
 
-    config = configs.from_json(line, "config")
+    told = json.loads(line)
+    imports.allow(*told["allowed"])
+    config = configs.from_json(told["config"], "config")
     configure_cpu(config.mesh.cpu_devices)
     return config
 
@@ -84,10 +89,9 @@ def _stop_with_the_sweep() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-if __name__ == "__main__":
+def main(verb: str, *arguments: str) -> int:
+    """Does what the sweep asks for, and returns the exit code."""
     if CORES in os.environ and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    verb, *arguments = sys.argv[1:]
-    sys.exit({"check": check, "train": train}[verb](*arguments))
+    with imports.guarded():
+        return {"check": check, "train": train}[verb](*arguments)

@@ -210,11 +210,10 @@ class _Files:
         self.metrics = self.looks = self.layers = None
         if run is None or config is None:
             return
-        directory = str(run.directory)
-        self.metrics = Writers(config.train.writers, directory)
-        self.looks = JsonLines(directory, "probes.jsonl")
+        self.metrics = Writers(config.train.writers, str(run.directory))
+        self.looks = JsonLines(run.directory / "probes.jsonl")
         if config.train.log_layers:
-            self.layers = JsonLines(directory, "layers.jsonl")
+            self.layers = JsonLines(run.directory / "layers.jsonl")
 
     def truncate(self, step: int) -> None:
         """Forgets what comes after `step`."""

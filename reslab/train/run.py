@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.files import make_directory, write_whole
+from reslab.core.inside import check_links, open_inside
 from reslab.core.storage import local_path, storage_error
 
 
@@ -47,8 +48,11 @@ class Run:
         """Where the checkpoints are."""
         return self.directory / "checkpoints"
 
-    def config(self) -> ConfigDict:
+    def config(self, *, is_inert: bool = False) -> ConfigDict:
         """Reads the recorded config, as data.
+
+        Args:
+          is_inert: Whether it is only compared or shown, as in `configs.from_json`.
 
         Raises:
           ReslabError: If this is no run directory or its config was damaged.
@@ -59,7 +63,7 @@ class Run:
                 f"{self.directory}", expected="a run directory", got="no config.json"
             )
         text = path.read_text()
-        config = configs.from_json(text, str(path))
+        config = configs.from_json(text, str(path), is_inert=is_inert)
         if (self.directory / "run.json").is_file():
             recorded = self.record().get("config_sha256")
             # Of the text, not the config: an older version knew fewer fields.
@@ -99,9 +103,11 @@ class Run:
 
         Raises:
           ReslabError: If the directory cannot be written, holds another config or
-            checkpoints without one, or was begun on another corpus.
+            checkpoints without one, was begun on another corpus, or a link in it
+            leads out of it.
         """
         try:
+            check_links(self.directory)
             if (self.directory / "config.json").is_file():
                 self._check_same(config, about)
                 return True
@@ -145,7 +151,7 @@ class Run:
                 expected="the checkpoints of the run that is under way",
                 hint="put them back, or --run with another directory",
             )
-        differing = configs.differences(self.config(), config)
+        differing = configs.differences(self.config(is_inert=True), config)
         if differing:
             raise ReslabError(
                 f"run directory {self.directory} holds another config",
@@ -201,7 +207,7 @@ class Run:
           InUse: If a live process has it, still.
         """
         deadline = time.monotonic() + patience
-        with open(self.directory / "lock", "a+") as file:
+        with open_inside(self.directory / "lock", "a+") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reslab.core.files import sync, write_whole
+from reslab.core.inside import open_inside
 
 
 class JsonLines:
@@ -21,10 +22,10 @@ class JsonLines:
       path: The file.
     """
 
-    def __init__(self, directory: str, file: str = "metrics.jsonl"):
-        self.path = pathlib.Path(directory) / file
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path)
         self._keep(lambda record: True)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = open_inside(self.path, "a")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
@@ -35,7 +36,7 @@ class JsonLines:
         """Drops the lines after `step`: the file reads as an unbroken run."""
         self._file.close()
         self._keep(lambda record: record["step"] <= step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = open_inside(self.path, "a")
 
     def sync(self) -> None:
         """Waits until the lines are on the disk."""
@@ -90,4 +91,6 @@ def _number(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-build = JsonLines
+def build(directory: str) -> JsonLines:
+    """Opens `metrics.jsonl` of a run directory."""
+    return JsonLines(pathlib.Path(directory) / "metrics.jsonl")

@@ -459,7 +459,7 @@ def _restore(directory: Any, config: "ConfigDict", devices: Any) -> Any:
 
 
 def _check_is_run(directory: str) -> None:
-    if not pathlib.Path(directory).is_dir():
+    if not local_path(directory, "run directory").is_dir():
         raise ReslabError(directory, expected="a run directory", got="nothing there")
 
 

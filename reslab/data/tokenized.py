@@ -18,6 +18,7 @@ import numpy.typing as npt
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.files import whole_directory
+from reslab.core.storage import local_path
 from reslab.data.corpus import (
     Corpus,
     Documents,
@@ -153,7 +154,7 @@ def open_corpus(path: str | os.PathLike[str], tokenizer: registry.Spec) -> Corpu
       ReslabError: If there is none, it was tokenized otherwise, or its files are not
         those that were written.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = local_path(path, "source tokens: path")
     record = _record(folder)
     encoder = _make_tokenizer(folder, record, tokenizer)
     written, digest, streams = record.get("files", {}), hashlib.sha256(), {}

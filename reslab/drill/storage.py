@@ -3,6 +3,7 @@
 import pathlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from reslab.drill.disk import after_cut
 from reslab.drill.runs import (
@@ -63,7 +64,7 @@ def power(workshop: Workshop, count: int, chance: random.Random) -> Found:
             yield f"{what}: a finished run is lost"
             continue
         ended = workshop.train(run)
-        is_same = ended.codes == (0,) and fingerprint(run) == whole
+        is_same = ended.codes == (0,) and _came_to(run, whole)
         yield None if is_same else f"{what}: another end: {ended}"
 
 
@@ -100,8 +101,15 @@ def vanish(workshop: Workshop, count: int, chance: random.Random) -> Found:
             yield None
         else:
             ended = workshop.train(gone)
-            is_same = ended.codes == (0,) and fingerprint(gone) == whole
+            is_same = ended.codes == (0,) and _came_to(gone, whole)
             yield None if is_same else f"{kind} at step {step}, another end: {ended}"
+
+
+def _came_to(run: pathlib.Path, whole: dict[str, Any]) -> bool:
+    try:
+        return fingerprint(run) == whole
+    except (OSError, ValueError, LookupError):  # Its files are not those of a run.
+        return False
 
 
 def _contents(path: pathlib.Path) -> dict[str, bytes] | bytes | None:

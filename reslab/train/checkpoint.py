@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -112,6 +112,8 @@ class Checkpoints:
     ):
         # Failures are raised here, in one line; Orbax would also log them in many.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if not isinstance(sys.unraisablehook, _WithoutLateReports):
+            sys.unraisablehook = _WithoutLateReports(sys.unraisablehook)
         self._every, self._keep, self._keep_every = every, keep, keep_every
         self._path = local_path(directory, "checkpoint directory").absolute()
         self._place: Place | None = None
@@ -378,20 +380,21 @@ class Checkpoints:
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
         """Tells in one line that storage has failed, or the directory is gone."""
-        if self._place:
-            self._place.check()
+        self._check_place()
         try:
             yield
         except ReslabError:
             raise
         except Exception as error:
-            if self._place:
-                self._place.check()
+            self._check_place()
             lines = str(error).splitlines() or [type(error).__name__]
             line = lines[0].replace(str(self._manager.directory), str(self._path))
             raise SaveFailed(
                 f"a checkpoint could not be written to {self._path}: {line[:200]}"
             ) from error
+        self._check_place()
+
+    def _check_place(self) -> None:
         if self._place:
             self._place.check()
 
@@ -490,6 +493,20 @@ class Checkpoints:
             got=got,
             hint=f"move the folder {step} away to resume from the step before",
         )
+
+
+class _WithoutLateReports:
+    """Drops what parts of a save report to its event loop after it has failed.
+
+    They report from threads of C++, at any time, as tracebacks that nobody can catch.
+    """
+
+    def __init__(self, hook: Callable[[Any], object]):
+        self._hook = hook
+
+    def __call__(self, told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":
+            self._hook(told)
 
 
 @contextlib.contextmanager

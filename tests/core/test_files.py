@@ -6,7 +6,13 @@ import stat
 import pytest
 
 from reslab.core.errors import ReslabError
-from reslab.core.files import whole_directory, write_whole
+from reslab.core.files import (
+    Place,
+    make_directory,
+    scratch_directory,
+    whole_directory,
+    write_whole,
+)
 from reslab.core.storage import StorageFailed
 
 
@@ -50,3 +56,60 @@ def test_what_is_there_is_kept(tmp_path):
         write_whole(partial / "new", "y")
     assert (tmp_path / "empty" / "new").read_text() == "y"
     assert (tmp_path / "full" / "file").read_text() == "x"
+
+
+def test_remains_of_killed_processes_are_removed_and_others_kept(tmp_path):
+    (tmp_path / ".made.partial-x").mkdir()
+    (tmp_path / ".made.partial-x" / "tokens").write_text("x")
+    (tmp_path / ".other.partial-x").mkdir()
+    (tmp_path / ".file.partial-x").write_text("half")
+    with whole_directory(tmp_path / "made") as one:
+        assert not (tmp_path / ".made.partial-x").exists()
+        with whole_directory(tmp_path / "made") as two:
+            assert one.is_dir() and one != two
+    write_whole(tmp_path / "file", "whole")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"made", "file", ".other.partial-x"}
+
+
+def test_a_scratch_directory_goes_with_its_block(tmp_path):
+    (tmp_path / "work-old").mkdir()
+    with scratch_directory("work-", tmp_path) as made:
+        (made / "file").write_text("x")
+        assert [path.name for path in tmp_path.iterdir()] == [made.name]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_counts_when_its_file_and_directory_are_synced(tmp_path, monkeypatch):
+    done = []
+
+    def fsync(handle):
+        is_directory = stat.S_ISDIR(os.fstat(handle).st_mode)
+        done.append("directory" if is_directory else os.pread(handle, 9, 0).decode())
+
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda *a: (done.append("name"), replace(*a)))
+    write_whole(tmp_path / "file", "text")
+    assert done == ["text", "name", "directory"]
+    done.clear()
+    with whole_directory(tmp_path / "made") as partial:
+        (partial / "in").write_text("inside")
+    assert done == ["inside", "directory", "name", "directory"]
+    done.clear()
+    make_directory(tmp_path / "a" / "b")
+    assert done == ["directory", "directory"]
+
+
+def test_a_place_is_one_directory_and_not_a_name(tmp_path):
+    (tmp_path / "run").mkdir()
+    place = Place(tmp_path / "run")
+    place.check()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    for _ in range(2):
+        with pytest.raises(StorageFailed, match="run was renamed"):
+            place.check()
+        (tmp_path / "run").mkdir(exist_ok=True)
+    (place.held / "file").write_text("x")
+    assert (tmp_path / "moved" / "file").read_text() == "x"
+    place.close()

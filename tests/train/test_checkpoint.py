@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reslab.core.errors import ReslabError
+from reslab.core.storage import StorageFailed
+from reslab.drill.disk import Disk, after_cut
 from reslab.train.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
@@ -555,3 +559,80 @@ def test_a_failed_save_is_told_in_one_line(tmp_path, monkeypatch):
         with pytest.raises(SaveFailed) as caught:
             checkpoints.check()
         assert str(caught.value).endswith(f"{tmp_path}: No space left")
+
+
+@pytest.mark.parametrize("kind", ["rename", "delete", "replace", "file"])
+def test_a_directory_that_is_gone_is_noticed_and_not_made_again(tmp_path, kind):
+    directory, gone = tmp_path / "run" / "c", tmp_path / "gone"
+    with pytest.raises(StorageFailed, match="renamed, deleted or replaced"):  # noqa: SIM117
+        with Checkpoints(directory, every=1) as checkpoints:
+            checkpoints.save(1, small(1), data_index=8)
+            # While it is being written.
+            directory.parent.rename(gone)
+            if kind == "delete":
+                shutil.rmtree(gone, ignore_errors=True)
+            elif kind == "replace":
+                directory.mkdir(parents=True)
+            elif kind == "file":
+                directory.parent.write_text("a file")
+            checkpoints.check()
+    if kind == "replace":
+        assert not list(directory.iterdir())
+    elif kind == "file":
+        assert directory.parent.read_text() == "a file"
+    else:
+        assert not directory.parent.exists()
+    if kind != "delete":
+        with Checkpoints(gone / "c") as checkpoints:
+            assert checkpoints.restore(small(0)).step == 1
+
+
+def test_an_interrupted_deletion_is_finished(tmp_path):
+    saved_steps(tmp_path, 1, 2, 3, 4, 5, 6, keep=6)
+    for step in (1, 2, 4):  # Of a deletion that was killed, files are left.
+        shutil.rmtree(tmp_path / str(step) / "integrity")
+    with Checkpoints(tmp_path, keep=2, keep_every=3) as checkpoints:
+        assert checkpoints.restore_newest(small(0)).step == 6
+        assert checkpoints.steps() == (3, 5, 6)
+        checkpoints.save(7, small(7), data_index=56, force=True)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"3", "6", "7"}
+
+
+def test_nothing_is_deleted_that_a_damaged_newest_step_needs(tmp_path):
+    saved_steps(tmp_path, 1, 2, keep=2)
+    damage(tmp_path, 2)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.restore_newest(small(0)).step == 1
+
+
+def test_a_step_is_on_the_disk_when_it_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", os.fsync)  # `Disk` replaces it.
+    (tmp_path / "root").mkdir()
+    Disk(tmp_path / "root", tmp_path / "disk")
+    with Checkpoints(tmp_path / "root" / "run" / "c", every=1) as checkpoints:
+        checkpoints.save(1, small(1), data_index=8)
+        checkpoints.wait()
+        after_cut(tmp_path / "root", tmp_path / "disk", tmp_path / "out", Worst())
+    with Checkpoints(tmp_path / "out" / "run" / "c") as checkpoints:
+        restored = checkpoints.restore_newest(small(0), is_strict=True)
+    assert restored.step == 1 and restored.state["params"]["w"][0] == 1.0
+
+
+class Worst(random.Random):
+    """All that may be lost is lost."""
+
+    def choice(self, seq):
+        return seq[0]
+
+
+def test_late_reports_of_a_failed_save_are_dropped(tmp_path, capsys, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    for _ in range(2):
+        with Checkpoints(tmp_path):
+            pass
+    late, other = RuntimeError("Event loop is closed"), RuntimeError("another")
+    for error in (late, other):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert [about.exc_value for about in told] == [other]

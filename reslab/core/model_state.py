@@ -1,7 +1,8 @@
-"""What a model keeps beside its parameters and changes while it trains.
+"""Model state: the collections of a model beside its parameters.
 
-Two collections of Linen. A module trains, as against being evaluated, exactly
-where its caller made `batch_stats` mutable; no argument says so.
+Loops over layers stack them along depth, the train state holds them, checkpoints
+save them. A module trains, as against being evaluated, exactly where its caller made
+`batch_stats` mutable; no argument says so.
 """
 
 from collections.abc import Mapping
@@ -13,14 +14,17 @@ import numpy as np
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves
 
-# Written in the forward pass: running means, variances, counters.
+# Written in the forward pass: running means, variances, counters, biases of routers.
 BATCH_STATS = "batch_stats"
 # Written in the backward pass: the derivative by such a value is, by a rule of its
 # own, the value at the next step. So it is right under scan, rematerialization and
 # any sharding, where a side effect would not be.
 GRADIENT_STATS = "gradient_stats"
 
-MODEL_STATE = (BATCH_STATS, GRADIENT_STATS)
+# Never written: quantized weights, fixed tables. Any dtype; the optimizer sees none.
+CONSTANTS = "constants"
+
+MODEL_STATE = (BATCH_STATS, GRADIENT_STATS, CONSTANTS)
 
 # Every module with running statistics counts its steps under this name.
 UPDATES = "updates"

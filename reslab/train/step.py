@@ -49,18 +49,16 @@ def training_objective(setup: Setup) -> Objective:
       setup: Model, task and config.
 
     Returns:
-      A function `(params, gradient_stats, batch_stats, batch, total_units, key) ->
+      A function `(params, gradient_stats, others, batch, total_units, key) ->
       (objective, (sums, batch_stats))`, of a batch that may be a part of
-      `total_units` units.
+      `total_units` units; `others` is the rest of the model state.
     """
     planned = parameter_plans(setup.config, setup.boxed_params)
     known = layouts(setup.boxed_params)
 
-    def objective(params, gradient_stats, batch_stats, batch, total_units, key):
+    def objective(params, gradient_stats, others, batch, total_units, key):
         params = stop_frozen(params, planned, known)
-        variables = model_state_of(
-            {BATCH_STATS: batch_stats, GRADIENT_STATS: gradient_stats}
-        )
+        variables = model_state_of({**others, GRADIENT_STATS: gradient_stats})
         total, sums, written = setup.task.loss_sums(
             setup.model,
             {"params": params, **variables},
@@ -94,10 +92,11 @@ def gradient_in_parts(
 
     def accumulated(tree, model_state, batch, key):
         total_units = jnp.maximum(jnp.sum(batch["loss_mask"].astype(jnp.float32)), 1)
-        before = [model_state.get(name, {}) for name in (GRADIENT_STATS, BATCH_STATS)]
+        others = dict(model_state)
+        before = others.pop(GRADIENT_STATS, {})
 
         def of_part(part, key):
-            found = differentiate(tree, *before, part, total_units, key)
+            found = differentiate(tree, before, others, part, total_units, key)
             (gradient, gradient_stats), (sums, batch_stats) = found
             return gradient, sums, (gradient_stats, batch_stats)
 
@@ -116,7 +115,7 @@ def gradient_in_parts(
             after = jax.tree.map(lambda total: _averaged(total, parts), after)
         gradient_stats, batch_stats = after
         after = {BATCH_STATS: batch_stats, GRADIENT_STATS: gradient_stats}
-        return gradient, model_state_of(after), sums
+        return gradient, model_state_of({**others, **after}), sums
 
     return accumulated
 

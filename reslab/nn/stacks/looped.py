@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
 from reslab.core.losses import LOSSES
-from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS
+from reslab.core.model_state import BATCH_STATS, CONSTANTS, GRADIENT_STATS
 from reslab.core.randomness import DROPOUT
 from reslab.core.taps import TAPS
 from reslab.core.types import State
@@ -81,7 +81,7 @@ class LoopedStack(UniformStack):
         scan = nn.scan(
             one_pass,
             variable_axes={TAPS: 0, LOSSES: 0},
-            variable_broadcast="params",
+            variable_broadcast=["params", CONSTANTS],
             variable_carry=BATCH_STATS,
             split_rngs={"params": False, DROPOUT: True},
             length=self.loops,

@@ -1,9 +1,11 @@
 """Errors of storage: mistakes of the user, told apart from failures worth a retry."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 from reslab.core.errors import ReslabError
 
@@ -45,6 +47,17 @@ def storage_error(
     if not is_transient(error):
         return told
     return StorageFailed(str(ReslabError(what, expected=expected, got=got)))
+
+
+@contextlib.contextmanager
+def storage_errors(
+    what: str, *, expected: str, hint: str | None = None
+) -> Iterator[None]:
+    """Raises the errors of the system in a block as `storage_error` tells them."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(what, error, expected=expected, hint=hint) from error
 
 
 def local_path(path: str | os.PathLike[str], what: str) -> pathlib.Path:

@@ -18,7 +18,7 @@ from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.files import make_directory, write_whole
 from reslab.core.inside import check_links, open_inside
-from reslab.core.storage import local_path, storage_error
+from reslab.core.storage import local_path, storage_error, storage_errors
 
 
 class InUse(ReslabError):
@@ -168,7 +168,9 @@ class Run:
 
     def mark_checkpoints(self) -> None:
         """Marks the directory of the checkpoints, so that its loss is noticed."""
-        write_whole(self.checkpoints / "begun", "")
+        expected = "a directory that can be written"
+        with storage_errors(f"{self.checkpoints}", expected=expected):
+            write_whole(self.checkpoints / "begun", "")
 
     def check_corpus(self, sha256: str) -> None:
         """Checks that a corpus is the one the run was begun on.
@@ -207,7 +209,10 @@ class Run:
           InUse: If a live process has it, still.
         """
         deadline = time.monotonic() + patience
-        with open_inside(self.directory / "lock", "a+") as file:
+        path = self.directory / "lock"
+        with storage_errors(f"{path}", expected="a file that can be written"):
+            file = open_inside(path, "a+")
+        with file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ from typing import Any
 
 from reslab.core.files import sync, write_whole
 from reslab.core.inside import open_inside
+from reslab.core.storage import storage_errors
 
 
 class JsonLines:
@@ -24,8 +25,9 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
-        self._keep(lambda record: True)
-        self._file = open_inside(self.path, "a")
+        with storage_errors(f"{path}", expected="a file that can be written"):
+            self._keep(lambda record: True)
+            self._file = open_inside(self.path, "a")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""

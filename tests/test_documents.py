@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from reslab.cli import main
@@ -15,6 +16,7 @@ from reslab.describe import variants_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
+PROTOCOLS = ROOT / "docs" / "PROTOCOLS.md"
 TUTORIAL = ROOT / "experiments" / "tutorial" / "README.md"
 TEXT = README.read_text()
 # A shorter horizon than that of the documents.
@@ -97,6 +99,28 @@ def test_the_tutorial_runs(tmp_path):
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_runs(number):
     exec(compile(blocks("python")[number], "README.md", "exec"), {})
+
+
+def test_examples_of_protocols_run():
+    """One after the other, as a reader of the page would; models are built."""
+    names, tokens = {}, jax.ShapeDtypeStruct((1, 4), "int32")
+    for number, block in enumerate(blocks("python", PROTOCOLS.read_text())):
+        assert block.count("\n") <= 30, number
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            exec(compile(block, f"PROTOCOLS.md, example {number}", "exec"), names)
+            if model := names.pop("model", None):
+                variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+                logits = jax.eval_shape(model.apply, variables, tokens)
+                assert logits.shape == (1, 4, 32)
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_files_and_links_that_a_page_names_exist(page):
+    text = (ROOT / "docs" / page).read_text()
+    for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|md))", text):
+        assert (ROOT / path).exists() or (ROOT / "reslab" / path).exists(), path
+    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (ROOT / "docs" / link).exists(), link
 
 
 def between(name):

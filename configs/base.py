@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
     model.embedding_std = 0.02  # initial standard deviation of the embedding
     model.init_std = 0.0  # of projections; 0 is 1/sqrt(fan in)
     model.scales_output_by_depth = True  # output projections start at 1/sqrt(2 depth)
+    model.dropout = 0.0  # rate on the outputs of sublayers, while training
+    model.embedding_dropout = 0.0  # rate on the embedded tokens, while training
     model.layers = "auto"  # "scan", "unroll", or "auto": unrolled on a CPU
     model.kernels = "auto"  # "reference", "pallas", or "auto": where it pays
     model.remat = "none"  # what backward recomputes: "none", "dots", "full"

@@ -267,6 +267,8 @@ _SINCE = {
     "data.replay": 0.0,
     "mesh.dcn_data": 1,
     "mesh.sequence": 1,
+    "model.dropout": 0.0,
+    "model.embedding_dropout": 0.0,
     "model.kernels": "auto",
     "model.name": "lm",
     "model.use_embedding_projection": False,

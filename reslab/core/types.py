@@ -87,6 +87,7 @@ class Context:
       inner_norm: Norm before the projection into the stream; "" is none.
       qkv_norm: Norm of every query, key and value head; "" is none.
       is_causal: Whether a position may see those before it alone.
+      dropout: Rate at which outputs of sublayers are dropped during training.
       kernels: Implementation of the operations that have a kernel.
     """
 
@@ -103,6 +104,7 @@ class Context:
     inner_norm: Spec = ""
     qkv_norm: Spec = ""
     is_causal: bool = True
+    dropout: float = 0.0
     kernels: str = "auto"
 
 

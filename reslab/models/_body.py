@@ -11,6 +11,7 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Context
 from reslab.nn import sites as sites_of
+from reslab.nn.dropout import check_rate
 from reslab.nn.norm import make_norm
 from reslab.ops.tiles import IMPLEMENTATIONS
 
@@ -38,6 +39,8 @@ class Body(nn.Module):
       init_std: Initial standard deviation of projections; 0 is 1/sqrt(fan in).
       scales_output_by_depth: Whether projections into the stream start smaller
         by 1/sqrt(sublayers applied) (Radford et al., 2019, Section 2.3).
+      dropout: Rate at which outputs of sublayers are dropped during training, before
+        the norm that follows them, if any (Vaswani et al., 2017, Section 5.4).
       kernels: Implementation of the operations that have a kernel: "auto",
         "reference" or "pallas" (see `reslab.ops.evidence`).
       is_unrolled: Whether layers are unrolled instead of scanned.
@@ -60,6 +63,7 @@ class Body(nn.Module):
     embedding_std: float = 0.02
     init_std: float = 0.0
     scales_output_by_depth: bool = True
+    dropout: float = 0.0
     kernels: str = "auto"
     is_unrolled: bool = False
     remat: str = "none"
@@ -107,6 +111,7 @@ class Body(nn.Module):
             linear=self.linear,
             position=self.position,
             is_causal=self.is_causal,
+            dropout=self.dropout,
             kernels=self.kernels,
             init_std=self.init_std,
             output_scale=sites[-1] ** -0.5 if self.scales_output_by_depth else 1.0,
@@ -154,6 +159,7 @@ class Body(nn.Module):
         """
         if self.depth < 1:
             raise ReslabError("model.depth", expected="at least 1", got=str(self.depth))
+        check_rate("model.dropout", self.dropout)
         if self.kernels not in IMPLEMENTATIONS:
             raise ReslabError(
                 "model.kernels",

@@ -13,6 +13,7 @@ from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import State
 from reslab.models._body import Body, tiled
+from reslab.nn.dropout import check_rate, dropout
 from reslab.nn.norm import mask_for
 from reslab.ops.cross_entropy.api import token_losses
 
@@ -32,6 +33,8 @@ class LanguageModel(Body):
       vocabulary_size: Number of token ids.
       max_length: Longest sequence, for position tables.
       tie_embeddings: Whether the head is the transposed embedding.
+      embedding_dropout: Rate at which entries of the embedded tokens are dropped
+        during training.
       use_head_bias: Whether the head adds a learned bias to every logit.
       use_embedding_projection: Whether a square projection, orthogonal at first,
         follows the embedding, and another precedes the head (Park et al., 2025,
@@ -47,6 +50,7 @@ class LanguageModel(Body):
     vocabulary_size: int = dataclasses.field(kw_only=True)
     max_length: int = 1024
     tie_embeddings: bool = False
+    embedding_dropout: float = 0.0
     use_head_bias: bool = False
     use_embedding_projection: bool = False
     vocabulary_multiple: int = 1
@@ -70,6 +74,7 @@ class LanguageModel(Body):
     def setup(self):
         """Makes the parts."""
         self.check_depth()
+        check_rate("model.embedding_dropout", self.embedding_dropout)
         if not 0 <= self.vocabulary_chunks <= self.padded_vocabulary:
             raise ReslabError(
                 "model.vocabulary_chunks",
@@ -135,6 +140,7 @@ class LanguageModel(Body):
             x = x @ self.embedding_projection.astype(self.dtype)
         x = self.position_encoding.embed(x, positions)
         x = self.embedding_norm(x, **mask_for(tiled(self.norm)[0], segments))
+        x = dropout(self, x, self.embedding_dropout)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
         x, state = self.layers(x, positions=positions, segments=segments, state=state)
         mask = mask_for(self.last("norm"), segments)

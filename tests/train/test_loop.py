@@ -123,7 +123,12 @@ def test_killed_three_times_ends_bit_identical(tmp_path, child):
 
 def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, small_config, monkeypatch):
     # Random numbers are those of the step, whoever computes it.
-    config = small_config(model__residual="stochastic_depth(rate=0.5)")
+    config = small_config(
+        model__residual="stochastic_depth(rate=0.5)",
+        model__dropout=0.1,
+        model__embedding_dropout=0.1,
+        model__mixer="attention(heads=2, attention_dropout=0.1)",
+    )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     loop.train(config, whole)
     block, count = jax.block_until_ready, iter(range(10**9))

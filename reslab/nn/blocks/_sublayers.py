@@ -10,6 +10,7 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Branch, Context, Shared, State, Stream
 from reslab.nn import sites
+from reslab.nn.dropout import dropout
 from reslab.nn.norm import mask_for
 
 
@@ -100,6 +101,18 @@ class SublayerBlock(nn.Module):
     def branches(self, mixer: Branch) -> Iterable[Sublayer]:
         """The sublayers in order; `mixer` applies the mixer and keeps its state."""
         raise NotImplementedError
+
+    def trained_branches(self, mixer: Branch) -> list[Sublayer]:
+        """The sublayers, with dropout on their outputs during training."""
+        rate = self.context.dropout
+
+        def dropped(branch: Branch) -> Branch:
+            return lambda h: dropout(self, branch(h), rate)
+
+        parts = list(self.branches(mixer))
+        if rate:
+            parts = [part._replace(branch=dropped(part.branch)) for part in parts]
+        return parts
 
     def make_placement(self, kind: str, **keywords) -> nn.Module:
         """The placement around a sublayer of a kind."""
@@ -223,7 +236,7 @@ class SublayerBlock(nn.Module):
         mask = mask_for(self.norm, segments)
         around = vars(self.context) | {"norm": self.norm}
         first = sites.first_of(layer, self.context.sites, self.sublayers)
-        parts = list(self.branches(mixer))
+        parts = self.trained_branches(mixer)
         residuals = [
             registry.make(
                 "residuals",

@@ -122,7 +122,7 @@ class _Branch(StandardBlock):
         def mixer(h):
             return module(h, positions=positions, segments=segments, shared=shared)[0]
 
-        name, kind, branch = list(self.branches(mixer))[self.index]
+        name, kind, branch = self.trained_branches(mixer)[self.index]
         placement = self.make_placement(kind, name=f"{name}_placement")
         first = sites.first_of(layer, self.context.sites, self.sublayers)
         return placement(h, _only_branch, branch, site=first + self.index)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.randomness import training_key
 from reslab.core.types import Inputs, Shared, State
+from reslab.nn.dropout import check_rate
 from reslab.nn.norm import make_norm
 from reslab.nn.projection import ProjectingModule
 from reslab.ops.attention.api import attention
@@ -49,6 +51,8 @@ class Attention(ProjectingModule):
       qkv_norm: The same for value heads too; it takes the place of `qk_norm`.
       softcap: Bound of the logits, softcap * tanh(logits / softcap); 0 is none.
       value_path: What keys and values owe to earlier layers.
+      attention_dropout: Rate at which entries of the softmax are dropped during
+        training; kernels have no form for it, so scores are then held in memory.
       use_bias: Whether the projections have biases.
       position: Position encoding.
       depth: Number of layers applied.
@@ -73,6 +77,7 @@ class Attention(ProjectingModule):
     qkv_norm: registry.Spec = ""
     softcap: float = 0.0
     value_path: registry.Spec = "none"
+    attention_dropout: float = 0.0
     use_bias: bool = False
     position: registry.Spec = "none"
     is_causal: bool = True
@@ -88,6 +93,7 @@ class Attention(ProjectingModule):
                 expected="at least 1, or 0 for all tokens",
                 got=str(self.window),
             )
+        check_rate("mixers 'attention': attention_dropout", self.attention_dropout)
         super().__post_init__()
 
     def _path(self, make: Callable[..., Any] = registry.unbound, **keywords) -> Any:
@@ -257,6 +263,8 @@ class Attention(ProjectingModule):
             first_key=first,
             window=self.window or None,
             softcap=self.softcap or None,
+            dropout=self.attention_dropout,
+            dropout_key=training_key(self) if self.attention_dropout else None,
             # Kernels have no form for a cache, nor for the short input of `init`.
             implementation="auto"
             if state is not None or self.is_initializing()

@@ -26,6 +26,8 @@ def attention(
     first_key: int | jax.Array = 0,
     softcap: float | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Averages values, weighted by the softmax of query-key products.
@@ -66,6 +68,9 @@ def attention(
         scalar, which may be traced. What lies before it is an empty part of a cache.
       softcap: Bound of the scores.
       scale: Factor on the scores; head_dim ** -0.5 if None.
+      dropout: Rate at which entries of the softmax are dropped, and the others scaled
+        up, where there is a `dropout_key`.
+      dropout_key: Random key; None drops nothing.
       implementation: "reference" is plain jnp and does everything; "xla" is
         `jax.nn.dot_product_attention`; "splash" is JAX's TPU kernel; "auto"
         takes the fastest that does what is asked.
@@ -85,10 +90,13 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     mask: Any = {"is_causal": is_causal, "window": window, "segments": segments}
     hides_keys = not isinstance(first_key, int) or first_key > 0
+    drops = dropout > 0 and dropout_key is not None
     obstacles = {
         "reference": None,
-        "xla": _xla_obstacle(query, softcap),
-        "splash": "first_key"
+        "xla": "dropout" if drops else _xla_obstacle(query, softcap),
+        "splash": "dropout"
+        if drops
+        else "first_key"
         if hides_keys
         else obstacle(query, key, query_offset=query_offset),
     }
@@ -112,7 +120,15 @@ def attention(
         return _xla(query, key, value, query_offset, scale=scale, **mask)
     mask |= {"softcap": softcap, "scale": scale}
     if is_divided(query, key, query_offset, hides_keys):
+        if drops:
+            raise ReslabError(
+                "attention: dropout",
+                expected="0 on a mesh that divides the tokens of a row",
+                got=str(dropout),
+            )
         return divided_attention(query, key, value, **mask)
+    if drops:
+        mask |= {"dropout": dropout, "dropout_key": dropout_key}
     return reference_attention(query, key, value, query_offset, **mask)
 
 

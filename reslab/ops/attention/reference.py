@@ -65,6 +65,8 @@ def reference_attention(
     first_key: int | jax.Array,
     softcap: float | None,
     scale: float,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Computes attention with explicit scores; see `api.attention`."""
     length, key_length = query.shape[1], key.shape[1]
@@ -96,5 +98,9 @@ def reference_attention(
         # Large and finite: infinity less itself would be a NaN.
         hidden = 0.7 * float(jnp.finfo(wide).min)
         scores = scores + jnp.where(visible, 0.0, hidden).astype(wide)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if dropout_key is not None:
+        is_kept = jax.random.bernoulli(dropout_key, 1.0 - dropout, weights.shape)
+        weights = jnp.where(is_kept, weights / (1.0 - dropout), 0.0)
+    weights = weights.astype(value.dtype)
     return jnp.swapaxes(jnp.einsum("bhls,bhsd->bhld", weights, value), 1, 2)

@@ -6,6 +6,6 @@ if not sys.flags.safe_path:
     # Python puts the working directory first: its random.py would be everyone's.
     sys.path.append(sys.path.pop(0))
 
-from reslab.cli import main
+from reslab.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from reslab import __version__
 from reslab.core import imports
 from reslab.core.errors import ReslabError
-from reslab.core.exits import BAD_INPUT, INTERNAL, INTERRUPTED, STOPPED
-from reslab.core.storage import StorageFailed, is_transient, local_path
+from reslab.core.exits import BAD_INPUT, INTERNAL, INTERRUPTED, STOPPED, explain
+from reslab.core.options import number, place, whole
+from reslab.core.storage import local_path
+from reslab.core.streams import outlive_readers, write_failure
 from reslab.core.text import PrintableStream
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 
 # Larger corpora are not counted for the summary: the counts take memory.
 LARGEST_COUNTED = 2**28
+
+
+def program() -> int:
+    """Runs the command of this process, whoever reads what it prints."""
+    outlive_readers()
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,39 +48,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        _check_working_directory()
         with (
             imports.guarded(getattr(options, "allow_import", ())),
             contextlib.redirect_stdout(PrintableStream(sys.stdout)),
         ):
             code = options.command(options) or 0
-        sys.stdout.flush()  # Here, where a reader that left is no error.
+        if failure := write_failure():
+            raise failure
         return code
-    except ReslabError as error:
-        print(f"reslab {options.verb}: {error}", file=sys.stderr)
-        return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a listing left early; there is no one left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
-        if isinstance(error, StorageFailed) or is_transient(error):
-            print(f"reslab {options.verb}: {error}", file=sys.stderr)
-        else:
+        if (explained := explain(error)) is None:
             traceback.print_exc()
-        return INTERNAL
+            return INTERNAL
+        code, line = explained
+        print(f"reslab {options.verb}: {line}", file=sys.stderr)
+        return code
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ReslabError(
+            "the working directory", got=error.strerror, hint="cd to one that exists"
+        ) from None
 
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like everything else here."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; try: {self.prog} --help\n")
+        line = ReslabError(f"{self.prog}: {message}; try: {self.prog} --help")
+        self.exit(BAD_INPUT, f"{line}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="reslab", description=__doc__.split("\n")[0])
+    parser = _Parser(prog="reslab", description="A laboratory for the depth axis.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="command")
 
@@ -104,14 +118,21 @@ def _parser() -> argparse.ArgumentParser:
     group = added.add_mutually_exclusive_group(required=True)
     group.add_argument(
         "--config",
+        type=place,
         help="a config file, or the name of one; a file is Python and is executed",
     )
     group.add_argument(
-        "--from-run", metavar="DIR", help="the config recorded in a run directory"
+        "--from-run",
+        type=place,
+        metavar="DIR",
+        help="the config recorded in a run directory",
     )
     configurable(added)
     added.add_argument(
-        "--run", metavar="DIR", help="the run directory (default: by config)"
+        "--run",
+        type=place,
+        metavar="DIR",
+        help="the run directory (default: by config)",
     )
 
     added.add_argument(
@@ -121,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument(
         "--watchdog",
-        type=float,
+        type=number(0),
         default=300.0,
         metavar="SECONDS",
         help="end the process after this long without a step, or 20 steps; 0 never",
@@ -140,10 +161,11 @@ def _parser() -> argparse.ArgumentParser:
         "several hosts", "on Cloud TPU they find each other; elsewhere they are told"
     )
     many.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    many.add_argument("--processes", type=int, metavar="N", help="how many")
-    many.add_argument("--process", type=int, metavar="I", help="which this is")
+    many.add_argument("--processes", type=whole(1), metavar="N", help="how many")
+    many.add_argument("--process", type=whole(0), metavar="I", help="which this is")
     added.add_argument(
         "--continue-from",
+        type=place,
         metavar="RUN",
         help="start from the parameters of a run; data.replay mixes in its text",
     )
@@ -151,14 +173,19 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("sweep", _sweep, "do the runs of a study, or go on with them")
     added.add_argument(
         "study",
+        type=place,
         metavar="STUDY",
         help="a study file, or FILE:SCALE; it is Python and is executed",
     )
     configurable(added)
-    added.add_argument("--out", metavar="DIR", help="default: runs/<name of the study>")
-    added.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    added.add_argument(
+        "--out", type=place, metavar="DIR", help="default: runs/<name of the study>"
+    )
+    added.add_argument(
+        "--jobs", type=whole(1), default=1, help="runs at once (default: 1)"
+    )
     chosen = added.add_mutually_exclusive_group()
-    chosen.add_argument("--only", type=int, metavar="INDEX", help="this run alone")
+    chosen.add_argument("--only", type=whole(0), metavar="INDEX", help="this run alone")
     chosen.add_argument(
         "--shard",
         metavar="I/N",
@@ -172,8 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     added = verb("report", _report, "report a study, or runs, as one page")
-    added.add_argument("paths", nargs="+", metavar="STUDY|RUN", help="directories")
-    added.add_argument("--out", metavar="FILE.html", help="default: in the study")
+    added.add_argument(
+        "paths", nargs="+", type=place, metavar="STUDY|RUN", help="directories"
+    )
+    added.add_argument(
+        "--out", type=place, metavar="FILE.html", help="default: in the study"
+    )
     added.add_argument("--baseline", metavar="NAME", help="the case to compare with")
     added.add_argument(
         "--allow-mixed",
@@ -183,23 +214,30 @@ def _parser() -> argparse.ArgumentParser:
 
     added = verb("eval", _eval, "evaluate a run on all of its held-out text")
     importing(added)
-    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument("run", type=place, metavar="RUN", help="a run directory")
 
     added = verb("generate", _generate, "sample text from a run")
     importing(added)
-    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument("run", type=place, metavar="RUN", help="a run directory")
     added.add_argument("--prompt", help="text to continue (default: a new document)")
-    added.add_argument("--length", type=int, help="tokens to add (default: 200)")
-    added.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
-    added.add_argument("--top-k", type=int, default=0, help="0 keeps all tokens")
-    added.add_argument("--top-p", type=float, default=1.0, help="1 keeps all tokens")
-    added.add_argument("--samples", type=int, default=1, help="how many samples")
-    added.add_argument("--seed", type=int, default=0, help="chooses the samples")
+    added.add_argument("--length", type=whole(1), help="tokens to add (default: 200)")
+    added.add_argument("--temperature", type=number(0), default=0.8, help="0 is greedy")
+    added.add_argument("--top-k", type=whole(0), default=0, help="0 keeps all tokens")
+    added.add_argument(
+        "--top-p", type=number(0, 1), default=1.0, help="1 keeps all tokens"
+    )
+    added.add_argument("--samples", type=whole(1), default=1, help="how many samples")
+    added.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="chooses the samples"
+    )
 
     added = verb("inspect", _inspect, "look inside a run, layer by layer")
     importing(added)
     added.add_argument(
-        "run", metavar="RUN|STUDY", help="a run, or the directory of a study"
+        "run",
+        type=place,
+        metavar="RUN|STUDY",
+        help="a run, or the directory of a study",
     )
     added.add_argument(
         "--probe",
@@ -207,13 +245,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="a probe (`reslab list probes`); may be repeated (default: all)",
     )
-    added.add_argument("--step", type=int, help="one step (default: all that are kept)")
+    added.add_argument(
+        "--step", type=whole(0), help="one step (default: all that are kept)"
+    )
 
     added = verb("transform", _transform, "convert a run into one to go on from")
     importing(added)
     added.add_argument("name", metavar="NAME", help="see `reslab list transforms`")
-    added.add_argument("run", metavar="RUN", help="the run directory to convert")
-    added.add_argument("--out", required=True, metavar="RUN2", help="the new one")
+    added.add_argument(
+        "run", type=place, metavar="RUN", help="the run directory to convert"
+    )
+    added.add_argument(
+        "--out", type=place, required=True, metavar="RUN2", help="the new one"
+    )
 
     added = verb("list", _list, "list every variant, or those of one family")
     added.add_argument("family", nargs="?", help="a family, such as norms")
@@ -222,13 +266,21 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     added = verb("show", _show, "show a variant (norms/rms) or a config in full")
-    added.add_argument("what", help="family/name, a config, or a run directory")
-    added.add_argument("--width", type=int, default=128, help="for parameter shapes")
+    added.add_argument(
+        "what", type=place, help="family/name, a config, or a run directory"
+    )
+    added.add_argument(
+        "--width", type=whole(1, 2**20), default=128, help="for parameter shapes"
+    )
     configurable(added)
 
     added = verb("compile", _compile, "cost of a step on an absent TPU")
     added.add_argument(
-        "configs", nargs="+", metavar="CONFIG", help="a config, or a run directory"
+        "configs",
+        nargs="+",
+        type=place,
+        metavar="CONFIG",
+        help="a config, or a run directory",
     )
     added.add_argument(
         "--topology",
@@ -283,20 +335,24 @@ def _parser() -> argparse.ArgumentParser:
         help="a shape of reslab/ops/*/shapes.py; may be repeated (default: all)",
     )
     added.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
-    added.add_argument("--out", metavar="FILE.csv", help="default: print")
+    added.add_argument("--out", type=place, metavar="FILE.csv", help="default: print")
 
     added = verb("data", _data, "tokenize a corpus, once and for all")
     added.add_argument("work", choices=["tokenize"])
     added.add_argument("source", metavar="SOURCE", help="such as \"jsonl(path='x')\"")
     added.add_argument("--tokenizer", default="bytes", help="default: bytes")
-    added.add_argument("--out", required=True, metavar="DIR", help="a new directory")
+    added.add_argument(
+        "--out", type=place, required=True, metavar="DIR", help="a new directory"
+    )
 
     added = verb("drill", _drill, "plant faults in small runs and count what survives")
     added.add_argument(
         "--only", action="append", default=[], metavar="ROW", help="may be repeated"
     )
     added.add_argument("--nightly", action="store_true", help="many more faults; hours")
-    added.add_argument("--seed", type=int, default=0, help="chooses where they are")
+    added.add_argument(
+        "--seed", type=whole(0), default=0, help="chooses where they are"
+    )
     added.add_argument("--json", action="store_true", help="print JSON, not lines")
 
     verb("doctor", _doctor, "print versions, devices and missing extras")
@@ -423,7 +479,7 @@ def _sample(
     from reslab.train.generate import generate
 
     tokenizer = registry.make("tokenizers", config.data.tokenizer)
-    ids = [] if prompt is None else list(tokenizer.encode(prompt.encode()))
+    ids = [] if prompt is None else list(tokenizer.encode(_bytes_of(prompt)))
     if prompt is not None and not ids:
         raise ReslabError(
             "--prompt",
@@ -432,8 +488,6 @@ def _sample(
             hint="leave it out to begin a new document",
         )
     samples = sampling.pop("samples", 1)
-    if samples < 1:
-        raise ReslabError("--samples", expected="at least 1", got=str(samples))
     setup, variables = _restore(directory, config, jax.devices()[:1])
     model = setup.model
     tokens = np.tile(np.asarray([[tokenizer.bos, *ids]]), (samples, 1))
@@ -444,15 +498,25 @@ def _sample(
     return [(prompt or "") + tokenizer.decode(row) for row in new]
 
 
+def _bytes_of(prompt: str) -> bytes:
+    """The bytes that were typed, also where they are no text of the locale."""
+    try:
+        return prompt.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ReslabError("--prompt", expected="text", got=repr(prompt)) from None
+
+
 def _restore(directory: Any, config: "ConfigDict", devices: Any) -> Any:
     """The setup of a run on `devices`, and its newest parameters and state."""
     from reslab.parallel.mesh import make_mesh
     from reslab.train.checkpoint import Checkpoints
+    from reslab.train.memory import check_memory
     from reslab.train.run import Run
     from reslab.train.state import make_setup, restore_variables
 
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
     setup = make_setup(config, mesh)
+    check_memory(setup, is_training=False)
     run = Run(pathlib.Path(directory))
     with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
         return setup, restore_variables(checkpoints, setup)
@@ -725,4 +789,4 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -116,6 +116,12 @@ def show_variant(name: str, width: int) -> str:
         raise ReslabError(
             f"unknown family {family!r}", hint=nearest(family, registry.FAMILIES)
         )
+    if not all(part.isidentifier() for part in variant.split(".")):
+        raise ReslabError(
+            f"{family} {variant!r}",
+            expected="the name of a variant",
+            hint=nearest(variant, registry.names(family)),
+        )
     build = registry.module(family, variant).build
     lines = [name, "", inspect.getdoc(build) or "", "", "Arguments:"]
     for key, parameter in registry.arguments(build).items():

@@ -4,7 +4,6 @@
 `get_config()`; a recorded config is JSON and is read as data, never executed.
 """
 
-import ast
 import contextlib
 import difflib
 import hashlib
@@ -19,6 +18,8 @@ from ml_collections import ConfigDict
 
 from reslab.core import foreign, imports, registry
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.literals import check_plain, literal
+from reslab.core.records import parse_record
 
 # Fields that name one variant, or a sequence of them tiled over depth.
 _TILED = frozenset(f"model.{f}" for f in ("mixer", "ffn", "norm", "placement", "block"))
@@ -132,8 +133,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ReslabError("--set", expected="field=value", got=repr(text))
     try:
-        return key.strip(), ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        return key.strip(), literal(value)
+    except ValueError:
         words = {"true": True, "false": False}
         return key.strip(), words.get(value.strip().lower(), value.strip())
 
@@ -180,6 +181,12 @@ def _nearest_field(key: str, known: Iterable[str]) -> str:
 
 
 def _coerce(key: str, default: Any, value: Any) -> Any:
+    try:
+        check_plain(value)
+    except ValueError as error:
+        raise ReslabError(
+            key, expected=type(default).__name__, got=str(error)
+        ) from None
     if key in _TILED and isinstance(value, list | tuple):
         if not value or not all(isinstance(item, str) for item in value):
             raise ReslabError(key, expected="spec strings", got=repr(value))
@@ -220,7 +227,7 @@ def sha256_of_text(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
-def from_json(text: str, where: str, *, is_inert: bool = False) -> ConfigDict:
+def from_json(text: str | bytes, where: str, *, is_inert: bool = False) -> ConfigDict:
     """Rebuilds a config from its JSON, as data, through the same typed checks.
 
     Fields that the version which wrote it did not have get the value that says what
@@ -239,12 +246,7 @@ def from_json(text: str, where: str, *, is_inert: bool = False) -> ConfigDict:
       ReslabError: If it is not JSON, has an unknown key, misses one, or names a module
         that has not been allowed.
     """
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ReslabError(f"{where}: not JSON", got=str(error)) from None
-    if not isinstance(fields, dict):
-        raise ReslabError(where, expected="an object", got=type(fields).__name__)
+    fields = parse_record(text, where)
     config = load("base")
     fields = _SINCE | fields
     missing = sorted(set(dict(flatten(config))) - set(fields))
@@ -358,6 +360,9 @@ def check(config: ConfigDict) -> None:
                 raise ReslabError(
                     key, expected=f"at least {least}", got=str(fields[key])
                 )
+    for key, most in _AT_MOST.items():
+        if fields[key] > most:
+            raise ReslabError(key, expected=f"at most {most:,}", got=f"{fields[key]:,}")
     if not 0 <= fields["data.replay"] < 1:
         raise ReslabError(
             "data.replay",
@@ -385,6 +390,14 @@ _CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "precision.parameters": ("float32", "bfloat16", "float64"),
     "precision.compute": ("auto", "float32", "bfloat16", "float64"),
+}
+# Beyond these, work before the first step would have no end.
+_AT_MOST = {
+    "model.depth": 2**14,
+    "data.length": 2**31 - 1,
+    "data.workers": 2**10,
+    "train.accumulate": 2**20,
+    "mesh.cpu_devices": 2**10,
 }
 _AT_LEAST_ONE = (
     "model.features",

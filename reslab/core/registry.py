@@ -21,6 +21,7 @@ from typing import Any
 
 from reslab.core import foreign, imports
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.literals import LONGEST, check_plain
 
 FAMILIES: Mapping[str, str] = types.MappingProxyType(
     {
@@ -116,6 +117,8 @@ def parse(spec: str) -> Parsed:
     """
     form = "name or name(key=literal, ...)"
     try:
+        if len(spec) > LONGEST:
+            raise ValueError(f"{len(spec):,} characters")
         node = ast.parse(spec.strip(), mode="eval").body
         call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
         if call.args or not isinstance(call.func, ast.Name | ast.Attribute):
@@ -124,10 +127,13 @@ def parse(spec: str) -> Parsed:
         for keyword in call.keywords:
             if keyword.arg is None or keyword.arg in arguments:
                 raise ValueError("repeated or starred argument")
-            arguments[keyword.arg] = ast.literal_eval(keyword.value)
-    except (SyntaxError, ValueError, TypeError, AttributeError):
+            arguments[keyword.arg] = check_plain(ast.literal_eval(keyword.value))
+        return Parsed(ast.unparse(call.func), arguments)
+    except (
+        *(SyntaxError, ValueError, TypeError, AttributeError),
+        *(MemoryError, RecursionError),
+    ):
         raise ReslabError("malformed spec", expected=form, got=repr(spec)) from None
-    return Parsed(ast.unparse(call.func), arguments)
 
 
 @functools.cache

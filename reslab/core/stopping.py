@@ -4,35 +4,68 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
+
+# A terminal that is closed asks, too.
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP")
+    if hasattr(signal, name)
+)
 
 
 class StopRequest:
-    """Whether someone has asked to stop."""
+    """Whether someone has asked to stop.
 
-    is_set = False
+    Attributes:
+      is_set: Whether a signal has come since `listen`.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._previous: dict[signal.Signals, Any] | None = None
+
+    def listen(self) -> None:
+        """Takes the signals from now on; again does nothing."""
+        if self._previous is not None:
+            return
+        self._previous = {}
+        for number in _SIGNALS:
+            if signal.getsignal(number) is signal.SIG_IGN:  # As `nohup` has it.
+                continue
+            try:
+                self._previous[number] = signal.signal(number, self._ask)
+            except ValueError:  # Not the main thread.
+                return
+
+    def close(self) -> None:
+        """Gives the signals back."""
+        for number, handler in (self._previous or {}).items():
+            signal.signal(number, handler)
+        self._previous = None
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_set = True
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[StopRequest]:
-    """Turns SIGTERM and SIGINT into a request, so that work can be saved.
+def asked_to_stop(*, is_listening: bool = True) -> Iterator[StopRequest]:
+    """Turns SIGTERM, SIGHUP and SIGINT into a request, so that work can be saved.
 
     A second interrupt from the keyboard is not patient: it raises
     KeyboardInterrupt. Outside of the main thread the caller handles signals.
+
+    Args:
+      is_listening: Whether to begin at once. Until `listen`, a signal ends the
+        process, which is right where nothing could be saved and Python may not
+        come to handle it for minutes, as while a program is compiled.
     """
     request = StopRequest()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if request.is_set and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.is_set = True
-
-    try:
-        previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # Not the main thread.
-        yield request
-        return
+    if is_listening:
+        request.listen()
     try:
         yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        request.close()

@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
+from reslab.core.errors import ReslabError
 
 # The sublayers of a block that does not say how many it has.
 USUAL = 2
+# More layers are not traced in any time that a person would wait.
+DEEPEST = 2**14
 
 
 def table(sublayers: Iterable[int]) -> tuple[int, ...]:
@@ -35,8 +38,17 @@ def of_model(
       stack: Spec of the stack.
       blocks: Specs of the blocks, tiled over depth.
       depth: Layers with parameters of their own.
+
+    Raises:
+      ReslabError: If they are too many to be traced.
     """
     passes = registry.unbound("stacks", stack, blocks=(), depth=1).passes
+    if passes * depth > DEEPEST:
+        raise ReslabError(
+            "model.depth",
+            expected=f"at most {DEEPEST:,} layers, in all passes of the stack",
+            got=f"{passes * depth:,}",
+        )
     made = [registry.unbound("blocks", spec) for spec in blocks]
     counts = [getattr(block, "sublayers", USUAL) for block in made]
     return table(passes * [counts[layer % len(counts)] for layer in range(depth)])

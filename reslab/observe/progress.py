@@ -40,7 +40,8 @@ def progress(
     On a terminal: a bar that redraws itself. Elsewhere: the first and the last
     update and between them at most one line every `every` seconds, such as
     `train 120/1000  loss 2.3456  bpb 3.384  12,345 tokens/s  ETA 1m20s`.
-    In a multi-process run one process shows progress, the others are silent.
+    In a multi-process run one process shows progress, the others are silent. A
+    reader that leaves, or a terminal that is closed, ends the display alone.
 
     Args:
       total: The step at which the run ends.
@@ -58,9 +59,13 @@ def progress(
         yield _Nothing()
         return
     stream = sys.stderr if stream is None else stream
+    if stream is None:  # Closed before Python began.
+        yield _Nothing()
+        return
+    shown: Any = _Shown(stream)
     pace = _Pace(total, clock)
-    if not stream.isatty():
-        lines = _Lines(total, label, every, stream, clock, pace)
+    if not shown.isatty():
+        lines = _Lines(total, label, every, shown, clock, pace)
         try:
             yield lines
         finally:
@@ -76,11 +81,39 @@ def progress(
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.description}", markup=False),
-        console=Console(file=stream),
+        console=Console(file=shown),
         # The bar takes over prints to the terminal, never those to a pipe.
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     ) as bar:
         yield _Bar(bar, bar.add_task("", total=total, completed=start), pace)
+
+
+class _Shown:
+    """A stream whose failure is silence: a display never ends the work.
+
+    Its reader may leave, its terminal be closed.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Nothing:

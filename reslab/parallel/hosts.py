@@ -118,7 +118,17 @@ def configure_cpu(devices: int) -> None:
     Args:
       devices: Number of CPU devices. Nothing changes where XLA_FLAGS already
         sets their number.
+
+    Raises:
+      ReslabError: If they are far more than this machine has cores.
     """
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if devices > most:
+        raise ReslabError(
+            "mesh.cpu_devices",
+            expected=f"at most {most} on this machine",
+            got=f"{devices:,}",
+        )
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     if devices > 1:
@@ -203,8 +213,14 @@ def asked_to_stop_together() -> Iterator[Callable[[int], bool]]:
       A function of the step, to be asked after every step.
     """
     if jax.process_count() == 1:
-        with asked_to_stop() as request:
-            yield lambda step: request.is_set
+        # Before the first step is compiled there is nothing to save.
+        with asked_to_stop(is_listening=False) as request:
+
+            def is_asked(step: int) -> bool:
+                request.listen()
+                return request.is_set
+
+            yield is_asked
         return
     # JAX has taken SIGTERM for itself: a notice to one process is one to all.
     yield multihost_utils.reached_preemption_sync_point

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.records import read_record
 from reslab.core.storage import local_path
 from reslab.study.algebra import Case, Sweep
 
@@ -143,8 +144,12 @@ def load_study(source: str) -> tuple[str, Study]:
     Raises:
       ReslabError: If there is no such file, or it makes no study.
     """
-    file, _, scale = source.partition(":")
-    path = pathlib.Path(file)
+    path, scale = pathlib.Path(source), ""
+    if not path.is_file():
+        # From the right: a directory may have a colon in its name.
+        file, _, scale = source.rpartition(":")
+        path = pathlib.Path(file or source)
+    file = str(path)
     if not path.is_file():
         raise ReslabError(f"no study {file!r}", expected="a file with get_study()")
     scales = [scale] if scale else []
@@ -317,7 +322,11 @@ def finished_runs(directory: str | pathlib.Path) -> list[pathlib.Path]:
     record = directory / "study.json"
     if not record.is_file():
         return []
-    runs = [
-        directory / run["directory"] for run in json.loads(record.read_text())["runs"]
-    ]
+    try:
+        runs = [
+            directory / run["directory"]
+            for run in read_record(record, {"runs": list})["runs"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ReslabError(f"{record}", expected="a study", got=f"no {error}") from None
     return [run for run in runs if (run / "result.json").is_file()]

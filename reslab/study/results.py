@@ -13,6 +13,7 @@ import numpy as np
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.exits import DIVERGED
+from reslab.core.records import read_record
 from reslab.observe.writers import jsonl
 from reslab.train.run import Run
 
@@ -228,7 +229,7 @@ def read_results(
 
 def _read_study(folder: pathlib.Path) -> Results:
     path = folder / "study.json"
-    study = _read_json(path)
+    study = read_record(path)
     try:
         cases = list(study["cases"])
         baselines = {case: study["baselines"].get(case) for case in cases}
@@ -296,7 +297,7 @@ def _read_run(
     folder: pathlib.Path, case: str, seed: int | None, sha256: str | None
 ) -> Outcome:
     failure = folder / "failed.json"
-    failed = _read_json(failure) if failure.is_file() else {}
+    failed = read_record(failure) if failure.is_file() else {}
     message = str(failed.get("message", ""))
     diverged = failed.get("exit_code") == DIVERGED
     if not (folder / "config.json").is_file():
@@ -307,7 +308,9 @@ def _read_run(
     run = Run(folder)
     config = run.config(is_inert=True)
     # Of the text: an older version's config has fewer fields than it is read with.
-    written = configs.sha256_of_text((folder / "config.json").read_text())
+    written = configs.sha256_of_text(
+        (folder / "config.json").read_text(encoding="utf-8")
+    )
     if sha256 not in (None, written):
         raise ReslabError(
             f"{folder} is not the run that the study planned",
@@ -315,7 +318,7 @@ def _read_run(
             got=written[:12],
             hint="run the sweep again",
         )
-    result = _read_json(folder / "result.json", {})
+    result = run.result()
     if result:
         state, message = "finished", ""
     elif failed:
@@ -336,8 +339,8 @@ def _read_run(
         message,
         dict(configs.flatten(config)),
         run.record() if (folder / "run.json").is_file() else {},
-        sorted(_lines(folder / "metrics.jsonl"), key=lambda row: row["step"]),
-        result or None,
+        sorted(map(_numbers, _lines(folder / "metrics.jsonl")), key=_step),
+        result,
         dict(sorted(looks.items())),
         folder.name,
     )
@@ -347,18 +350,13 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return jsonl.read(path) if path.is_file() else []
 
 
-def _read_json(path: pathlib.Path, default: Any = None) -> dict[str, Any]:
-    if default is not None and not path.is_file():
-        return default
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ReslabError(f"{path}", expected="JSON", got=str(error)) from None
-    if not isinstance(content, dict):
-        raise ReslabError(
-            f"{path}", expected="an object", got=type(content).__name__
-        ) from None
-    return content
+def _step(row: Mapping[str, Any]) -> int:
+    return row["step"]
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics; lists are of probes."""
+    return {key: value for key, value in row.items() if not isinstance(value, list)}
 
 
 def _check_once(runs: Sequence[Outcome]) -> None:

@@ -19,6 +19,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.exits import DIVERGED, STOPPED
 from reslab.core.files import make_directory, scratch_directory, write_whole
 from reslab.core.inside import check_links, open_inside
+from reslab.core.records import read_record
 from reslab.core.stopping import StopRequest, asked_to_stop
 from reslab.core.storage import storage_error
 from reslab.observe.progress import progress
@@ -134,7 +135,7 @@ def _is_settled(directory: pathlib.Path, is_retrying: bool) -> bool:
     failed = directory / "failed.json"
     if not failed.is_file() or is_retrying:
         return False
-    return json.loads(failed.read_text())["exit_code"] == DIVERGED
+    return read_record(failed).get("exit_code") == DIVERGED
 
 
 def _failure(directory: pathlib.Path) -> str | None:
@@ -143,7 +144,7 @@ def _failure(directory: pathlib.Path) -> str | None:
         return None
     failed = directory / "failed.json"
     if failed.is_file():
-        return json.loads(failed.read_text())["message"]
+        return str(read_record(failed).get("message", ""))
     return "not finished"
 
 

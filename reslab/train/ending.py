@@ -3,9 +3,7 @@
 import sys
 import traceback
 
-from reslab.core.errors import ReslabError
-from reslab.core.exits import BAD_INPUT, DIVERGED, INTERNAL, INTERRUPTED, STOPPED
-from reslab.core.storage import StorageFailed, is_transient
+from reslab.core.exits import DIVERGED, INTERNAL, INTERRUPTED, STOPPED, explain
 from reslab.parallel.hosts import leave_alone
 from reslab.train.loop import Diverged, Stopped
 
@@ -35,11 +33,9 @@ def end(error: BaseException, prefix: str = "") -> int:
         code = DIVERGED
     elif isinstance(error, KeyboardInterrupt):
         code = INTERRUPTED
-    elif isinstance(error, ReslabError):
-        print(f"{prefix}{error}", file=sys.stderr)
-        code = BAD_INPUT
-    elif isinstance(error, StorageFailed) or is_transient(error):
-        print(f"{prefix}{error}", file=sys.stderr)
+    elif (explained := explain(error)) is not None:
+        code, line = explained
+        print(f"{prefix}{line}", file=sys.stderr)
     else:
         traceback.print_exception(error)
     leave_alone(code)

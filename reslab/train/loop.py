@@ -36,6 +36,7 @@ from reslab.train.checkpoint import Checkpoints, Restored
 from reslab.train.continuation import inherited
 from reslab.train.cost import training_flops_per_unit
 from reslab.train.evaluate import Evaluator
+from reslab.train.memory import check_memory
 from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
@@ -81,6 +82,7 @@ def prepare(config: ConfigDict) -> Setup:
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     setup = make_setup(config, mesh)
+    check_memory(setup)
     check_same("the corpus", setup.task.record()["sha256"])
     return setup
 

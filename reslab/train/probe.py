@@ -23,6 +23,7 @@ from reslab.observe.writers import jsonl
 from reslab.parallel.compiler import compiler_options
 from reslab.parallel.mesh import batch_parts, make_mesh, place_on, replicated, use_mesh
 from reslab.train.checkpoint import Checkpoints
+from reslab.train.memory import check_memory
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
 from reslab.train.step import (
@@ -193,6 +194,7 @@ def inspect_run(
     run = Run(pathlib.Path(directory))
     config = run.config()
     setup = _setup_here(config)
+    check_memory(setup)
     run.check_corpus(setup.task.record()["sha256"])
     mesh = setup.mesh
     if specs is None:

@@ -18,7 +18,19 @@ from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.files import make_directory, write_whole
 from reslab.core.inside import check_links, open_inside
+from reslab.core.records import Form, read_record
 from reslab.core.storage import local_path, storage_error, storage_errors
+
+# Fields of run.json that are read by name.
+_FORM: Form = {
+    "config_sha256": str,
+    "corpus": {"sha256": str},
+    "environment": {},
+    "memory": {},
+    "mesh": {},
+    "parameters": int,
+    "training_flops_per_token": int,
+}
 
 
 class InUse(ReslabError):
@@ -62,34 +74,36 @@ class Run:
             raise ReslabError(
                 f"{self.directory}", expected="a run directory", got="no config.json"
             )
-        text = path.read_text()
+        text = path.read_bytes()
         config = configs.from_json(text, str(path), is_inert=is_inert)
         if (self.directory / "run.json").is_file():
             recorded = self.record().get("config_sha256")
             # Of the text, not the config: an older version knew fewer fields.
-            if recorded != configs.sha256_of_text(text):
+            if recorded != configs.sha256_of_text(text.decode()):
                 raise ReslabError(
                     f"{path} was changed since the run began",
                     expected=f"sha256 {str(recorded)[:12]}",
-                    got=configs.sha256_of_text(text)[:12],
+                    got=configs.sha256_of_text(text.decode())[:12],
                     hint="train a new run with --config or --set",
                 )
         return config
 
     def record(self) -> dict[str, Any]:
         """Reads `run.json`."""
-        path = self.directory / "run.json"
-        try:
-            return json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ReslabError(
-                f"{path}", expected="the record of a run", got=str(error)
-            ) from None
+        return read_record(self.directory / "run.json", _FORM)
 
     def result(self) -> dict[str, Any] | None:
         """Reads `result.json`; None while the run has not ended."""
         path = self.directory / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_record(path)
+        for key, value in found.items():
+            if not isinstance(value, int | float):
+                raise ReslabError(
+                    f"{path}: {key}", expected="a number", got=type(value).__name__
+                )
+        return found
 
     def open(self, config: ConfigDict, about: Mapping[str, Any]) -> bool:
         """Creates the directory, or checks that it holds this very run.

@@ -81,9 +81,17 @@ def _record(line: str) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and "step" in record else None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    return record if all(map(_is_number, record.values())) else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_number, value))
+    return value is None or isinstance(value, int | float)
 
 
 def _number(value: Any) -> Any:

@@ -1,0 +1,61 @@
+"""Types of options on the command line: `argparse` says what was expected."""
+
+import argparse
+import math
+import os
+import pathlib
+from collections.abc import Callable
+
+
+def place(text: str) -> str:
+    """A path, or a name; `~` is the home directory, however it was quoted."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a name in UTF-8; got {text!r}"
+        ) from None
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a path; got {text!r}")
+    if any(len(os.fsencode(part)) > 255 for part in pathlib.PurePath(text).parts):
+        raise argparse.ArgumentTypeError(
+            f"expected a name of at most 255 bytes; got {text!r}"
+        )
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(pathlib.Path(text).expanduser())
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"no home directory for {text!r}") from None
+
+
+def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """A whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(_expected(least, most, 2**62, text))
+        return value
+
+    parse.__name__ = "int"  # `invalid int value`, says argparse.
+    return parse
+
+
+def number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """A finite number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not (least <= value <= most and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(_expected(least, most, 1e300, text))
+        return value
+
+    parse.__name__ = "float"
+    return parse
+
+
+def _expected(least: float, most: float, large: float, text: str) -> str:
+    form = "a finite number, " if isinstance(most, float) and most > large else ""
+    end = f" and at most {most}" if most < large else ""
+    return f"expected {form}at least {least}{end}; got {text!r}"

@@ -1,0 +1,75 @@
+"""Standard streams that outlive their reader: work goes on when no one listens."""
+
+import errno
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+# The reader, or the terminal, is gone; anything else is an error of the machine.
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
+
+
+class _Output(io.FileIO):
+    """A file descriptor that takes everything, and remembers why it could not.
+
+    Attributes:
+      failure: The first error that was not a reader that left, or None.
+    """
+
+    failure: OSError | None = None
+    _is_deaf = False
+
+    def write(self, data: Any, /) -> int:
+        """Writes, or drops `data` from the first error on."""
+        if not self._is_deaf:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self._is_deaf = True
+                if error.errno not in _GONE:
+                    self.failure = OSError(
+                        error.errno, error.strerror, "standard output"
+                    )
+        return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Replaces standard output and error by streams that never end the work.
+
+    A reader that left, a terminal that was closed or a character that the encoding
+    lacks is no reason to stop. A stream that was closed from the start is
+    `os.devnull`; its number is taken, so that no file of a run gets it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            _take(number)
+    sys.stdout = _replacement(sys.stdout, 1)
+    sys.stderr = _replacement(sys.stderr, 2)
+
+
+def _take(number: int) -> None:
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+
+
+def _replacement(stream: TextIO | None, number: int) -> TextIO:
+    raw = _Output(number, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",
+        # As Python does: whole lines for a person, blocks for a file.
+        line_buffering=number == 2 or raw.isatty(),
+    )
+
+
+def write_failure() -> OSError | None:
+    """Flushes standard output; the error, such as a full disk, that lost some of it."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.failure if isinstance(raw, _Output) else None

@@ -1,0 +1,118 @@
+"""Memory that a run needs at least, before anything is allocated."""
+
+import math
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from reslab.core.errors import ReslabError
+from reslab.core.types import SEQUENCE_AXIS
+from reslab.parallel.mesh import batch_parts, device_bytes
+from reslab.train.state import Setup
+
+# The limit of a container, in either version of control groups.
+_LIMITS = (
+    pathlib.Path("/sys/fs/cgroup/memory.max"),
+    pathlib.Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def host_bytes() -> int | None:
+    """Memory of this machine, or what its container may use; None if unknown."""
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (ValueError, OSError, AttributeError):
+        return None
+    for path in _LIMITS:
+        try:
+            found.append(int(path.read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found)
+
+
+def available_bytes(device: jax.Device) -> int | None:
+    """Memory of a device; that of the machine for a CPU; None where it is unknown.
+
+    The CPU devices of a process share its machine.
+    """
+    if device.platform == "cpu":
+        total = host_bytes()
+        return None if total is None else total // max(1, len(jax.local_devices()))
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit")
+    except (jax.errors.JaxRuntimeError, NotImplementedError):
+        return None  # As of a device that is compiled for and absent.
+
+
+def least_bytes(setup: Setup, *, is_training: bool = True) -> dict[str, int]:
+    """A lower bound of what one device must hold at once, part by part.
+
+    The residual stream stands for all activations: one copy of it in evaluation,
+    and while training one for every layer, whose input the backward pass reads.
+
+    Args:
+      setup: The run.
+      is_training: Whether it is trained, or only evaluated.
+    """
+    config, shapes, mesh = setup.config, setup.shapes, setup.mesh
+    found = {"parameters": device_bytes(shapes.params)}
+    rows = math.ceil(config.eval.batch / batch_parts(mesh))
+    copies = 1
+    if is_training:
+        found["optimizer state"] = device_bytes(shapes.opt_state)
+        parts = batch_parts(mesh) * config.train.accumulate
+        trained = math.ceil(config.data.batch / parts)
+        layers = config.model.depth if _keeps_every_layer(setup) else 1
+        rows, copies = max((rows, 1), (trained, layers), key=math.prod)
+    if setup.task.unit == "tokens":
+        tokens = rows * math.ceil(config.data.length / mesh.shape.get(SEQUENCE_AXIS, 1))
+        width = config.model.features * jnp.dtype(setup.model.dtype).itemsize
+        found["activations"] = copies * tokens * width
+    return found
+
+
+def _keeps_every_layer(setup: Setup) -> bool:
+    """Whether the backward pass surely reads the input of every layer."""
+    config = setup.config
+    parts = f"{config.model.block} {config.model.residual} {config.model.stack}"
+    # What is frozen needs no gradient, hence no activations.
+    return "reversible" not in parts and "freeze" not in str(config.optim.groups)
+
+
+def check_memory(setup: Setup, *, is_training: bool = True) -> None:
+    """Checks that a run can fit the devices that are to run it.
+
+    Args:
+      setup: The run.
+      is_training: Whether it is trained, or only evaluated.
+
+    Raises:
+      ReslabError: If even the lower bound does not fit.
+    """
+    device = setup.mesh.devices.flat[0]
+    limit = available_bytes(device)
+    parts = least_bytes(setup, is_training=is_training)
+    needed = sum(parts.values())
+    if limit is None or needed <= limit:
+        return
+    largest = max(parts, key=lambda part: parts[part])
+    hint = {
+        "activations": "a smaller data.batch, data.length or eval.batch, or a larger "
+        "train.accumulate",
+    }.get(
+        largest, "a smaller model.features or model.depth, or mesh.fsdp on more chips"
+    )
+    listed = ", ".join(f"{part} {_gib(size)}" for part, size in parts.items())
+    raise ReslabError(
+        "not enough memory",
+        expected=f"at most {_gib(limit)} for each {device.platform} device",
+        got=f"an estimate of at least {_gib(needed)} ({listed})",
+        hint=hint,
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size < 2**80 else f"{size:.1e} bytes"

@@ -1,0 +1,121 @@
+"""Streams, literals, records and options: what a person or a disk may hold."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+
+from reslab.core.errors import ReslabError
+from reslab.core.literals import literal
+from reslab.core.options import number, place, whole
+from reslab.core.records import read_record
+from reslab.observe.progress import progress
+
+PROGRAM = """
+import os, sys
+from reslab.core.streams import outlive_readers, write_failure
+outlive_readers()
+for _ in range(3):
+    print("told \\u0441 " * 5000, flush=True)
+    print("told \\udce9 " * 5000, file=sys.stderr, flush=True)
+assert os.open(os.devnull, os.O_RDONLY) > 2
+os._exit(7 if write_failure() else 5)
+"""
+
+
+@pytest.mark.parametrize(
+    "redirection, code",
+    [
+        ("2>&1 | head -c 9", 5),
+        (">&-", 5),
+        (">&- 2>&-", 5),
+        ("<&- >/dev/null 2>&1", 5),
+        (">/dev/full", 7),
+    ],
+)
+def test_work_outlives_its_readers(redirection, code):
+    done = subprocess.run(
+        [
+            *("bash", "-c"),
+            f'"{sys.executable}" -c "$PROGRAM" {redirection}; exit ${{PIPESTATUS[0]}}',
+        ],
+        env={**os.environ, "PROGRAM": PROGRAM, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr[-500:]
+
+
+class Gone:
+    def __init__(self, error, is_terminal):
+        self.error, self.is_terminal = error, is_terminal
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise self.error
+
+    flush = lambda self: self.write("")  # noqa: E731
+    isatty = lambda self: self.is_terminal  # noqa: E731
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "EIO"), ValueError()])
+def test_a_display_that_is_gone_ends_nothing(error, is_terminal):
+    with progress(2, stream=Gone(error, is_terminal)) as bar:
+        bar.update(1, {"loss": 1.0})
+        bar.update(2, {"loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{{}: 1}", "{[]: 1}", "{1: 2}", "1j", "b'x'", "{1, 2}", "...", "f(1)"),
+        *("9" * 30, "9" * 6000, "1e999", "-1e999", "[" * 5000, "-" * 5000 + "1"),
+        *("[" * 40 + "]" * 40, "'" + "x" * 30_000 + "'", "'\0"),
+    ],
+)
+def test_what_is_no_plain_literal(text):
+    with pytest.raises(ValueError):
+        literal(text)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b'{"a": "\xff"}', "UTF-8"),
+        (b"{", "not JSON"),
+        (b"[]", "an object"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"a": ' + b"9" * 6000 + b"}", "not JSON"),
+        (b'{"part": 3}', "part: expected an object"),
+    ],
+)
+def test_damaged_records(content, words, tmp_path):
+    path = tmp_path / "record.json"
+    path.write_bytes(content)
+    with pytest.raises(ReslabError, match=words):
+        read_record(path, {"part": {}})
+
+
+def test_a_record_that_begins_with_a_mark(tmp_path):
+    (tmp_path / "record.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_record(tmp_path / "record.json") == {"a": 1}
+
+
+def test_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert place("~/x") == str(tmp_path / "x")
+    assert place("a b") == "a b"
+    for text in ("", "a\0b", "r\udce9n", "x" * 300, "\x1b[31m", "~nobody-here/x"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            place(text)
+
+
+@pytest.mark.parametrize("kind", [whole(0, 9), number(0, 9)])
+@pytest.mark.parametrize("text", ["-1", "10", "nan", "inf", "9" * 6000, "x", ""])
+def test_numbers_out_of_range(kind, text):
+    with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+        kind(text)

@@ -152,8 +152,8 @@ def update(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> ConfigDi
     Raises:
       ReslabError: On an unknown field or a value of the wrong type.
     """
+    known = dict(flatten(config))
     for key, value in overrides:
-        known = dict(flatten(config))
         if key not in known:
             if any(name.startswith(key + ".") for name in known):
                 raise ReslabError(
@@ -165,7 +165,7 @@ def update(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> ConfigDi
         *path, leaf = key.split(".")
         for part in path:
             node = node[part]
-        node[leaf] = _coerce(key, known[key], value)
+        node[leaf] = known[key] = _coerce(key, known[key], value)
     return config
 
 

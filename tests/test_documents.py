@@ -4,6 +4,7 @@ import csv
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_the_tutorial_runs(tmp_path):
     page = (tmp_path / "runs" / "lab" / "report.html").read_text()
     assert "leaky" in page
     assert "KL(lens" in page
+
+
+def test_the_loop_to_fork_trains(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["loop.py", "21"])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        runpy.run_path(str(TUTORIAL.with_name("loop.py")))
+    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 3
+    assert losses[2] < losses[1] < losses[0]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

@@ -23,6 +23,15 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda c: c[0].encode("unicode_escape").decode(), text)
 
 
+def escaped(text: str) -> str:
+    r"""Escapes what would not be shown as itself, tabs and ends of lines included.
+
+    >>> print(escaped("a\nb"))
+    a\nb
+    """
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def one_line(text: str, longest: int = _LONGEST_PART) -> str:
     r"""Makes a text one printable line of bounded length.
 
@@ -30,7 +39,7 @@ def one_line(text: str, longest: int = _LONGEST_PART) -> str:
     a\nb...cc
     """
     text = text[: 4 * longest]  # Escaping more than is shown would take long.
-    text = printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    text = escaped(text)
     text = re.sub(rf"\S{{{LONGEST_VALUE + 1},}}", lambda word: _cut(word[0]), text)
     return _cut(text, longest)
 

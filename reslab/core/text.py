@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from reslab.core.errors import printable
+from reslab.core.errors import escaped, printable
+
+# Spreadsheets take what begins so for a formula, which may read files and send them.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class PrintableStream:
@@ -30,6 +33,26 @@ class PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A value for CSV that no spreadsheet takes for a formula; numbers stay numbers.
+
+    >>> spreadsheet_cell("=1+1"), spreadsheet_cell(-1.5), spreadsheet_cell("-1.5")
+    ("'=1+1", -1.5, '-1.5')
+    """
+    if not isinstance(value, str):
+        return value
+    is_formula = value.startswith(_FORMULA) and not _is_number(value)
+    return ("'" if is_formula else "") + escaped(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -4,7 +4,8 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from reslab.core.text import aligned
+from reslab.core.errors import escaped, printable
+from reslab.core.text import aligned, spreadsheet_cell
 
 _NUMBER = re.compile(
     r"[-+<]?[\d.,]+(e[-+]?\d+)?( [KMG]?i?B)?|\[[^\]]*\]|—"  # A number or an interval.
@@ -34,11 +35,13 @@ class Table:
     def tsv(self) -> str:
         """The table as tab-separated lines, to be copied into anything."""
         rows = [self.header, *self.rows]
-        return "\n".join("\t".join(" ".join(c.split()) for c in row) for row in rows)
+        cells = ((spreadsheet_cell(" ".join(c.split())) for c in row) for row in rows)
+        return "\n".join(map("\t".join, cells))
 
     def text(self) -> str:
         """The table for a terminal."""
-        return "\n".join(aligned([tuple(self.header), *map(tuple, self.rows)]))
+        rows = [self.header, *self.rows]
+        return "\n".join(aligned([tuple(map(escaped, row)) for row in rows]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +105,14 @@ def to_markdown(document: Document) -> str:
 
 def _paragraph(part: Text) -> str:
     if part.kind == "code":
-        return f"```\n{part.text}\n```"
-    return (
-        f"**Note.** {_plain(part.text)}" if part.kind == "mark" else _plain(part.text)
-    )
+        # Longer than any fence in the text, which would end it.
+        longest = max(map(len, re.findall("`+", part.text)), default=0)
+        fence = "`" * max(3, longest + 1)
+        return f"{fence}\n{printable(part.text)}\n{fence}"
+    if part.kind == "mark":
+        return f"**Note.** {_plain(part.text)}"
+    # What would begin a heading, a list, a quotation or a rule.
+    return re.sub(r"^(\d*)([-+#>=.)])", r"\1\\\2", _plain(part.text))
 
 
 def _markdown_table(table: Table) -> str:
@@ -113,11 +120,18 @@ def _markdown_table(table: Table) -> str:
     rule = ["---:" if table.is_numeric(i) else "---" for i in columns]
     lines = [table.header, rule, *table.rows]
     return "\n".join(
-        "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |"
-        for line in lines
+        "| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines
     )
 
 
+# What Markdown would make an image, a link, emphasis, code, math or a cell of.
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=www)(?=\.)")
+
+
 def _plain(text: str) -> str:
-    """One line without HTML: Markdown would pass it on."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    """One line that Markdown shows as it is, with neither markup nor HTML."""
+    text = escaped(" ".join(text.split()))
+    if re.fullmatch(r"[-+\d.,e \[\]]+", text):  # A number or an interval.
+        return text
+    text = _MARKUP.sub(lambda found: f"\\{found[0]}", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("://", "\\://")

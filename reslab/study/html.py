@@ -2,6 +2,7 @@
 
 import html
 
+from reslab.core.errors import printable
 from reslab.study.document import Document, Figure, Section, Table, Text
 
 _STYLE = """
@@ -67,7 +68,7 @@ def to_html(document: Document) -> str:
     """The report as a page that needs nothing but itself."""
     title = html.escape(document.title)
     body = "\n".join(_section(section) for section in document.sections)
-    return (
+    page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # No request leaves the page, whatever a name in it may say.
@@ -76,6 +77,7 @@ def to_html(document: Document) -> str:
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
     )
+    return printable(page)
 
 
 _NARROW = 3  # Drawings of a figure that fills half a page: two maps and their key.

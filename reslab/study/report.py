@@ -13,6 +13,7 @@ import numpy as np
 from reslab.core.errors import ReslabError
 from reslab.core.files import make_directory, write_whole
 from reslab.core.storage import local_path, storage_error
+from reslab.core.text import spreadsheet_cell
 from reslab.study import figures
 from reslab.study.comparison import (
     LEVEL,
@@ -607,5 +608,6 @@ def _comparison_rows(tokens: Sequence[Row], time: Sequence[Row]) -> list[list[An
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([spreadsheet_cell(cell) for cell in row] for row in rows)
     return text.getvalue()

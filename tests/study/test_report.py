@@ -7,7 +7,9 @@ import re
 
 import pytest
 
+from reslab.cli import main
 from reslab.core.errors import ReslabError
+from reslab.study.document import Document, Section, Text, to_markdown
 from reslab.study.report import answer, write_report
 
 
@@ -192,3 +194,46 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, places):
         write_report([places], tmp_path / "file" / "report.html")
     with pytest.raises(ReslabError, match=r"--out: expected a file name\.html"):
         write_report([places], tmp_path / "report.txt")
+
+
+HOSTILE = {
+    '=HYPERLINK("http://x")': {"level": 2.0},
+    "![](http://x) |\n# a": {"level": 2.1, "model__placement": "post"},
+    "\x1b[31mred\x1b[0m\u202e": {"level": 2.2, "model__norm": "layer"},
+    "-1": {"level": 2.3, "model__residual": "rezero"},
+    "@SUM(A1)\t`<img src=x>`": {"level": 2.4, "model__depth": 5},
+}
+
+
+def test_names_are_neither_formulas_nor_markup_nor_commands(
+    tmp_path, study_writer, capsys
+):
+    folder = study_writer(tmp_path / "study", HOSTILE, seeds=2)
+    assert main(["report", str(folder)]) == 0
+    said = capsys.readouterr().out
+    texts = {p.suffix: p.read_bytes().decode() for p in folder.glob("report.*")}
+    assert {".html", ".md", ".csv"} <= texts.keys()
+    for text in (said, *texts.values()):
+        assert not set(text) & {"\x1b", "\u202e", "\r"}
+    assert "\\x1b[31mred" in said
+    for name in ("report.csv", "report-comparisons.csv"):
+        found = rows_of(folder / name)
+        for row in found:
+            for key, cell in row.items():
+                is_formula = cell.startswith(("=", "+", "-", "@", "\t"))
+                assert not is_formula or float(cell) < 0, (key, cell)
+        assert '\'=HYPERLINK("http://x")' in {row["case"] for row in found}
+        assert "-1" in {row["case"] for row in found}
+    markdown = texts[".md"]
+    for markup in (r"!\[", r"[^\\]\]\(", "<img", "\n# a", "http://", " `"):
+        assert not re.search(markup, markdown), markup
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    bars = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if "img" in line}
+    assert bars and bars <= {
+        len(re.findall(r"(?<!\\)\|", line)) for line in lines if "-1 |" in line
+    }
+
+
+def test_code_in_markdown_ends_at_its_own_fence():
+    text = to_markdown(Document("t", [Section("s", [Text("a\n```\n# b", "code")])]))
+    assert "````\na\n```\n# b\n````" in text

@@ -9,7 +9,6 @@ import itertools
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.python import command
 from reslab.observe.environment import environment
 from reslab.ops.catalogue import OPERATIONS, Case, Loop, cases
 from reslab.parallel.aot import bundles
@@ -230,7 +230,7 @@ def compiled(
     request = operations, target, shapes, dtype, implementations, directions
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "reslab.bench", json.dumps([*request, directory])],
+            command("reslab.bench", json.dumps([*request, directory])),
             env={**variables, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
@@ -400,6 +400,8 @@ def as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-if __name__ == "__main__":
-    found = [dataclasses.asdict(row) for row in _in_process(*json.loads(sys.argv[1]))]
+def main(request: str) -> int:
+    """Compiles what another process asks for, and prints the rows as JSON."""
+    found = [dataclasses.asdict(row) for row in _in_process(*json.loads(request))]
     print(json.dumps(found))
+    return 0

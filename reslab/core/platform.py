@@ -1,5 +1,6 @@
 """Which kind of device the program being written will run on, and what it needs."""
 
+import os
 from typing import TypeVar
 
 import jax
@@ -37,3 +38,16 @@ def computed_once(tree: T) -> T:
       The same arrays.
     """
     return jax.lax.optimization_barrier(tree) if platform() == "cpu" else tree
+
+
+def available_cores() -> tuple[int, ...]:
+    """The CPU cores that this process may use, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def cpu_threads() -> int:
+    """The threads by which XLA divides work on a CPU; results depend on them."""
+    asked = os.environ.get("NPROC", "")
+    return int(asked) if asked.isdigit() else len(available_cores())

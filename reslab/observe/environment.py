@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import reslab
+from reslab.core.platform import cpu_threads
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint")
 _PACKAGES += ("grain", "numpy")
@@ -23,8 +24,8 @@ def environment() -> dict[str, Any]:
 
     Returns:
       `versions` (of the packages that are installed), `platform`, `device_kind`,
-      `device_count`, `process_count`, `cpu_count`, `flags` (those set among
-      `XLA_FLAGS` and `LIBTPU_INIT_ARGS`) and `commit` (None outside a checkout).
+      `device_count`, `process_count`, `cpu_count`, `cpu_threads`, `flags` (those set
+      among `XLA_FLAGS` and `LIBTPU_INIT_ARGS`) and `commit` (None outside a checkout).
     """
     versions = {"python": platform.python_version(), "reslab": reslab.__version__}
     versions |= {p: v for p in _PACKAGES if (v := _version(p)) is not None}
@@ -37,6 +38,7 @@ def environment() -> dict[str, Any]:
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "cpu_count": os.cpu_count(),
+        "cpu_threads": cpu_threads(),
         "flags": {name: os.environ[name] for name in flags if name in os.environ},
         "commit": _commit(pathlib.Path(reslab.__file__).parent),
     }

@@ -108,7 +108,7 @@ def _leaving_after(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def configure_cpu(devices: int) -> None:
+def configure_cpu(devices: int, cores: int | None = None) -> None:
     """Makes JAX see a CPU as that many devices; call before the first array.
 
     XLA's in-process collectives block a thread of its pool for each device. With
@@ -118,6 +118,8 @@ def configure_cpu(devices: int) -> None:
     Args:
       devices: Number of CPU devices. Nothing changes where XLA_FLAGS already
         sets their number.
+      cores: Cores to divide work by, whichever the process may use: sums are rounded
+        by their number. Those that it may use if None.
 
     Raises:
       ReslabError: If they are far more than this machine has cores.
@@ -129,10 +131,12 @@ def configure_cpu(devices: int) -> None:
             expected=f"at most {most} on this machine",
             got=f"{devices:,}",
         )
+    # XLA reads the size of its pool from NPROC.
+    if cores is not None:
+        os.environ["NPROC"] = str(max(8, 4 * devices, cores) if devices > 1 else cores)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     if devices > 1:
-        # XLA reads the size of its pool from here.
         os.environ.setdefault("NPROC", str(max(8, 4 * devices, os.cpu_count() or 1)))
         jax.config.update("jax_num_cpu_devices", devices)
 

@@ -30,6 +30,8 @@ class Study:
         is compared to the case that is the same but for these), or None.
       overrides: Fields that all cases share.
       once: Names of the cases that are run with the first seed alone.
+      cores: Cores of a CPU that each run computes with, since results depend on their
+        number; 0 takes those of the machine that the study is begun on.
     """
 
     question: str
@@ -39,6 +41,7 @@ class Study:
     baseline: str | Mapping[str, Any] | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     once: Sequence[str] = ()
+    cores: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -216,6 +219,8 @@ def _check(study: Study) -> None:
         if not isinstance(getattr(study, name), kinds):
             got = type(getattr(study, name)).__name__
             raise ReslabError(f"study: {name}", expected=str(kinds), got=got)
+    if type(study.cores) is not int or study.cores < 0:
+        raise ReslabError("study: cores", expected="0 or more", got=repr(study.cores))
     for one in study.cases:
         if not isinstance(one, Case):
             raise ReslabError(

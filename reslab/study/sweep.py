@@ -12,13 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import reslab
 from reslab.core import config as configs
 from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.core.exits import DIVERGED, STOPPED
 from reslab.core.files import make_directory, scratch_directory, write_whole
 from reslab.core.inside import check_links, open_inside
+from reslab.core.platform import available_cores
+from reslab.core.python import command
 from reslab.core.records import read_record
 from reslab.core.stopping import StopRequest, asked_to_stop
 from reslab.core.storage import storage_error
@@ -27,17 +28,7 @@ from reslab.study.plan import Plan, PlannedRun
 from reslab.study.worker import CORES
 from reslab.train.run import Run
 
-# This installation and no other that lies where the sweep is started.
-_WORKER = """
-import json, sys
-root, path = json.loads(sys.argv.pop(1))
-sys.path[:] = [root]
-import reslab
-sys.path[:] = path
-from reslab.study.worker import main
-sys.exit(main(*sys.argv[1:]))
-"""
-_ROOT = pathlib.Path(reslab.__file__).resolve().parent.parent
+_WORKER = "reslab.study.worker"
 
 
 class SweepStopped(Exception):
@@ -92,13 +83,14 @@ def sweep(
         run for run in runs if not _is_settled(directory / run.directory, is_retrying)
     ]
     check_links(directory)
-    cost = _check(pending, jobs) if pending else {}
-    write_record(plan)
+    cores = cores_of(plan)
+    cost = _check(pending, jobs, cores) if pending else {}
+    write_record(plan, cores)
     with (
         asked_to_stop() as stop,
         scratch_directory("reslab.sweep-") as cache,
     ):
-        slots = _Slots(directory, jobs, str(cache))
+        slots = _Slots(directory, jobs, cores, str(cache))
         try:
             _run_all(pending, slots, cost, stop)
         finally:
@@ -112,12 +104,36 @@ def sweep(
     )
 
 
-def write_record(plan: Plan) -> None:
+def cores_of(plan: Plan) -> int:
+    """The cores that every run of a study computes with on a CPU.
+
+    XLA divides work by their number, and with it sums are rounded otherwise. So it is
+    the study's: what it asks for, what it began with, or what this machine has; and
+    not what `jobs` leave for each.
+
+    Raises:
+      ReslabError: If the record of the study is damaged.
+    """
+    record = plan.directory / "study.json"
+    began = (
+        read_record(record, {"cores": int}).get("cores") if record.exists() else None
+    )
+    cores = plan.study.cores or began or len(available_cores())
+    if began not in (None, cores):
+        print(
+            f"{plan.directory}: {cores} cores a run, the study began with {began}; "
+            "runs may not end bit for bit as they would have",
+            file=sys.stderr,
+        )
+    return cores
+
+
+def write_record(plan: Plan, cores: int) -> None:
     """Writes `study.json` and `manifest.jsonl` into the study's directory."""
     directory = plan.directory
     try:
         make_directory(directory)
-        study = json.dumps(plan.record(), indent=1)
+        study = json.dumps({**plan.record(), "cores": cores}, indent=1)
         write_whole(directory / "study.json", study + "\n")
         write_whole(directory / "manifest.jsonl", "\n".join(plan.manifest()) + "\n")
     except OSError as error:
@@ -148,7 +164,7 @@ def _failure(directory: pathlib.Path) -> str | None:
     return "not finished"
 
 
-def _check(runs: Sequence[PlannedRun], jobs: int) -> dict[str, float]:
+def _check(runs: Sequence[PlannedRun], jobs: int, cores: int) -> dict[str, float]:
     """The FLOPs of a run of every case, after checking that each can be built.
 
     In processes of their own, with a run's share of the machine: on a TPU, whoever
@@ -165,7 +181,7 @@ def _check(runs: Sequence[PlannedRun], jobs: int) -> dict[str, float]:
             if run.config.mesh.cpu_devices == devices
         }
         for (case, run), answer in zip(
-            alike.items(), _ask(alike, _share(0, jobs)), strict=True
+            alike.items(), _ask(alike, _share(0, jobs), cores), strict=True
         ):
             if "error" in answer:
                 raise ReslabError(f"case {case!r}: {answer['error']}")
@@ -174,7 +190,7 @@ def _check(runs: Sequence[PlannedRun], jobs: int) -> dict[str, float]:
             platforms.add(answer["platform"])
     if jobs > 1 and platforms != {"cpu"}:
         case, run = next(iter(cases.items()))
-        (last,) = _ask({case: run}, _share(jobs - 1, jobs))
+        (last,) = _ask({case: run}, _share(jobs - 1, jobs), cores)
         if last.get("platform") not in platforms:
             raise ReslabError(
                 "--jobs",
@@ -184,19 +200,13 @@ def _check(runs: Sequence[PlannedRun], jobs: int) -> dict[str, float]:
     return cost
 
 
-def _worker(*arguments: str) -> list[str]:
-    """The command of a process that imports what this one does."""
-    path = json.dumps([str(_ROOT), sys.path])
-    return [sys.executable, "-P", "-c", _WORKER, path, *arguments]
-
-
 def _ask(
-    cases: Mapping[str, PlannedRun], share: Mapping[str, str]
+    cases: Mapping[str, PlannedRun], share: Mapping[str, str], cores: int
 ) -> list[dict[str, Any]]:
     """What a checking process answers about one run of each case."""
-    lines = [_line(run) for run in cases.values()]
+    lines = [_line(run, cores) for run in cases.values()]
     done = subprocess.run(
-        _worker("check"),
+        command(_WORKER, "check"),
         input="".join(lines),
         capture_output=True,
         text=True,
@@ -211,12 +221,13 @@ def _ask(
     return answers
 
 
-def _line(run: PlannedRun) -> str:
+def _line(run: PlannedRun, cores: int) -> str:
     """What a worker is told: the config, and the modules that a person named in it."""
     named = {module for _, module in configs.outside(dict(configs.flatten(run.config)))}
     told = {
         "config": configs.canonical_json(run.config),
         "allowed": sorted(named | set(imports.allowed())),
+        "cores": cores,
     }
     return json.dumps(told) + "\n"
 
@@ -224,9 +235,10 @@ def _line(run: PlannedRun) -> str:
 class _Slots:
     """The places in which runs go on, each with its share of the machine."""
 
-    def __init__(self, directory: pathlib.Path, jobs: int, cache: str):
+    def __init__(self, directory: pathlib.Path, jobs: int, cores: int, cache: str):
         self._directory = directory
         self._environments = [_share(i, jobs) for i in range(jobs)]
+        self._cores = cores
         # Seeds of a case compile the same programs. Not kept: another machine that
         # shares the directory may lack this one's instructions.
         self._cache = cache
@@ -252,7 +264,7 @@ class _Slots:
         with open_inside(logs / f"{run.directory}.txt", "a") as log:
             self._log_begins[run] = log.tell()
             process = subprocess.Popen(
-                _worker("train", str(directory)),
+                command(_WORKER, "train", str(directory)),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -262,7 +274,7 @@ class _Slots:
                 start_new_session=True,
             )
         assert process.stdin is not None
-        process.stdin.write(_line(run))
+        process.stdin.write(_line(run, self._cores))
         process.stdin.flush()
         self._going[slot] = run, process
 
@@ -327,10 +339,8 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
     """
     if jobs == 1:
         return {}
-    share = {}
-    if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        share[CORES] = ",".join(map(str, cores[slot % len(cores) :: jobs]))
+    here = available_cores()
+    share = {CORES: ",".join(map(str, here[slot % len(here) :: jobs]))}
     for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_DEVICES"):
         chosen = os.environ.get(name, "")
         # An empty list is no device, and never another's.

@@ -78,7 +78,7 @@ def _config(line: str) -> ConfigDict:
     told = json.loads(line)
     imports.allow(*told["allowed"])
     config = configs.from_json(told["config"], "config")
-    configure_cpu(config.mesh.cpu_devices)
+    configure_cpu(config.mesh.cpu_devices, told["cores"])
     return config
 
 

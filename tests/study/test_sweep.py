@@ -1,5 +1,6 @@
 """A sweep of real runs: skipped when done, resumed when interrupted, failing alone."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,8 +11,14 @@ import time
 import pytest
 
 from reslab.cli import main
+from reslab.core.errors import ReslabError
+from reslab.core.platform import available_cores, cpu_threads
+from reslab.core.python import command
+from reslab.parallel.hosts import configure_cpu
 from reslab.study.comparison import at_equal_tokens
+from reslab.study.plan import plan
 from reslab.study.results import read_results
+from reslab.study.sweep import cores_of, write_record
 
 STUDY = """
 from reslab.study.algebra import vary
@@ -44,6 +51,53 @@ def get_study():
 """
 
 
+def test_processes_import_what_their_sweep_does_and_nothing_beside_it(tmp_path):
+    for name in ("random.py", "queue.py", "json.py"):
+        (tmp_path / name).write_text("raise ImportError('mine')")
+    (tmp_path / "reslab").mkdir()
+    (tmp_path / "reslab" / "__init__.py").write_text("raise ImportError('another')")
+    done = subprocess.run(
+        command("reslab.study.worker", "check"),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ""},
+        input="",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_cores_are_those_of_the_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.py").write_text(STUDY)
+    planned = plan("small.py", out="out")
+    here = len(available_cores())
+    assert cores_of(planned) == here
+    write_record(planned, here + 3)
+    # Another machine goes on with what the study began with.
+    assert cores_of(planned) == here + 3
+    assert capsys.readouterr().err == ""
+    other = dataclasses.replace(planned.study, cores=99)
+    assert cores_of(dataclasses.replace(planned, study=other)) == 99
+    said = capsys.readouterr().err
+    assert f"99 cores a run, the study began with {here + 3}" in said
+    assert len(said.splitlines()) == 1
+    for damaged in ("", "[]", '{"cores": "many"}'):
+        (tmp_path / "out" / "study.json").write_text(damaged)
+        with pytest.raises(ReslabError, match=r"study\.json"):
+            cores_of(planned)
+
+
+@pytest.mark.parametrize("devices, threads", [(1, "3"), (2, "8"), (4, "16")])
+def test_the_threads_of_a_run_are_those_that_it_is_told(monkeypatch, devices, threads):
+    monkeypatch.setenv("NPROC", "64")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    configure_cpu(devices, 3)
+    assert os.environ["NPROC"] == threads
+    assert str(cpu_threads()) == threads
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
@@ -62,9 +116,9 @@ def environment(folder):
 
 
 def start(folder, environment, *options):
-    command = [sys.executable, "-m", "reslab", "sweep", "small.py", *options]
+    asked = [sys.executable, "-m", "reslab", "sweep", "small.py", *options]
     return subprocess.Popen(
-        command,
+        asked,
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -142,7 +196,7 @@ def test_a_run_that_fails_does_not_stop_the_others(folder, environment):
         '"probes.every": 0, "optim.clip": 0.0, "optim.name": "sgd(momentum=0.0)"',
     )
     (folder / "failing.py").write_text(text)
-    command = [
+    asked = [
         sys.executable,
         "-m",
         "reslab",
@@ -153,7 +207,7 @@ def test_a_run_that_fails_does_not_stop_the_others(folder, environment):
     ]
     for attempt in range(2):
         done = subprocess.run(
-            command,
+            asked,
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -172,9 +226,9 @@ def test_a_run_that_fails_does_not_stop_the_others(folder, environment):
 @pytest.mark.slow
 def test_a_case_that_cannot_be_built_is_told_before_anything_runs(folder, environment):
     (folder / "wrong.py").write_text(STUDY.replace("heads=2", "heads=3"))
-    command = [sys.executable, "-m", "reslab", "sweep", "wrong.py", "--out", "wrong"]
+    asked = [sys.executable, "-m", "reslab", "sweep", "wrong.py", "--out", "wrong"]
     done = subprocess.run(
-        command,
+        asked,
         cwd=folder,
         env=environment,
         capture_output=True,

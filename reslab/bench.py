@@ -23,7 +23,7 @@ from reslab.core.python import command
 from reslab.observe.environment import environment
 from reslab.ops.catalogue import OPERATIONS, Case, Loop, cases
 from reslab.parallel.aot import bundles
-from reslab.parallel.aot.hlo import program_cost
+from reslab.parallel.aot.cost import Machine, program_cost
 from reslab.parallel.aot.program import compile_program
 from reslab.parallel.aot.topology import CHIPS, topology
 
@@ -294,7 +294,8 @@ def _cost(
         ideal_bytes=ideal,
     )
     if text is not None:
-        cost = program_cost(text, clock=chip.clock, hbm_bandwidth=chip.hbm_bandwidth)
+        # What is no kernel: they have rows of their own below.
+        cost = program_cost(text, Machine(chip, shares={"": 0.0}))
         row.hbm_bytes = cost.hbm_bytes
         if implementation == "pallas":
             # The program's text says what a kernel is given, not what it copies.

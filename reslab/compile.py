@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
@@ -18,9 +17,11 @@ from reslab.core.errors import ReslabError
 from reslab.core.trees import count_parameters
 from reslab.observe.flops import count_flops
 from reslab.observe.meter import PEAK_FLOPS
-from reslab.parallel.aot.hlo import Cost, Traffic, Wire, program_cost
+from reslab.parallel.aot.cost import Cost
+from reslab.parallel.aot.estimate import estimate, link_seconds
 from reslab.parallel.aot.program import Memory, OutOfMemory, compile_program
-from reslab.parallel.aot.topology import Chip, Topology, topology
+from reslab.parallel.aot.topology import Topology, topology
+from reslab.parallel.aot.wires import Traffic, Wire
 from reslab.parallel.mesh import (
     batch_parts,
     batch_sharding,
@@ -35,6 +36,8 @@ from reslab.train.state import Setup, check_batch, make_setup
 from reslab.train.step import jit_step, make_step
 
 WORK = ("train", "eval", "generate")
+# What the names of attention's kernels begin with.
+ATTENTION = "splash_mha"
 
 NOTES = (
     "Everything is per device and step, and nothing was run.",
@@ -43,12 +46,14 @@ NOTES = (
     "those of the model leave out what is computed again",
     "HBM traffic and what follows: the compiled program, loops as often as they run; "
     "a collective's bytes are those of the whole array that it makes or splits",
-    "estimated step: an estimate for ratios between variants, from the compiler's "
-    "cycles; some 15% off where matrix products dominate, more where kernels do, "
-    "taken at their roofline; waiting for collectives is not in it",
-    "estimated MFU: model FLOPs over the peak in that time, from where no collective "
-    "is hidden behind other work to where all are, each at the full rate of its "
-    "links; the error of the estimated step is its error",
+    "estimated step: an estimate for ratios between variants: the compiled schedule as "
+    "a timeline, on which copies and collectives go on beside what runs and only "
+    "what is left of them is waited for; from the compiler's cycles, kernels by their "
+    "own schedules, in which what stands under a condition always runs, but for the "
+    "blocks that a causal mask empties; some 15% off where matrix products dominate",
+    "estimated MFU: model FLOPs over the peak in that time, collectives at the full "
+    "rate of their links, to where all of them are hidden; the error of the estimated "
+    "step is its error",
     "compile time: on this machine",
 )
 
@@ -73,7 +78,8 @@ class Report:
       compile_seconds: Time to compile on this machine; None like `memory`.
       cost: What the compiled program does; None if its text cannot be read.
       estimated_seconds: Estimate of a step; None like `cost`.
-      wire_seconds: What its collectives take at the full rate of their links.
+      hidden_seconds: The same if all collectives went on beside other work, or what
+        they take at the full rate of their links, if that is longer.
     """
 
     name: str
@@ -91,7 +97,7 @@ class Report:
     compile_seconds: float | None = None
     cost: Cost | None = None
     estimated_seconds: float | None = None
-    wire_seconds: float | None = None
+    hidden_seconds: float | None = None
 
     @property
     def is_fitting(self) -> bool:
@@ -100,12 +106,11 @@ class Report:
 
     @property
     def estimated_mfu(self) -> tuple[float, float] | None:
-        """Model FLOPs utilization with no collective hidden, and with all of them."""
-        if self.estimated_seconds is None or self.wire_seconds is None:
+        """Model FLOPs utilization as scheduled, and with all collectives hidden."""
+        if self.estimated_seconds is None or self.hidden_seconds is None:
             return None
         ideal = self.model_flops / self.peak_flops
-        exposed = self.estimated_seconds + self.wire_seconds
-        return ideal / exposed, ideal / max(self.estimated_seconds, self.wire_seconds)
+        return ideal / self.estimated_seconds, ideal / self.hidden_seconds
 
     @property
     def verdict(self) -> str:
@@ -221,11 +226,9 @@ def _step(setup: Setup, work: str) -> tuple[Callable[..., Any], Any, tuple[Any, 
 def _report(name: str, setup: Setup, target: Topology, work: str) -> Report:
     config, mesh, chip = setup.config, setup.mesh, target.chip
     devices = mesh.devices.size
-    step, jitted, shapes = _step(setup, work)
+    _, jitted, shapes = _step(setup, work)
     with use_mesh(mesh):
         lowered = jitted.lower(*shapes)
-        # What the jaxpr of the TPU's program says, kernels without an estimate out.
-        outside = count_flops(step, *shapes)
     counted = model_flops = plain_flops(setup, work)
     if work == "train":
         units = config.data.batch * setup.task.units_per_example
@@ -258,61 +261,28 @@ def _report(name: str, setup: Setup, target: Topology, work: str) -> Report:
     )
     if program.text is None:
         return report
-    cost = program_cost(
-        program.text,
-        clock=chip.clock,
-        hbm_bandwidth=chip.hbm_bandwidth,
-        mesh=mesh.shape,
-    )
-    kernel_flops = max(0, counted - outside) / devices
-    kernel_seconds = max(
-        cost.kernels.bytes / chip.hbm_bandwidth, kernel_flops / report.peak_flops
-    )
-    seconds = cost.seconds + (kernel_seconds if cost.kernels.count else 0.0)
-    on_wires = sum(
-        _sent(wire, traffic) / bandwidth(mesh, chip, wire.axes)
-        for wire, traffic in cost.wires.items()
-    )
+    shares = {}
+    if setup.task.unit == "tokens":
+        shares = {ATTENTION: causal_share(config.data.length)}
+    cost = estimate(program.text, target, mesh, shares=shares)
+    alone = estimate(program.text, target, mesh, shares=shares, is_hidden=True).seconds
+    wires = sum(link_seconds(mesh, chip, *one) for one in cost.wires.items())
     return dataclasses.replace(
-        report, cost=cost, estimated_seconds=seconds, wire_seconds=on_wires
+        report,
+        cost=cost,
+        estimated_seconds=cost.seconds,
+        hidden_seconds=max(alone, wires),
     )
 
 
-def _sent(wire: Wire, traffic: Traffic) -> float:
-    """Bytes that each device sends for collectives of so many bytes."""
-    if wire.kind in ("collective-permute", "collective-broadcast") or not wire.size:
-        return traffic.bytes
-    share = (wire.size - 1) / wire.size * traffic.bytes
-    return 2 * share if wire.kind == "all-reduce" else share
+def causal_share(length: int) -> float:
+    """Blocks of a causal mask that are not empty, of all that attention's kernels pass.
 
-
-def bandwidth(mesh: Mesh, chip: Chip, axes: Sequence[str]) -> float:
-    """Bytes per second that a device can send to others along axes of the mesh.
-
-    The devices of a group lie along one or more axes of the slice; each has a link
-    on either side, if it is a ring, and one to count on, if it is a line.
-
-    Args:
-      mesh: The devices.
-      chip: What they are.
-      axes: Axes of the mesh.
+    >>> causal_share(1024)
+    0.75
     """
-    at = tuple(slice(None) if axis in axes else slice(0, 1) for axis in mesh.axis_names)
-    group, everyone = list(mesh.devices[at].flat), list(mesh.devices.flat)
-    if len({getattr(device, "slice_index", 0) for device in group}) > 1:
-        return chip.network
-    sizes = [len(set(along)) for along in zip(*_places(group), strict=True)]
-    whole = [len(set(along)) for along in zip(*_places(everyone), strict=True)]
-    links = sum(
-        2 if part == size and size % chip.ring == 0 else 1
-        for part, size in zip(sizes, whole, strict=True)
-        if part > 1
-    )
-    return max(1, links) * chip.link
-
-
-def _places(devices: Any) -> list[tuple[int, ...]]:
-    return [tuple(device.coords) for device in devices]
+    blocks = max(1, length // 512)
+    return (blocks + 1) / (2 * blocks)
 
 
 def plain_flops(setup: Setup, work: str = "train") -> int:
@@ -452,9 +422,12 @@ def table(reports: Sequence[Report], topology_name: str) -> str:
         ("estimated MFU", utilization),
         ("compile time", seconds),
     ]
-    if any(one.cost and one.cost.unknown_loops for one in reports):
-        unknown = cost(lambda c: str(c.unknown_loops))
-        rows.append(("loops of unknown length", unknown))
+    for title, count in (
+        ("loops of unknown length", lambda c: c.unknown_loops),
+        ("kernels without schedule", lambda c: c.unknown_kernels),
+    ):
+        if any(one.cost and count(one.cost) for one in reports):
+            rows.append((title, cost(lambda c, count=count: str(count(c)))))
     cells = [[title, *(write(one) for one in reports)] for title, write in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -488,6 +461,10 @@ def as_json(reports: Sequence[Report], topology_name: str) -> str:
     return json.dumps(body, indent=1, allow_nan=False)
 
 
+# The report has the first itself; the second is no figure by itself.
+_TIMES = ("seconds", "memory")
+
+
 def _fields(report: Report) -> dict[str, Any]:
     # Wires are keys that JSON has no form for; they are written below.
     bare = dataclasses.replace(report, cost=None)
@@ -497,9 +474,8 @@ def _fields(report: Report) -> dict[str, Any]:
     if report.memory is not None:
         fields["memory"] = {**fields["memory"], "peak": report.memory.peak}
     if report.cost is not None:
-        # The seconds of a cost leave out the kernels; those of the report do not.
         cost = dataclasses.asdict(dataclasses.replace(report.cost, wires={}))
-        fields["cost"] = {k: v for k, v in cost.items() if k != "seconds"} | {
+        fields["cost"] = {k: v for k, v in cost.items() if k not in _TIMES} | {
             "collectives": {
                 kind: dataclasses.asdict(traffic)
                 for kind, traffic in report.cost.collectives.items()

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from reslab import compile as costs
-from reslab.compile import bandwidth, compile_configs
+from reslab.compile import compile_configs
 from reslab.core import config as configs
 from reslab.core.trees import count_parameters, named_leaves
+from reslab.parallel.aot.estimate import bandwidth
 from reslab.parallel.aot.topology import CHIPS, topology
 from reslab.parallel.mesh import device_bytes, make_mesh
 from reslab.train.state import check_batch, make_setup

@@ -10,14 +10,15 @@ pass, at 24 and at 48 layers: memory of temporaries, bytes moved to and from mem
 the processor's time to compile. Every residual of the folder comes with its defaults
 and with what EXTRA adds; a row of the same residual and depth is replaced.
 `falls_short` names the columns that are above what is aimed at (AIMS). The estimate is
-good for ratios only. Pallas kernels are in it, at their roofline: those of attention by
-their products, readings of a history by the bytes of what is read and by their
-schedules.
+that of `reslab compile`, and good for ratios only: a timeline of the compiled schedule,
+every Pallas kernel by its own (`reslab/parallel/aot/cost.py`). `unknown` counts loops
+and kernels whose length could not be read. Another libtpu compiles other programs.
 """
 
 import argparse
 import csv
 import pathlib
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -25,16 +26,14 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from reslab.bench import compiled
+from reslab.compile import ATTENTION, causal_share
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
 from reslab.observe.environment import environment
-from reslab.observe.meter import PEAK_FLOPS
-from reslab.ops.depth_attention.rows_tpu import LARGEST_WHOLE
-from reslab.ops.depth_attention.shapes import BLOCKS, MIXES
-from reslab.parallel.aot.hlo import Cost, program_cost
+from reslab.ops.depth_attention.rows_tpu import RowsKernel
+from reslab.parallel.aot.estimate import estimate
 from reslab.parallel.aot.program import OutOfMemory, compile_program
 from reslab.parallel.aot.topology import Topology, topology
 from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
@@ -70,51 +69,24 @@ def specs(depth: int) -> Iterator[str]:
             yield form.format(eighth=2 * depth // 8)
 
 
-def attention_seconds(cost: Cost, target: Topology) -> float:
-    """Time of the kernels of attention, that skip half of a causal product."""
-    products = {"fwd": 2, "dkv": 4, "dq": 3}
-    flops = BATCH * LENGTH**2 * WIDTH
-    return (
-        sum(
-            count * flops * cost.by_kernel[name].count
-            for part, count in products.items()
-            for name in cost.by_kernel
-            if f"splash_mha_{part}" in name
-        )
-        / PEAK_FLOPS[target.devices[0].device_kind]
-    )
+def kernel_shares(spec: str, depth: int) -> dict[str, float]:
+    """How much of what kernels do under a condition they do in these programs.
 
-
-def reading_seconds(spec: str, depth: int, cost: Cost, target: Topology) -> float:
-    """Time of the kernels that read a history; in proportion to what they read."""
-    if "depth_read" in cost.by_kernel:
-        residual = registry.make("residuals", spec, depth=depth, sublayers=2)
-        rows = residual.visible[-1] + 1
-        shape = "layer_24" if rows > LARGEST_WHOLE else "layer_8"
-        kernel, operation, each = "depth_read", "block_read", BLOCKS[shape]["rows"]
-        # A layer reads what its first sublayer sees; the end, everything.
-        read = sum(residual.visible[::2]) + rows * (residual.routing == "replace")
-    elif "depth_mix" in cost.by_kernel:
-        shape = "ways_of_24" if spec == "mudd" else "layers_24"
-        kernel, operation, each = "depth_mix", "depth_mix", MIXES[shape]["rows"]
-        # Each layer reads those before it, the end all of them if it reads at all.
-        ends = cost.by_kernel["depth_mix"].count % depth
-        read = sum(range(1, depth + 1)) + ends * (depth + 1)
-    else:
-        return 0.0
-    forward, both = compiled(
-        [operation], target.name.partition(":")[0], [shape], "bfloat16", ["pallas"]
-    )
-    bandwidth = target.chip.hbm_bandwidth
-    once = max(forward.compute_us / 1e6, forward.ideal_bytes / bandwidth)
-    # What the bench compiles does not add to the gradients of later readers.
-    added = 2 * BATCH * LENGTH * WIDTH * each
-    again = max(
-        (both.compute_us - forward.compute_us) / 1e6,
-        (both.ideal_bytes - forward.ideal_bytes + added) / bandwidth,
-    )
-    calls = cost.by_kernel[kernel].count / cost.by_kernel[f"{kernel}_backward"].count
-    return (calls * once + again) / each * read
+    The mask of attention empties blocks. A kernel over a history takes its sources in
+    blocks, and passes over those of which none is read yet: a layer reads those before
+    it, the end all. Where one block holds them all, it computes on all.
+    """
+    shares = {ATTENTION: causal_share(LENGTH)}
+    residual = registry.make("residuals", spec, depth=depth, sublayers=2)
+    if not getattr(residual, "is_history", False):
+        return shares
+    # What a sublayer of attention residuals sees; the others write once a layer.
+    visible = getattr(residual, "visible", [*range(1, depth + 1)] * 2)
+    visible = sorted(visible)
+    read, rows = visible[::2], visible[-1] + 1
+    kernel = RowsKernel(rows, 1, WIDTH, jnp.bfloat16)
+    turns = [-(-max(1, limit) // kernel.chunk) for limit in [*read, rows]]
+    return shares | {"depth_": statistics.mean(turns) / kernel.chunks}
 
 
 def measured(spec: str, depth: int, chip_name: str) -> dict[str, object]:
@@ -163,22 +135,24 @@ def measured(spec: str, depth: int, chip_name: str) -> dict[str, object]:
     row["temporaries_mib"] = round(program.memory.temporaries / 2**20)
     row["compile_seconds"] = round(time.process_time() - begin, 1)
     if program.text is not None:
-        chip = target.chip
-        cost = program_cost(
-            program.text, clock=chip.clock, hbm_bandwidth=chip.hbm_bandwidth
-        )
-        row["hbm_gib"] = round(cost.hbm_bytes / 2**30, 1)
-        seconds = cost.seconds + attention_seconds(cost, target)
-        seconds += reading_seconds(spec, depth, cost, target)
-        row["estimated_ms"] = round(1000 * seconds, 1)
-        row["unknown_loops"] = cost.unknown_loops
+        row |= estimated(program.text, spec, depth, target)
     return row
+
+
+def estimated(text: str, spec: str, depth: int, target: Topology) -> dict[str, object]:
+    """The figures that the text of the compiled program has."""
+    cost = estimate(text, target, shares=kernel_shares(spec, depth))
+    return {
+        "hbm_gib": round(cost.hbm_bytes / 2**30, 1),
+        "estimated_ms": round(1000 * cost.seconds, 1),
+        "unknown": cost.unknown_loops + cost.unknown_kernels,
+    }
 
 
 FIELDS = (
     *("residual", "layers", "temporaries_mib", "temporaries_to_half", "hbm_gib"),
     *("estimated_ms", "step_to_plain", "compile_seconds", "compile_to_half"),
-    *("falls_short", "unknown_loops", "topology", "jax", "commit"),
+    *("falls_short", "unknown", "topology", "jax", "libtpu", "commit", "estimator"),
 )
 
 
@@ -248,7 +222,9 @@ def main() -> None:
     known = {
         "topology": options.topology,
         "jax": about["versions"]["jax"],
+        "libtpu": about["versions"]["libtpu"],
         "commit": about["commit"],
+        "estimator": "timeline",
     }
     for depth in options.layers:
         for spec in options.residual or specs(depth):

@@ -27,7 +27,7 @@ from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS, model_state_of
 from reslab.core.trees import unbox
 from reslab.nn.norm import needs_batch
 from reslab.observe.environment import environment
-from reslab.parallel.aot.hlo import program_cost
+from reslab.parallel.aot.cost import Machine, program_cost
 from reslab.parallel.aot.program import compile_program
 from reslab.parallel.aot.topology import topology
 
@@ -93,9 +93,7 @@ def compiled(name, shape, dtype, target):
     sharding = jax.sharding.SingleDeviceSharding(target.devices[0])
     lowered = jax.jit(function, in_shardings=sharding).trace(*shapes).lower()
     program = compile_program(lowered)
-    cost = program_cost(
-        program.text, clock=target.chip.clock, hbm_bandwidth=target.chip.hbm_bandwidth
-    )
+    cost = program_cost(program.text, Machine(target.chip))
     return cost.hbm_bytes
 
 

@@ -61,7 +61,7 @@ FIELDS = (
         "between_mb",
         "analytic_between_mb",
         "other_mb",
-        "mfu_exposed",
+        "mfu_scheduled",
         "mfu_hidden",
         "compile_seconds",
         "jax",
@@ -138,14 +138,14 @@ def measured(preset: str, name: str, rows: int) -> dict[str, object]:
         everything = sum(t.bytes for t in wires.values())
         between = sum(t.bytes for k, t in wires.items() if k.axes == ("data",))
         other = everything - gathered_here - reduced_here - between
-        exposed, hidden = report.estimated_mfu
+        scheduled, hidden = report.estimated_mfu
         row |= {
             "gathered_mb": round(gathered_here / 1e6),
             "reduced_mb": round(reduced_here / 1e6),
             "reduced_by": max(ways, key=ways.get),
             "between_mb": round(between / 1e6, 1),
             "other_mb": round(other / 1e6),
-            "mfu_exposed": f"{exposed:.2f}",
+            "mfu_scheduled": f"{scheduled:.2f}",
             "mfu_hidden": f"{hidden:.2f}",
         }
     return row

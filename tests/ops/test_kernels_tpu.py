@@ -14,7 +14,7 @@ from reslab.ops import catalogue
 from reslab.ops.add_norm import pallas_tpu
 from reslab.ops.add_norm.reference import reference_add_norm
 from reslab.parallel.aot.bundles import Schedule, dumped
-from reslab.parallel.aot.hlo import program_cost
+from reslab.parallel.aot.cost import Machine, program_cost
 from reslab.parallel.aot.program import compile_program
 from reslab.parallel.aot.topology import topology
 
@@ -74,10 +74,7 @@ def test_beside_products_the_addition_and_norm_cost_xla_less_than_the_kernel():
 
         jitted = jax.jit(run, in_shardings=sharding, out_shardings=sharding)
         program = compile_program(jitted.lower(x, x, kernel, kernel, gain))
-        chip = target.chip
-        cost = program_cost(
-            program.text, clock=chip.clock, hbm_bandwidth=chip.hbm_bandwidth
-        )
+        cost = program_cost(program.text, Machine(target.chip))
         return cost.hbm_bytes
 
     assert 1.1 * moved(reference_add_norm) < moved(pallas_tpu.add_norm)

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from reslab.core.layout import read
 from reslab.optim.muon import MuonState, scale_by_muon
-from reslab.parallel.aot.hlo import program_cost
+from reslab.parallel.aot.cost import Machine, program_cost
 from reslab.parallel.aot.program import compile_program
 from reslab.parallel.aot.topology import topology
 from reslab.parallel.mesh import make_mesh, use_mesh
@@ -54,9 +54,7 @@ def test_orthogonalization_is_dealt_out_by_all_to_all():
             )
         )
     assert compiled.text is not None
-    cost = program_cost(
-        compiled.text, clock=target.chip.clock, hbm_bandwidth=target.chip.hbm_bandwidth
-    )
+    cost = program_cost(compiled.text, Machine(target.chip))
     found = cost.collectives
     assert "all-gather" not in found
     # There and back in bfloat16, one share of all kernels each.

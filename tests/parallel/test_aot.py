@@ -1,5 +1,6 @@
 """Programs for an absent TPU: slices, the compiler's figures, the program's text."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -12,15 +13,17 @@ from jax.sharding import SingleDeviceSharding
 
 from reslab.core.errors import ReslabError
 from reslab.parallel.aot import topology as slices
-from reslab.parallel.aot.hlo import Cost, Shape, Traffic, Wire, program_cost
+from reslab.parallel.aot.cost import Cost, Machine, program_cost
+from reslab.parallel.aot.hlo import Shape
 from reslab.parallel.aot.program import OutOfMemory, compile_program
 from reslab.parallel.aot.topology import CHIPS, topology
+from reslab.parallel.aot.wires import Traffic, Wire
 
-CHIP = {"clock": 1e9, "hbm_bandwidth": 1e9}
+CHIP = dataclasses.replace(CHIPS["v5e"], clock=1e9, hbm_bandwidth=1e12)
 
 
 def cost(text):
-    return program_cost(text, **CHIP)
+    return program_cost(text, Machine(CHIP))
 
 
 def entry(*lines):
@@ -126,7 +129,14 @@ def test_kernels_are_counted_apart():
         '}}, custom_call_target="tpu_custom_call"',
     )
     traffic = Traffic(1, 3 * SIZE)
-    expected = Cost(3 * SIZE, kernels=traffic, by_kernel={"add_rms": traffic})
+    expected = Cost(
+        3 * SIZE,
+        kernels=traffic,
+        by_kernel={"add_rms": traffic},
+        seconds=3 * SIZE / 1e12,
+        memory=3 * SIZE / 1e12,
+        unknown_kernels=1,
+    )
     assert cost(text) == expected
 
 
@@ -140,10 +150,10 @@ def test_seconds_are_cycles_and_those_of_loops_are_calibrated():
     silent = ADD + entry(head, f"{line}%add_both")
     assert cost(product).seconds == pytest.approx(5e-6)
     assert cost(loop).seconds == pytest.approx(2e-6)
-    assert cost(silent).seconds == pytest.approx(2 * SIZE / 1e9)
+    assert cost(silent).seconds == pytest.approx(2 * SIZE / 1e12)
     unknown = cycles.replace("5000", str(2**63 - 1))
     unknowing = ADD + entry(head, f"{line}%add_both, {unknown}")
-    assert cost(unknowing).seconds == pytest.approx(2 * SIZE / 1e9)
+    assert cost(unknowing).seconds == pytest.approx(2 * SIZE / 1e12)
 
 
 # Loops.
@@ -270,7 +280,7 @@ def test_collectives_run_over_axes_of_the_mesh(groups, axes, size):
         f"ROOT %r = {ARRAY} all-reduce(%p), channel_id=1, {groups}, to_apply=%plus",
     )
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    found = program_cost(text, **CHIP, mesh=mesh)
+    found = program_cost(text, Machine(CHIP, mesh=mesh))
     assert found.wires == {Wire("all-reduce", axes, size): Traffic(1, SIZE)}
     assert (found + found).wires == (found * 2).wires
     assert found.collectives == {"all-reduce": Traffic(1, SIZE)}
@@ -298,7 +308,7 @@ def test_slices_send_each_other_what_they_have(transfer, target, wire):
         f"%d = ({ARRAY}, token[]) recv-done(%r), channel_id=2, {host}",
         f"ROOT %x = {ARRAY} get-tuple-element(%d), index=0",
     )
-    found = program_cost(text, **CHIP, mesh={"data": 8, "fsdp": 2})
+    found = program_cost(text, Machine(CHIP, mesh={"data": 8, "fsdp": 2}))
     assert found.wires == {wire: Traffic(1, SIZE)}
     assert found.hbm_bytes == 2 * SIZE
 
@@ -495,9 +505,7 @@ def test_memory_traffic_of_a_stack_is_that_of_its_kernels(has_libtpu, name):
         )
         text = compile_program(lowered).text
         chip = CHIPS[name.partition(":")[0]]
-        found.append(
-            program_cost(text, clock=chip.clock, hbm_bandwidth=chip.hbm_bandwidth)
-        )
+        found.append(program_cost(text, Machine(chip)))
     ideal = 2 * (depth * width * width + 2 * rows * width)
     for one in found:
         assert ideal <= one.hbm_bytes <= 1.1 * ideal

@@ -14,6 +14,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 
 _LINE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:\s*(>*)\s*\{")
+_BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:")
+_EXIT = re.compile(r"scmp\.ge\.s32\.totalorder \S+, (\S+) /\* loop exit test")
+_BRANCH = re.compile(r"sbr\.rel \(!?%\w+\) target = \$region(\d+)")
+_BEGUN = re.compile(r"Start region (\d+)")
+_ENDED = re.compile(r"empty region (\d+)")
+_STAGE = re.compile(r"iteration index, stage = (\d+)")
 _FILE = re.compile(r"\d+-(.*)-\d+-final_bundles\.txt")
 _UNITS = ("matmul", "matpush", "xlu", "valu", "vpop", "eup")
 _UNITS += ("vload", "fill", "vstore", "spill", "salu")
@@ -47,6 +53,25 @@ class Schedule:
         return self.step + parts * (largest + others / chunks)
 
 
+@dataclasses.dataclass(frozen=True)
+class Cycles:
+    """What a core computes in one call of a kernel, loops as often as they turn.
+
+    Where two cores share the grid, the compiler has halved its loop.
+
+    Attributes:
+      always: Cycles of what every step of its grid does.
+      guarded: Those of what stands under a condition, as if it always held: the
+        first and the last step's work, blocks that a mask empties, sources that
+        are not read yet.
+      unknown_loops: Loops whose length is not in the schedule, counted once.
+    """
+
+    always: float
+    guarded: float = 0.0
+    unknown_loops: int = 0
+
+
 def options(directory: str) -> str:
     """What `LIBTPU_INIT_ARGS` must hold, before libtpu wakes up, to dump schedules."""
     return (
@@ -71,6 +96,104 @@ def dumped(directory: str) -> dict[str, Schedule]:
     for path in pathlib.Path(directory).iterdir():
         path.unlink()
     return found
+
+
+def dumped_cycles(directory: str, stem: str) -> Cycles | None:
+    """The cycles of the kernel of this name that was compiled last; the rest is lost.
+
+    Args:
+      directory: Where schedules were dumped; it is emptied.
+      stem: What the name begins with.
+    """
+    found = None
+    for path in sorted(pathlib.Path(directory).iterdir()):
+        name = _FILE.fullmatch(path.name)
+        if name and name[1].startswith(stem) and "schedule-analysis" not in path.name:
+            found = kernel_cycles(path.read_text())
+        path.unlink()
+    return found
+
+
+@dataclasses.dataclass
+class _Part:
+    """A loop or a guarded region that is being read.
+
+    Attributes:
+      regions: Numbers of those that begin where it does.
+      is_loop: Whether it is a loop.
+      always: Its bundles so far; in a pipeline, those of every turn.
+      step: Bundles of what a pipeline does at each step of the grid.
+      guarded: Bundles of what stands under a condition.
+      turns: How often it turns, if it is known.
+      stages: Turns of a pipeline beside one for each step: the first ones only
+        fetch, the last ones only store.
+      unknown: Loops in it whose length is not known.
+    """
+
+    regions: frozenset[str]
+    is_loop: bool
+    always: float = 0.0
+    step: float = 0.0
+    guarded: float = 0.0
+    turns: int | None = None
+    stages: int = 0
+    unknown: int = 0
+
+
+def kernel_cycles(text: str) -> Cycles:
+    r"""Reads the final bundles of a kernel.
+
+    Args:
+      text: What the compiler dumps of it.
+
+    >>> lines = ["0 : { nop }", "0x1 LB: > { x } /* Start region 7 */"]
+    >>> lines += ["0x2 : { %p = scmp.ge.s32.totalorder %s, 5 /* loop exit test */ }"]
+    >>> lines += ["0x3 : { sbr.rel (!%p) target = $region7 }"]
+    >>> kernel_cycles("\n".join(lines)).always
+    16.0
+    """
+    stack = [_Part(frozenset(), False)]
+    for line in text.splitlines():
+        if not _BUNDLE.match(line):
+            continue
+        for ended in _ENDED.findall(line):
+            if len(stack) > 1 and not stack[-1].is_loop and ended in stack[-1].regions:
+                _close(stack)
+        if " LB:" in line:
+            stack.append(_Part(frozenset(_BEGUN.findall(line)), True))
+        here = stack[-1]
+        here.always += 1
+        here.stages = max([here.stages, *map(int, _STAGE.findall(line))])
+        if limit := _EXIT.search(line):
+            here.turns = int(limit[1]) if limit[1].isdigit() else None
+        if branch := _BRANCH.search(line):
+            loops = [part for part in stack if part.is_loop]
+            if any(branch[1] in part.regions for part in loops):
+                while not (stack[-1].is_loop and branch[1] in stack[-1].regions):
+                    _close(stack)
+                _close(stack)
+            else:
+                stack.append(_Part(frozenset([branch[1]]), False))
+    while len(stack) > 1:
+        _close(stack)
+    return Cycles(stack[0].always, stack[0].guarded, stack[0].unknown)
+
+
+def _close(stack: list[_Part]) -> None:
+    """Adds the innermost part to the one around it."""
+    part, around = stack.pop(), stack[-1]
+    around.unknown += part.unknown
+    if part.is_loop:
+        turns = part.turns or 1
+        steps = max(1, turns - part.stages)
+        around.unknown += part.turns is None
+        around.always += part.always * turns + part.step * steps
+        around.guarded += part.guarded * steps
+    elif around.is_loop and around.stages:
+        around.step += part.always
+        around.guarded += part.guarded
+    else:
+        around.guarded += part.always + part.guarded
 
 
 def _read(directory: pathlib.Path) -> Iterator[tuple[str, Schedule]]:

@@ -91,11 +91,13 @@ class Topology:
 
     Attributes:
       name: Such as `v5e:2x4`.
+      generation: Of its chips: `v5e`.
       chip: What each of its chips is.
       devices: Its devices, which can be compiled for but not run on.
     """
 
     name: str
+    generation: str
     chip: Chip
     devices: tuple[jax.Device, ...]
 
@@ -149,4 +151,4 @@ def topology(name: str) -> Topology:
             expected=f"{slices * math.prod(sizes)} devices",
             got=str(len(devices)),
         )
-    return Topology(name, chip, devices)
+    return Topology(name, generation, chip, devices)

@@ -1,5 +1,6 @@
 """Exit codes of the command line and of a sweep's processes."""
 
+from reslab.core import extension
 from reslab.core.errors import ReslabError
 from reslab.core.storage import StorageFailed, is_transient
 
@@ -32,6 +33,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         return INTERNAL, str(line)
     if isinstance(error, StorageFailed):
         return INTERNAL, str(error)
+    if (told := extension.explain(error)) is not None:
+        return BAD_INPUT, str(told)
     if isinstance(error, OSError) and error.errno is not None:
         what = f"{error.filename or 'storage'}"
         line = ReslabError(what, got=error.strerror or str(error))

@@ -19,7 +19,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from reslab.core import foreign, imports
+from reslab.core import extension, foreign, imports
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.literals import LONGEST, check_plain
 
@@ -186,7 +186,8 @@ def module(family: str, name: str) -> types.ModuleType:
     imports.check(what, name)
     found = foreign.call(what, None, _import, what, name)
     if not hasattr(found, "build"):
-        raise ReslabError(what, expected="a module with `build`")
+        raise ReslabError(f"{what}, {found.__file__}", expected="a module with `build`")
+    extension.register(family, found)
     return found
 
 
@@ -304,6 +305,10 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
                 hint="leave it out: it is that of the run",
             )
         _check_type(f"{family} {parsed.name!r}: {key}", hints.get(key), value)
+    if "." in parsed.name:
+        build = functools.wraps(build)(
+            functools.partial(extension.build, family, parsed.name, build)
+        )
     return functools.partial(_call, build, parsed.arguments)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
+from reslab.core import extension
 from reslab.core.errors import ReslabError
 from reslab.core.trees import count_parameters, named_leaves
 from reslab.core.watchdog import Watchdog, watching
@@ -40,7 +41,7 @@ from reslab.train.memory import check_memory
 from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
-from reslab.train.step import HEALTH, jit_step
+from reslab.train.step import HEALTH, jit_step, make_step
 from reslab.train.tasks import Batch, Batches
 
 
@@ -83,6 +84,10 @@ def prepare(config: ConfigDict) -> Setup:
     check_batch(config, mesh)
     setup = make_setup(config, mesh)
     check_memory(setup)
+    if extension.is_used():  # Or else a mistake in one is found when it has begun.
+        batch = setup.task.batch_shapes(config.data.batch)
+        with use_mesh(mesh), extension.held_to_protocols():
+            jax.eval_shape(make_step(setup), setup.shapes, batch)
     check_same("the corpus", setup.task.record()["sha256"])
     return setup
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
-from reslab.core import precision, registry
+from reslab.core import extension, precision, registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import layouts
 from reslab.core.model_state import model_state_of
@@ -268,7 +268,7 @@ def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
             expected=f"at most the model's {limit} positions",
             got=str(config.data.length),
         )
-    with use_mesh(mesh):
+    with use_mesh(mesh), extension.held_to_protocols():
         variables = jax.eval_shape(
             lambda: model.init(jax.random.key(config.seed), *task.example())
         )

@@ -51,6 +51,12 @@ def of_model(
         )
     made = [registry.unbound("blocks", spec) for spec in blocks]
     counts = [getattr(block, "sublayers", USUAL) for block in made]
+    if max(counts) > DEEPEST:
+        raise ReslabError(
+            "model.block",
+            expected=f"at most {DEEPEST:,} sublayers in a layer",
+            got=f"{max(counts):,}",
+        )
     return table(passes * [counts[layer % len(counts)] for layer in range(depth)])
 
 

@@ -18,6 +18,9 @@ from reslab.ops.stream_mix.api import mixes_by_kernel, stream_mix
 # Separate arrays, not one: a stacked axis would be copied at every mixing.
 Streams = tuple[jax.Array, ...]
 
+# They are mixed pair by pair, so tracing more would not end.
+MOST_STREAMS = 256
+
 
 class SeveralStreams(nn.Module):
     """Base of residuals with n streams: copies of the embedding, summed at the end.
@@ -28,7 +31,7 @@ class SeveralStreams(nn.Module):
       kernels: Implementation of what has a kernel: "auto", "reference" or "pallas".
 
     Raises:
-      ReslabError: If `streams` is below 1.
+      ReslabError: If `streams` is below 1 or above `MOST_STREAMS`.
     """
 
     streams: int = 4
@@ -36,10 +39,10 @@ class SeveralStreams(nn.Module):
     kernels: str = "auto"
 
     def __post_init__(self):
-        if self.streams < 1:
+        if not 1 <= self.streams <= MOST_STREAMS:
             raise ReslabError(
                 f"residual {type(self).__name__}: streams",
-                expected="at least 1",
+                expected=f"at least 1 and at most {MOST_STREAMS}",
                 got=str(self.streams),
             )
         super().__post_init__()

@@ -12,6 +12,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
+from reslab.nn.residuals._streams import MOST_STREAMS
 
 # The columns of the state, (batch, length, embed) each.
 Columns = tuple[jax.Array, ...]
@@ -175,9 +176,11 @@ class DeepDeltaLearning(nn.Module):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if self.values < 1:
+        if not 1 <= self.values <= MOST_STREAMS:
             raise ReslabError(
-                "residuals 'ddl': values", expected="at least 1", got=str(self.values)
+                "residuals 'ddl': values",
+                expected=f"at least 1 and at most {MOST_STREAMS}",
+                got=str(self.values),
             )
         if self.form not in _FORMS:
             raise ReslabError(

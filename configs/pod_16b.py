@@ -4,10 +4,10 @@ Command:   reslab train --config configs/pod_16b.py \
              --set data.source="tokens(path='/mnt/reslab/corpus')" \
              --set data.tokenizer="huggingface(path='/mnt/reslab/tokenizer.json')"
 Hardware:  v5e:16x16; parameters, gradients and optimizer are split over all of it
-Expected:  compiled whole with libtpu 0.0.52: 8.5 GiB of 15.75 at the peak, estimated
-             MFU 0.59 to 0.63; reslab compile pod_16b --topology v5e:16x16 (six minutes)
+Expected:  compiled whole with libtpu 0.0.52: 8.5 GiB of 15.75 at the peak;
+             reslab compile pod_16b --topology v5e:16x16 (six minutes)
 
-The estimate of MFU is judged by this one: MaxText publishes 0.611 for its model of 16
+Estimates of MFU can be judged by this one: MaxText publishes 0.611 for its model of 16
 billion on the same slice (v5e-256), which has these shapes: 32 layers of 4,096, 64
 heads of 128, hidden width 28,672, six sequences of 2,048 tokens on a chip, every layer
 computed again. On this slice the compiler adds up gradients by all-reduce and keeps a

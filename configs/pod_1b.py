@@ -4,8 +4,8 @@ Command:   reslab train --config configs/pod_1b.py \
              --set data.source="tokens(path='/mnt/reslab/corpus')" \
              --set data.tokenizer="huggingface(path='/mnt/reslab/tokenizer.json')"
 Hardware:  v5e:4x8; parameters, gradients and optimizer are split over all of it
-Expected:  compiled whole with libtpu 0.0.52: 3.4 GiB of 15.75 at the peak, estimated
-             MFU 0.58 to 0.62; reslab compile pod_1b --topology v5e:4x8 (four minutes)
+Expected:  compiled whole with libtpu 0.0.52: 3.4 GiB of 15.75 at the peak;
+             reslab compile pod_1b --topology v5e:4x8 (four minutes)
 
 Bytes as tokens, padded to 32,768 rows, stand for a tokenizer of that size: they cost
 the same. It has not been trained: no loss is claimed.

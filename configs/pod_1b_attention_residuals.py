@@ -4,8 +4,7 @@ Command:   reslab train --config configs/pod_1b_attention_residuals.py \
              --set data.source="tokens(path='/mnt/reslab/corpus')" \
              --set data.tokenizer="huggingface(path='/mnt/reslab/tokenizer.json')"
 Hardware:  v5e:4x8, as `pod_1b`
-Expected:  compiled whole with libtpu 0.0.52: 4.8 GiB of 15.75 at the peak, estimated
-             MFU 0.49 to 0.52, a step 1.18 of that of `pod_1b`;
+Expected:  compiled whole with libtpu 0.0.52: 4.8 GiB of 15.75 at the peak;
              reslab compile pod_1b pod_1b_attention_residuals --topology v5e:4x8
 
 Eight sources and the embedding are kept along depth (Kimi Team, 2026,

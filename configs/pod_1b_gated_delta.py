@@ -4,8 +4,7 @@ Command:   reslab train --config configs/pod_1b_gated_delta.py \
              --set data.source="tokens(path='/mnt/reslab/corpus')" \
              --set data.tokenizer="huggingface(path='/mnt/reslab/tokenizer.json')"
 Hardware:  v5e:4x8, as `pod_1b`
-Expected:  compiled whole with libtpu 0.0.52: 11.9 GiB of 15.75 at the peak, estimated
-             MFU 0.26 to 0.29 (`pod_1b`: 0.58 to 0.62);
+Expected:  compiled whole with libtpu 0.0.52: 11.9 GiB of 15.75 at the peak;
              reslab compile pod_1b_gated_delta --topology v5e:4x8 (7 minutes)
 
 It has not been trained.

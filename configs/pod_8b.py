@@ -4,8 +4,8 @@ Command:   reslab train --config configs/pod_8b.py \
              --set data.source="tokens(path='/mnt/reslab/corpus')" \
              --set data.tokenizer="huggingface(path='/mnt/reslab/tokenizer.json')"
 Hardware:  v5p:8x8x4; parameters over 64 chips, each sublayer over 4
-Expected:  compiled whole with libtpu 0.0.52: 11.1 GiB of 95.7 at the peak, estimated
-             MFU 0.50 to 0.61; reslab compile pod_8b --topology v5p:8x8x4 (four minutes)
+Expected:  compiled whole with libtpu 0.0.52: 11.1 GiB of 95.7 at the peak;
+             reslab compile pod_8b --topology v5p:8x8x4 (four minutes)
 
 32 layers of 4,096 with 32 query and 8 key-value heads, hidden width 14,336, 8,192
 tokens in a sequence. Bytes as tokens, padded to 131,072 rows, stand for a tokenizer of

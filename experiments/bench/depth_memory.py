@@ -12,7 +12,9 @@ and with what EXTRA adds; a row of the same residual and depth is replaced.
 `falls_short` names the columns that are above what is aimed at (AIMS). The estimate is
 that of `reslab compile`, and good for ratios only: a timeline of the compiled schedule,
 every Pallas kernel by its own (`reslab/parallel/aot/cost.py`). `unknown` counts loops
-and kernels whose length could not be read. Another libtpu compiles other programs.
+and kernels whose length could not be read. Another libtpu compiles other programs. Rows
+whose `estimator` is "sum" are of before the timeline: they add up instructions as if
+nothing went on beside them, and leave kernels out; they have no ratio.
 """
 
 import argparse
@@ -181,7 +183,9 @@ def write(rows: list[dict[str, object]]) -> None:
         plain = shapes.get(("plain", depth), {})
         row["temporaries_to_half"] = ratio(row, half, "temporaries_mib")
         row["compile_to_half"] = ratio(row, half, "compile_seconds")
-        row["step_to_plain"] = ratio(row, plain, "estimated_ms")
+        # Other estimators (a sum, before the timeline) have other errors.
+        is_alike = row["estimator"] == plain.get("estimator")
+        row["step_to_plain"] = ratio(row, plain, "estimated_ms") if is_alike else ""
         aims = AIMS | AIMS_OF.get((_form(row), depth), {})
         row["falls_short"] = " ".join(
             f"{field}>{most}"

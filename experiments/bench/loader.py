@@ -17,7 +17,8 @@ is estimated (nothing ran on a TPU), and as it would be if they did nothing but 
 products at their peak, which no step does.
 
 Both are in seconds of this process's CPU time, since the machine may be shared; those
-of a clock stand beside them. Appends a row to loader.csv.
+of a clock stand beside them. Appends a row to loader.csv. The estimate of a row whose
+`estimator` is "sum" is of before estimates were a timeline.
 """
 
 import argparse
@@ -133,7 +134,9 @@ def main() -> None:
         "host_share_of_estimated_step": f"{host / estimated:.5f}",
         "host_share_of_peak_step": f"{host / fastest:.5f}",
         "jax": about["versions"]["jax"],
+        "libtpu": about["versions"]["libtpu"],
         "commit": about["commit"],
+        "estimator": "timeline",
     }
     append(TABLE, [row])
     print(json.dumps(row, indent=1))

@@ -11,7 +11,8 @@ over as many steps as lie between two, of the optimizer's own step. With `--topo
 the steps are compiled for a TPU slice that is not there, and nothing is run: bytes
 moved to and from memory and an estimate of the step, each over adamw's (what is done
 under a condition counts as if it were always done). Appends its rows to
-experiments/bench/optimizers.csv.
+experiments/bench/optimizers.csv. Rows whose `estimator` is "sum" are of before
+estimates were a timeline; what libtpu compiled them was not always recorded.
 """
 
 import argparse
@@ -38,7 +39,7 @@ NEVER = 10**9
 FIELDS = (
     *("optimizer", "config", "target", "step_seconds", "over_adamw", "periodic"),
     *("state_mib", "hbm_mib", "hbm_over_adamw", "estimate_over_adamw"),
-    *("collective_mib", "jax", "commit"),
+    *("collective_mib", "jax", "libtpu", "commit", "estimator"),
 )
 
 
@@ -162,6 +163,7 @@ def main():
         "commit": about["commit"],
     }
     if options.topology:
+        common |= {"libtpu": about["versions"]["libtpu"], "estimator": "timeline"}
         found = compiled(options, options.topology)
     else:
         configure_cpu(1)

@@ -6,11 +6,11 @@ def compiler_options(platform: str) -> dict[str, str] | None:
 
     A TPU's compiler would pass the shards of a large weight around while it multiplies
     with them, in one piece for every device. Compiled, a step that gathers each weight
-    whole is estimated to be a third faster and takes a third of the memory (`pod_1b`
-    with two layers on v5e:2x4: MFU 0.58 against 0.43, 1.8 GiB against 5.8), and
-    evaluating `pod_1b` on v5e:4x8 takes 0.17 of the time. Generating gains nothing and
-    goes without. On 128 v5e chips and more it would gather small shards by adding up
-    arrays that are zero elsewhere, which sends twice the bytes.
+    whole takes a third of the memory (`pod_1b` with two layers on v5e:2x4: 1.8 GiB
+    against 5.8), and steps and evaluations were estimated to be faster, by a sum of
+    their instructions. Generating gains nothing and goes without. On 128 v5e chips and
+    more it would gather small shards by adding up arrays that are zero elsewhere,
+    which sends twice the bytes.
 
     Args:
       platform: "cpu", "gpu" or "tpu".

@@ -66,3 +66,14 @@ def test_files_that_cannot_be_written_are_refused(kind, tmp_path):
         with pytest.raises(ReslabError, match=name):
             JsonLines(tmp_path / name)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_full_disk_under_the_metrics_is_one_line(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    lines.write(1, {"loss": 1.0})
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, lines._file.fileno())
+    for work in (lambda: lines.write(2, {"loss": 1.0}), lines.close):
+        with pytest.raises(StorageFailed, match=r"metrics.jsonl: .*No space left"):
+            work()
+    os.close(full)

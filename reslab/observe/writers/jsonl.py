@@ -1,5 +1,6 @@
 """Metrics as JSON lines: `metrics.jsonl`, one object a line."""
 
+import contextlib
 import json
 import math
 import os
@@ -25,29 +26,37 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
-        with storage_errors(f"{path}", expected="a file that can be written"):
+        with self._storage():
             self._keep(lambda record: True)
             self._file = open_inside(self.path, "a")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
-        self._file.write(line(step, metrics))
-        self._file.flush()
+        text = line(step, metrics)
+        with self._storage():
+            self._file.write(text)
+            self._file.flush()
 
     def truncate(self, step: int) -> None:
         """Drops the lines after `step`: the file reads as an unbroken run."""
-        self._file.close()
-        self._keep(lambda record: record["step"] <= step)
-        self._file = open_inside(self.path, "a")
+        self.close()
+        with self._storage():
+            self._keep(lambda record: record["step"] <= step)
+            self._file = open_inside(self.path, "a")
 
     def sync(self) -> None:
         """Waits until the lines are on the disk."""
-        os.fsync(self._file.fileno())
-        sync(self.path.parent)
+        with self._storage():
+            os.fsync(self._file.fileno())
+            sync(self.path.parent)
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with self._storage():
+            self._file.close()
+
+    def _storage(self) -> contextlib.AbstractContextManager[None]:
+        return storage_errors(f"{self.path}", expected="a file that can be written")
 
     def _keep(self, is_kept: Any) -> None:
         """Rewrites the file with the whole lines that are kept, if any must go."""

@@ -6,9 +6,12 @@ import os
 import pathlib
 from collections.abc import Callable
 
+from reslab.core.errors import ReslabError
+from reslab.core.storage import local_path
+
 
 def place(text: str) -> str:
-    """A path, or a name; `~` is the home directory, however it was quoted."""
+    """A path on this machine, or a name; `~` is the home directory, quoted or not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -21,12 +24,11 @@ def place(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"expected a name of at most 255 bytes; got {text!r}"
         )
-    if not text.startswith("~"):
-        return text
     try:
-        return str(pathlib.Path(text).expanduser())
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"no home directory for {text!r}") from None
+        local = local_path(text, "path")
+    except ReslabError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return str(local) if text.startswith("~") else text
 
 
 def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:

@@ -30,10 +30,12 @@ class Disk:
         self._store, self._limit, self._count = store, limit, 0
         self._handles: list[int] = []
         store.mkdir()
+        # One byte for every sync: it is whole whenever the process is killed.
+        self._log = os.open(store / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for folder, _, names in os.walk(root):
             for path in (folder, *(os.path.join(folder, name) for name in names)):
                 handle = os.open(path, os.O_RDONLY)
-                self._note(handle)
+                self._note(handle, self._content(handle))
                 os.close(handle)
         self._fsync, os.fsync = os.fsync, self._sync
 
@@ -41,25 +43,32 @@ class Disk:
         self._count += 1
         if self._count == self._limit:
             os.kill(os.getpid(), signal.SIGKILL)
+        handle = fd if isinstance(fd, int) else fd.fileno()
+        content = self._content(handle)
         self._fsync(fd)
-        self._note(fd if isinstance(fd, int) else fd.fileno())
-        (self._store / "count").write_text(str(self._count))
+        self._note(handle, content)
+        os.write(self._log, b".")
 
-    def _note(self, handle: int) -> None:
+    def _content(self, handle: int) -> bytes:
+        """The bytes of a file, or the names and inodes of a directory as JSON."""
         about = os.fstat(handle)
-        # An inode that is open is not given to another file.
-        self._handles.append(os.dup(handle))
         if stat.S_ISDIR(about.st_mode):
             with os.scandir(handle) as entries:
                 names = {e.name: (e.inode(), e.is_dir()) for e in entries}
-            content = json.dumps(names).encode()
-        else:
-            again = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY)
-            content = os.pread(again, about.st_size, 0)
+            return json.dumps(names).encode()
+        again = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY)
+        try:
+            return os.pread(again, about.st_size, 0)
+        finally:
             os.close(again)
-        part = self._store / f"{about.st_ino}-{len(self._handles)}.part"
+
+    def _note(self, handle: int, content: bytes) -> None:
+        # An inode that is open is not given to another file.
+        self._handles.append(os.dup(handle))
+        inode = os.fstat(handle).st_ino
+        part = self._store / f"{inode}-{len(self._handles)}.part"
         part.write_bytes(content)
-        part.rename(self._store / str(about.st_ino))
+        part.rename(self._store / str(inode))
 
 
 def after_cut(

@@ -52,7 +52,7 @@ def power(workshop: Workshop, count: int, chance: random.Random) -> Found:
         ended = workshop.train(
             place / "run", faults=faults, pace=PACE, disk=(place, disk, limit)
         )
-        syncs = max(syncs, int((disk / "count").read_text()))
+        syncs = max(syncs, (disk / "log").stat().st_size)
         what = f"{kind}, sync {limit}, {fault}, {ended.codes}"
         found = place.with_name(f"{place.name}-found")
         after_cut(place, disk, found, chance)

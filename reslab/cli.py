@@ -8,6 +8,7 @@ or its storage, 75 diverged, 130 interrupted.
 
 import argparse
 import contextlib
+import math
 import os
 import pathlib
 import sys
@@ -476,6 +477,7 @@ def _sample(
     import numpy as np
 
     from reslab.core import registry
+    from reslab.data.corpus import tokenizer_sha256
     from reslab.train.generate import generate
 
     tokenizer = registry.make("tokenizers", config.data.tokenizer)
@@ -488,7 +490,9 @@ def _sample(
             hint="leave it out to begin a new document",
         )
     samples = sampling.pop("samples", 1)
-    setup, variables = _restore(directory, config, jax.devices()[:1])
+    # No text is read: of the data only the tokenizer is compared.
+    record = {"tokenizer_sha256": tokenizer_sha256(tokenizer, config.data.tokenizer)}
+    setup, variables = _restore(directory, config, jax.devices()[:1], record)
     model = setup.model
     tokens = np.tile(np.asarray([[tokenizer.bos, *ids]]), (samples, 1))
     if length is None:
@@ -506,8 +510,13 @@ def _bytes_of(prompt: str) -> bytes:
         raise ReslabError("--prompt", expected="text", got=repr(prompt)) from None
 
 
-def _restore(directory: Any, config: "ConfigDict", devices: Any) -> Any:
-    """The setup of a run on `devices`, and its newest parameters and state."""
+def _restore(
+    directory: Any, config: "ConfigDict", devices: Any, record: Any = None
+) -> Any:
+    """The setup of a run on `devices`, and its newest parameters and state.
+
+    `record` is what is compared of the data; None compares the corpus too.
+    """
     from reslab.parallel.mesh import make_mesh
     from reslab.train.checkpoint import Checkpoints
     from reslab.train.memory import check_memory
@@ -518,7 +527,10 @@ def _restore(directory: Any, config: "ConfigDict", devices: Any) -> Any:
     setup = make_setup(config, mesh)
     check_memory(setup, is_training=False)
     run = Run(pathlib.Path(directory))
-    with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
+    identity = run.identity(setup.task.record() if record is None else record)
+    with Checkpoints(
+        run.checkpoints, is_read_only=True, identity=identity
+    ) as checkpoints:
         return setup, restore_variables(checkpoints, setup)
 
 
@@ -571,18 +583,20 @@ def _eval(options: argparse.Namespace) -> int:
 
     from reslab.core.model_state import check_updated
     from reslab.train.evaluate import Evaluator
-    from reslab.train.run import Run
 
     devices = jax.devices()
     # All devices where they share the batch evenly, otherwise one.
     devices = devices if config.eval.batch % len(devices) == 0 else devices[:1]
     setup, variables = _restore(options.run, config, devices)
-    run = Run(pathlib.Path(options.run))
-    if (run.directory / "run.json").is_file():
-        run.check_corpus(setup.task.record()["sha256"])
     check_updated(variables)
     evaluator = Evaluator(setup)
-    for name, value in evaluator(variables).items():
+    found = evaluator(variables)
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise ReslabError(
+                f"{options.run}: {name}", expected="a finite value", got=str(value)
+            )
+    for name, value in found.items():
         print(f"{name} {value:.6g}")
     return 0
 

@@ -46,6 +46,9 @@ class Writers:
     Args:
       specs: Spec strings of the family `writers`, such as `"tensorboard"`.
       directory: The run directory, which exists.
+
+    Attributes:
+      lines: The writer of JSON lines.
     """
 
     def __init__(self, specs: Sequence[str], directory: str):
@@ -56,8 +59,8 @@ class Writers:
         jsonl = factories.pop("jsonl")
         # The optional ones first: where a package is missing nothing is written.
         others = [build(directory=directory) for build in factories.values()]
-        self._lines = jsonl(directory=directory)
-        self._writers: list[Writer] = [self._lines, *others]
+        self.lines = jsonl(directory=directory)
+        self._writers: list[Writer] = [self.lines, *others]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a step everywhere."""
@@ -71,7 +74,7 @@ class Writers:
 
     def sync(self) -> None:
         """Waits until the lines of `metrics.jsonl` are on the disk."""
-        self._lines.sync()
+        self.lines.sync()
 
     def close(self) -> None:
         """Closes every writer."""

@@ -33,12 +33,17 @@ from reslab.core.files import Place, make_directory, sync, sync_tree
 from reslab.core.storage import StorageFailed, local_path, storage_error
 from reslab.core.trees import named_leaves
 from reslab.parallel.hosts import agree, is_writer, wait_for_all
+from reslab.train.identity import compare
 
 Tree = Any
 
 
 class DamagedCheckpoint(ReslabError):
     """A committed checkpoint whose files no longer hold what was saved."""
+
+
+class NotFinite(ReslabError):
+    """A state that holds infinities or NaN, which is not saved."""
 
 
 class SaveFailed(StorageFailed):
@@ -53,11 +58,13 @@ class Restored:
       step: The step it was saved at.
       state: The train state, on the shardings of the target.
       data_index: The index of the next example, for the data iterator.
+      summary: The caller's own figures of that step.
     """
 
     step: int
     state: Tree
     data_index: int
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class _Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -90,6 +97,8 @@ class Checkpoints:
       keep: How many of the newest steps are kept.
       keep_every: Steps that are multiples of this are kept, too; 0 is none.
       every: Number of steps between two saves.
+      identity: What the checkpoints are of (see `reslab.train.identity`): sealed into
+        those that are saved, compared with those that are read. None does neither.
       is_async: Whether files are written behind the caller's back.
       is_read_only: Whether to leave the directory exactly as it is. Set it to
         read the checkpoints of a run that may still be going on: otherwise
@@ -107,6 +116,7 @@ class Checkpoints:
         keep: int = 3,
         keep_every: int = 0,
         every: int = 1000,
+        identity: Mapping[str, str] | None = None,
         is_async: bool = True,
         is_read_only: bool = False,
     ):
@@ -117,6 +127,7 @@ class Checkpoints:
         self._every, self._keep, self._keep_every = every, keep, keep_every
         self._path = local_path(directory, "checkpoint directory").absolute()
         self._place: Place | None = None
+        self._identity = identity
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
@@ -167,6 +178,7 @@ class Checkpoints:
         *,
         data_index: int,
         metrics: Mapping[str, float] | None = None,
+        summary: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> bool:
         """Saves a step if it is due, or if `force` is set.
@@ -177,6 +189,7 @@ class Checkpoints:
           data_index: The index of the next example.
           metrics: Kept beside the state for the reader; values that are not
             finite are left out.
+          summary: Sealed with the state and given back by a restore; JSON values.
           force: Whether to save between two intervals.
 
         Returns:
@@ -185,6 +198,7 @@ class Checkpoints:
 
         Raises:
           ReslabError: If a newer checkpoint exists: Orbax would drop this one.
+          NotFinite: If a value of the state is not finite; nothing is saved.
           SaveFailed: If this checkpoint, or the one before, could not be written.
         """
         newest = self._manager.latest_step()
@@ -201,10 +215,19 @@ class Checkpoints:
             for name, value in (metrics or {}).items()
             if math.isfinite(value)
         }
+        found, wrong = _examine(state)
+        if wrong:
+            raise NotFinite(
+                f"the state of step {step} is not saved",
+                expected="finite values",
+                got=f"others in {', '.join(wrong[:3])} ({len(wrong)} in all)",
+            )
         record = {
             "step": step,
             "data_index": int(data_index),
-            "leaves": _describe(state, digests(state)),
+            "leaves": _describe(state, found),
+            "identity": dict(self._identity or {}),
+            "summary": dict(summary or {}),
         }
         integrity = {"record": record, "sha256": _seal(record)}
         with self._reporting():
@@ -263,7 +286,7 @@ class Checkpoints:
         with self._together(step):
             record = self._record(step)
         state = self._read(step, target, record["leaves"])
-        return Restored(step, state, record["data_index"])
+        return Restored(step, state, record["data_index"], record.get("summary", {}))
 
     def restore_newest(
         self, target: Tree, *, is_strict: bool = False
@@ -359,6 +382,14 @@ class Checkpoints:
         }
         return self._read(step, dict(target), stored)
 
+    def seal(self, step: int) -> str:
+        """The digest of what a step holds: of its leaves, its place and its identity.
+
+        Raises:
+          DamagedCheckpoint: If the record of the step is damaged.
+        """
+        return _seal(self._record(step))
+
     def wait(self) -> None:
         """Waits for the save in progress.
 
@@ -438,7 +469,12 @@ class Checkpoints:
             is_sound = False
         if not is_sound:
             raise self._damaged(step, "records that contradict each other")
-        return items["integrity"]["record"]
+        record = items["integrity"]["record"]
+        if self._identity is not None:
+            where = f"the checkpoint of step {step} in {self._path}"
+            # Those of older versions have none.
+            compare(record.get("identity", {}), self._identity, where)
+        return record
 
     def _read(self, step: int, target: Tree, stored: Mapping[str, Any]) -> Tree:
         """Restores the leaves of `target`, compared with `stored` before and after."""
@@ -457,11 +493,15 @@ class Checkpoints:
         )
         with self._together(step):
             state = self._load(step, state=arguments)["state"]
-        restored = _describe(state, digests(state))
+        found, infinite = _examine(state)
+        restored = _describe(state, found)
         if wrong := [name for name in stored if restored[name] != stored[name]]:
             raise self._damaged(
                 step, f"other bits in {', '.join(wrong[:3])} ({len(wrong)} in all)"
             )
+        if infinite:  # Saved by an older version.
+            what = f"values that are not finite in {', '.join(infinite[:3])}"
+            raise self._damaged(step, f"{what} ({len(infinite)} in all)")
         return state
 
     @contextlib.contextmanager
@@ -559,19 +599,33 @@ def digests(tree: Tree) -> dict[str, int]:
     >>> digests({"w": jnp.arange(3, dtype=jnp.uint32)})
     {'w': 13}
     """
+    return _examine(tree)[0]
+
+
+def _examine(tree: Tree) -> tuple[dict[str, int], list[str]]:
+    """Digests every leaf, and names those that hold infinities or NaN, in one pass."""
     leaves = named_leaves(tree)
     for name, leaf in leaves.items():
         if not isinstance(leaf, jax.Array):
             raise ReslabError(
                 f"state leaf {name}", expected="a JAX array", got=type(leaf).__name__
             )
-    values = jax.device_get(_digest_all(list(leaves.values())))
-    return dict(zip(leaves, map(int, values), strict=True))
+    found, finite = jax.device_get(_examine_all(list(leaves.values())))
+    wrong = [
+        name for name, is_finite in zip(leaves, finite, strict=True) if not is_finite
+    ]
+    return dict(zip(leaves, map(int, found), strict=True)), wrong
 
 
 @jax.jit
-def _digest_all(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_digest(leaf) for leaf in leaves]
+def _examine_all(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+    return list(map(_digest, leaves)), list(map(_is_finite, leaves))
+
+
+def _is_finite(leaf: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.asarray(True)
+    return jnp.all(jnp.isfinite(leaf))
 
 
 def _digest(leaf: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """A run that goes on from another."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from reslab.core.errors import ReslabError
@@ -9,8 +10,10 @@ from reslab.train.run import Run
 from reslab.train.state import Setup
 
 
-def inherited(setup: Setup) -> dict[str, Any]:
-    """The newest parameters of the run that a run continues from.
+def inherited(
+    setup: Setup, pinned: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters of the run that a run continues from.
 
     The optimizer begins anew and the schedule from its start: a warmup warms up
     again, the plateau of `infinite(warmup=0, cooldown=0.0)` goes on. Statistics of the
@@ -18,27 +21,48 @@ def inherited(setup: Setup) -> dict[str, Any]:
 
     Args:
       setup: The setup of the new run.
+      pinned: The checkpoint that the new run began from, where it began before; the
+        newest if None.
 
     Returns:
-      `params`, and `model_state` where it fits, as `Setup.init` takes them.
+      `params`, and `model_state` where it fits, as `Setup.init` takes them; and the
+      checkpoint that they are from: its `step` and `sha256`.
 
     Raises:
-      ReslabError: If there is no such run, its text is written in other tokens, or
-        its parameters are of another structure.
+      ReslabError: If there is no such run, its text is written in other tokens, its
+        parameters are of another structure, or the pinned checkpoint is gone.
     """
     name = setup.config.train.continue_from
     source = Run(pathlib.Path(name))
     shapes = {"params": setup.shapes.params}
     state = {"model_state": setup.shapes.model_state}
     try:
-        config = source.config()
-        old, new = config.data.tokenizer, setup.config.data.tokenizer
-        if old != new:
-            raise ReslabError("data.tokenizer", expected=repr(old), got=repr(new))
-        with Checkpoints(source.checkpoints, is_read_only=True) as checkpoints:
+        data = source.config().data
+        record = setup.task.record()
+        if "tokenizer_sha256" not in source.recorded().get("corpus", {}):
+            # An older version recorded its name alone.
+            old, new = data.tokenizer, setup.config.data.tokenizer
+            if old != new:
+                raise ReslabError("data.tokenizer", expected=repr(old), got=repr(new))
+        # The text may be another, written in the same tokens.
+        tokens = {k: v for k, v in record.items() if k == "tokenizer_sha256"}
+        with Checkpoints(
+            source.checkpoints, is_read_only=True, identity=source.identity(tokens)
+        ) as checkpoints:
+            step = pinned["step"] if pinned else checkpoints.latest_step()
             try:
-                return checkpoints.restore_parts(shapes | state)
+                found = checkpoints.restore_parts(shapes | state, step)
             except ReslabError:
-                return checkpoints.restore_parts(shapes)
+                found = checkpoints.restore_parts(shapes, step)
+            assert step is not None  # Without one there is nothing to restore.
+            digest = checkpoints.seal(step)
+        if pinned and digest != pinned["sha256"]:
+            raise ReslabError(
+                f"step {step} is another than this run began from",
+                expected=f"sha256 {pinned['sha256'][:12]}",
+                got=digest[:12],
+                hint="--run with another directory",
+            )
+        return found, {"step": step, "sha256": digest}
     except ReslabError as error:
         raise ReslabError(f"cannot continue from {name}: {error}") from None

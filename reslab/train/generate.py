@@ -30,15 +30,20 @@ def sample_token(
     Args:
       logits: (batch, vocabulary).
       key: Random key.
-      temperature: 0 takes the most likely token.
+      temperature: 0 takes the most likely token, as does one so small that logits
+        divided by it overflow.
       top_k: Number of tokens kept; 0 keeps all.
       top_p: Probability kept, in (0, 1].
 
     Returns:
       Token ids (batch,).
     """
+    likeliest = jnp.argmax(logits, axis=-1)
     if temperature == 0:
-        return jnp.argmax(logits, axis=-1)
+        return likeliest
+    # A token that the model rules out has minus infinity.
+    size = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0), axis=-1)
+    is_drawn = jnp.isfinite(size / temperature)
     logits = logits / temperature
     vocabulary = logits.shape[-1]
     if 0 < top_k < vocabulary:
@@ -52,7 +57,7 @@ def sample_token(
         is_kept = jnp.cumsum(probability, axis=-1) - probability < top_p
         least = jnp.min(jnp.where(is_kept, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(key, logits)
+    return jnp.where(is_drawn, jax.random.categorical(key, logits), likeliest)
 
 
 def generate(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import pathlib
 import sys
@@ -33,7 +34,8 @@ from reslab.parallel.hosts import (
     on_writer,
 )
 from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
-from reslab.train.checkpoint import Checkpoints, Restored
+from reslab.train import identity
+from reslab.train.checkpoint import Checkpoints, NotFinite, Restored
 from reslab.train.continuation import inherited
 from reslab.train.cost import training_flops_per_unit
 from reslab.train.evaluate import Evaluator
@@ -43,6 +45,8 @@ from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
 from reslab.train.step import HEALTH, jit_step, make_step
 from reslab.train.tasks import Batch, Batches
+
+_SLOWER = "a lower optim.learning_rate or a longer warmup"
 
 
 class Diverged(ReslabError):
@@ -88,7 +92,7 @@ def prepare(config: ConfigDict) -> Setup:
         batch = setup.task.batch_shapes(config.data.batch)
         with use_mesh(mesh), extension.held_to_protocols():
             jax.eval_shape(make_step(setup), setup.shapes, batch)
-    check_same("the corpus", setup.task.record()["sha256"])
+    check_same("the corpus", json.dumps(identity.of_data(setup.task.record())))
     return setup
 
 
@@ -138,13 +142,15 @@ def train(
         tracer.check(config.train.steps)
     found = None
     has_begun = on_writer(lambda: any(run.checkpoints.glob("[0-9]*")))
+    pinned = None
     if config.train.continue_from and not has_begun:
-        found = inherited(setup)  # Before anything is written, too.
+        # Before anything is written, too.
+        found, pinned = inherited(setup, on_writer(run.pinned))
     prober = None
     if config.probes.every and not is_finished:
         prober = Prober(setup)  # Before anything is written: it may refuse.
-    about = describe(setup)
-    is_resumed = on_writer(lambda: run.open(config, about))
+    about = describe(setup) | ({"continued_from": pinned} if pinned else {})
+    is_resumed = on_writer(lambda: run.open(config, about, patience))
     with contextlib.ExitStack() as stack:
         if not is_finished:
             on_writer(lambda: stack.enter_context(run.lock(patience)))
@@ -160,6 +166,7 @@ def train(
                 keep=config.train.keep_checkpoints,
                 keep_every=config.train.keep_every,
                 every=config.train.checkpoint_every,
+                identity=on_writer(lambda: run.identity(about["corpus"])),
             )
         )
 
@@ -183,7 +190,7 @@ def train(
         files.sync()
         checkpoints.wait()
     # The last step may have been one that was left out.
-    result = {key: value for key, value in result.items() if math.isfinite(value)}
+    result = _finite(result)
     on_writer(lambda: run.write("result.json", result))
     return result
 
@@ -222,14 +229,28 @@ class _Files:
         if config.train.log_layers:
             self.layers = JsonLines(run.directory / "layers.jsonl")
 
-    def truncate(self, step: int) -> None:
-        """Forgets what comes after `step`."""
+    def digests(self) -> dict[str, str]:
+        """Digests of the lines so far, by file; a checkpoint keeps them."""
+        return {file.path.name: file.sha256 for file in self._lines()}
+
+    def go_back(self, step: int, digests: Mapping[str, str]) -> None:
+        """Forgets what comes after `step`.
+
+        Lines that are not those of the checkpoint of that step are set aside.
+        """
         if self.metrics:
             self.metrics.truncate(step)
         if self.looks:
             self.looks.truncate(step - 1)  # The look at `step` is taken again.
         if self.layers:
             self.layers.truncate(step)
+        for file in self._lines():
+            if digests.get(file.path.name, file.sha256) != file.sha256:
+                file.begin_after(step)
+
+    def _lines(self) -> list[JsonLines]:
+        first = self.metrics.lines if self.metrics else None
+        return [file for file in (first, self.looks, self.layers) if file]
 
     def sync(self) -> None:
         """Waits until all that was written is on the disk."""
@@ -268,6 +289,7 @@ class _Trainer:
         self._after_step = after_step
         self._policy = parse_policy(setup.config.train.on_bad_step)
         self._step = jit_step(setup)
+        self._is_told = False  # Of a gradient that is 0.
         # What the devices of other processes do is the same.
         self._tracer = tracer if is_writer() else None
 
@@ -312,7 +334,7 @@ class _Trainer:
         batches.state = begin.data_index
         # Batches that were passed over by going back.
         self._ahead = begin.data_index - start * self._config.data.batch
-        self._files.truncate(start)
+        self._files.go_back(start, begin.summary.get("files", {}))
         train, devices = self._config.train, self._setup.mesh.devices
         task = self._setup.task
         meter = Meter(
@@ -324,7 +346,8 @@ class _Trainer:
         )
         self._dog.feed()
         placed = prefetch(batches, place_on(self._setup.mesh))
-        previous, row, average = None, {}, {}
+        # A run that was killed between its last step and its result has the row.
+        previous, row, average = None, dict(begin.summary.get("row", {})), {}
         with (
             contextlib.closing(placed),
             use_mesh(self._setup.mesh),
@@ -361,8 +384,8 @@ class _Trainer:
                                 state.variables, self._config.eval.batches
                             )
                     if is_last:
-                        # The curve goes on with the batches that it is made of.
                         average = meter.average()
+                        # The curve goes on with the batches that it is made of.
                         row |= self._evaluator(
                             state.variables, first=self._config.eval.batches
                         )
@@ -370,9 +393,10 @@ class _Trainer:
                     if self._files.metrics:
                         self._files.metrics.write(step, row)
                     bar.update(step, row)
+                    row |= average
                 is_stopping = is_asked_to_stop(step)
                 if self._checkpoints.is_due(step) or is_last or is_stopping:
-                    self._save(step, state, metrics, meter)
+                    self._save(step, state, metrics, meter, row)
                 if self._after_step:
                     self._after_step(step)
                 if is_stopping and not is_last:
@@ -380,9 +404,9 @@ class _Trainer:
                     raise Stopped(step)
             self._look(train.steps, state, next(placed), meter)
         self._dog.feed()
-        if start == train.steps:  # Killed between the last step and the result.
+        if not row:  # The last checkpoint is an older version's.
             row = self._evaluator(state.variables, first=self._config.eval.batches)
-        return {"step": train.steps, **row, **average}
+        return {**row, "step": train.steps}
 
     def _look(self, step: int, state: TrainState, batch: Batch, meter: Meter) -> None:
         """Looks inside before the batch is trained on, where a look is due."""
@@ -416,25 +440,44 @@ class _Trainer:
             self._files.layers.write(step, by_layer)
         return row | meter.read()
 
-    def _save(self, step: int, state: TrainState, metrics: Any, meter: Meter) -> None:
+    def _save(
+        self,
+        step: int,
+        state: TrainState,
+        metrics: Any,
+        meter: Meter,
+        row: Mapping[str, float],
+    ) -> None:
         self._judge(step, metrics)
         values, _ = _by_shape(metrics)
+        summary = {"row": _finite(row), "files": self._files.digests()}
         self._dog.feed()
         with meter.paused():
             # A run goes on from a checkpoint with the metrics up to it.
             self._files.sync()
-            self._checkpoints.save(
-                step,
-                state,
-                data_index=step * self._config.data.batch + self._ahead,
-                metrics=values,
-                force=True,
-            )
+            try:
+                self._checkpoints.save(
+                    step,
+                    state,
+                    data_index=step * self._config.data.batch + self._ahead,
+                    metrics=values,
+                    summary=summary,
+                    force=True,
+                )
+            except NotFinite as error:
+                raise Diverged(str(error), hint=_SLOWER) from None
 
     def _judge(self, step: int, metrics: Any) -> None:
         """Looks at what a step came to, which has been computed."""
         health = np.asarray(metrics[HEALTH])
         loss, norm, in_a_row, leaf = (float(value) for value in health)
+        if step == 1 and norm == 0 and not self._is_told and is_writer():
+            self._is_told = True
+            print(
+                "step 1: the gradient is exactly 0, nothing is learned from it; "
+                "try: model.init_std, model.embedding_std or precision.compute=float32",
+                file=sys.stderr,
+            )
         policy, where = self._policy, ""
         if leaf >= 0:
             name = list(named_leaves(self._setup.shapes.params))[int(leaf)]
@@ -460,8 +503,12 @@ class _Trainer:
                 raise Diverged(
                     f"step {step}: {name} is not finite{where}",
                     got=str(values[name]),
-                    hint="a lower optim.learning_rate or a longer warmup",
+                    hint=_SLOWER,
                 )
+
+
+def _finite(row: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if math.isfinite(value)}
 
 
 def _by_shape(metrics: Any) -> tuple[dict[str, float], dict[str, list[float]]]:

@@ -195,13 +195,15 @@ def inspect_run(
     config = run.config()
     setup = _setup_here(config)
     check_memory(setup)
-    run.check_corpus(setup.task.record()["sha256"])
+    identity = run.identity(setup.task.record())
     mesh = setup.mesh
     if specs is None:
         specs = _answerable(setup)
     prober = Prober(setup, specs)
     records = []
-    with Checkpoints(run.checkpoints, is_read_only=True) as checkpoints:
+    with Checkpoints(
+        run.checkpoints, is_read_only=True, identity=identity
+    ) as checkpoints:
         steps = checkpoints.steps() if step is None else (step,)
         if not steps:
             raise ReslabError(

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import secrets
 import shlex
 import sys
 import time
@@ -20,6 +21,12 @@ from reslab.core.files import make_directory, write_whole
 from reslab.core.inside import check_links, open_inside
 from reslab.core.records import Form, read_record
 from reslab.core.storage import local_path, storage_error, storage_errors
+from reslab.train import identity
+
+# Files that a run writes; its config makes them its own.
+_WRITTEN = ("run.json", "metrics.jsonl", "result.json", "probes.jsonl", "layers.jsonl")
+# Parts of `environment` that each checkpoint records, too.
+_CODE = ("versions", "commit")
 
 # Fields of run.json that are read by name.
 _FORM: Form = {
@@ -41,8 +48,9 @@ class InUse(ReslabError):
 class Run:
     """A run directory.
 
-    It holds `config.json` (the resolved config, canonical), `run.json` (its
-    digest, versions, devices, mesh, corpus, command line), `metrics.jsonl`,
+    It holds `config.json` (the resolved config, canonical), `run.json` (a random id,
+    the config's digest, versions, devices, mesh, corpus, command line),
+    `metrics.jsonl`,
     `checkpoints/` and, when the run has ended, `result.json`.
 
     Attributes:
@@ -92,6 +100,10 @@ class Run:
         """Reads `run.json`."""
         return read_record(self.directory / "run.json", _FORM)
 
+    def recorded(self) -> dict[str, Any]:
+        """Reads `run.json`; empty where there is none."""
+        return self.record() if (self.directory / "run.json").is_file() else {}
+
     def result(self) -> dict[str, Any] | None:
         """Reads `result.json`; None while the run has not ended."""
         path = self.directory / "result.json"
@@ -105,42 +117,47 @@ class Run:
                 )
         return found
 
-    def open(self, config: ConfigDict, about: Mapping[str, Any]) -> bool:
+    def open(
+        self, config: ConfigDict, about: Mapping[str, Any], patience: float = 0.0
+    ) -> bool:
         """Creates the directory, or checks that it holds this very run.
 
         Args:
           config: The resolved config.
           about: Versions, devices, mesh and corpus, for `run.json`.
+          patience: As `lock` takes it, for another process that begins the same run.
 
         Returns:
           Whether the run was there before.
 
         Raises:
-          ReslabError: If the directory cannot be written, holds another config or
-            checkpoints without one, was begun on another corpus, or a link in it
-            leads out of it.
+          ReslabError: If the directory cannot be written, holds another config,
+            checkpoints or records without one, was begun on other data, or a link in
+            it leads out of it.
+          InUse: If another process has it.
         """
         try:
             check_links(self.directory)
             if (self.directory / "config.json").is_file():
                 self._check_same(config, about)
                 return True
-            if any(self.checkpoints.glob("[0-9]*")):
-                raise ReslabError(
-                    f"{self.checkpoints} holds checkpoints of an unknown run",
-                    expected=f"{self.directory / 'config.json'} beside them",
-                    hint="--run with another directory",
-                )
+            self._check_foreign(config)
             make_directory(self.directory)
-            record = {
-                "config_sha256": configs.sha256(config),
-                "command": shlex.join(["reslab", *sys.argv[1:]]),
-                **about,
-            }
-            self.write("run.json", record)
-            # The config comes last: with it, the directory is a run.
-            text = configs.canonical_json(config) + "\n"
-            write_whole(self.directory / "config.json", text)
+            with self.lock(patience):
+                # Two may begin at once: the second goes on with the first one's run.
+                if (self.directory / "config.json").is_file():
+                    self._check_same(config, about)
+                    return True
+                record = {
+                    "id": secrets.token_hex(8),
+                    "config_sha256": configs.sha256(config),
+                    "command": shlex.join(["reslab", *sys.argv[1:]]),
+                    **about,
+                }
+                self.write("run.json", record)
+                # The config comes last: with it, the directory is a run.
+                text = configs.canonical_json(config) + "\n"
+                write_whole(self.directory / "config.json", text)
         except OSError as error:
             raise storage_error(
                 f"run directory {self.directory}",
@@ -149,6 +166,26 @@ class Run:
                 hint="--run DIR",
             ) from None
         return False
+
+    def _check_foreign(self, config: ConfigDict) -> None:
+        """Checks that nothing in a directory without a config would be overwritten.
+
+        Raises:
+          ReslabError: If there are files that a run writes, but no run.
+        """
+        found = [name for name in _WRITTEN if (self.directory / name).exists()]
+        if any(self.checkpoints.glob("[0-9]*")):
+            found.append("checkpoints")
+        # A kill before the config was written leaves the record alone.
+        is_own = found == ["run.json"] and self.recorded().get(
+            "config_sha256"
+        ) == configs.sha256(config)
+        if found and not is_own:
+            raise ReslabError(
+                f"{self.directory} holds {' and '.join(found)} of an unknown run",
+                expected=f"{self.directory / 'config.json'} beside them",
+                hint="--run with another directory",
+            )
 
     def _check_same(self, config: ConfigDict, about: Mapping[str, Any]) -> None:
         if not os.access(self.directory, os.W_OK):
@@ -172,7 +209,7 @@ class Run:
                 got=f"different {', '.join(differing[:3])}",
                 hint="--run with another directory",
             )
-        self.check_corpus(about["corpus"]["sha256"])
+        self.check_data(about["corpus"])
 
     def _has_checkpoints(self) -> bool:
         # A save that fails may make the directory again, without what was in it.
@@ -186,31 +223,63 @@ class Run:
         with storage_errors(f"{self.checkpoints}", expected=expected):
             write_whole(self.checkpoints / "begun", "")
 
-    def check_corpus(self, sha256: str) -> None:
-        """Checks that a corpus is the one the run was begun on.
+    def check_data(self, record: Mapping[str, Any]) -> None:
+        """Checks that data are those the run was begun on.
+
+        Args:
+          record: As the task's `record` gives it, or the part that was read.
 
         Raises:
-          ReslabError: If it is another.
+          ReslabError: If they are others.
         """
-        began = self.record().get("corpus", {}).get("sha256")
-        if began != sha256:
-            raise ReslabError(
-                "the corpus changed since the run began",
-                expected=f"sha256 {str(began)[:12]}",
-                got=sha256[:12],
-                hint="restore the files, or start a new run with --run",
-            )
+        began = identity.of_data(self.recorded().get("corpus", {}))
+        identity.check_data(began, identity.of_data(record))
+
+    def identity(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """What a checkpoint of the run must have been made from.
+
+        Args:
+          record: As `check_data` takes it, which is asked first.
+
+        Returns:
+          The run's id, digests of config and data, and the code that runs now.
+
+        Raises:
+          ReslabError: If the data are not those that the run was begun on.
+        """
+        self.check_data(record)
+        text = (self.directory / "config.json").read_text()
+        found = {"config": configs.sha256_of_text(text), "code": identity.of_code()}
+        # Runs that were begun by an older version have no id.
+        if run := self.recorded().get("id"):
+            found["run"] = run
+        return found | identity.of_data(record)
+
+    def pinned(self) -> dict[str, Any] | None:
+        """The checkpoint of another run that this one began from, once it has begun."""
+        return self.recorded().get("continued_from")
 
     def warn_of_changes(self, about: Mapping[str, Any]) -> None:
-        """Says on standard error what may keep a resumed run from being exact."""
-        began = self.record()
-        for key in ("environment", "mesh", "compute_dtype"):
-            if began.get(key) != json.loads(json.dumps(about[key])):
-                print(
-                    f"{self.directory}: {key} differs from when the run began; "
-                    "it may not end bit for bit as it would have",
-                    file=sys.stderr,
-                )
+        """Says on standard error what may keep a resumed run from being exact.
+
+        Changed code is told by its checkpoints, which name what saved them.
+        """
+
+        def leaves(record: Mapping[str, Any]) -> dict[str, Any]:
+            found = json.loads(json.dumps(record))
+            machine = found.pop("environment", None) or {}
+            machine = {k: v for k, v in machine.items() if k not in _CODE}
+            return {key: found.get(key) for key in ("mesh", "compute_dtype")} | machine
+
+        began, now = leaves(self.recorded()), leaves(about)
+        differing = sorted(k for k in began | now if began.get(k) != now.get(k))
+        if differing:
+            changes = (f"{k} {now.get(k)} for {began.get(k)}" for k in differing)
+            print(
+                f"{self.directory}: {', '.join(changes)} since the run began; "
+                "it may not end bit for bit as it would have",
+                file=sys.stderr,
+            )
 
     @contextlib.contextmanager
     def lock(self, patience: float = 0.0) -> Iterator[None]:

@@ -87,8 +87,10 @@ def transform_run(
             got=repr(config.model.name),
         )
     setup = _setup(config)
-    source.check_corpus(setup.task.record()["sha256"])
-    with Checkpoints(source.checkpoints, is_read_only=True) as checkpoints:
+    identity = source.identity(setup.task.record())
+    with Checkpoints(
+        source.checkpoints, is_read_only=True, identity=identity
+    ) as checkpoints:
         step = checkpoints.latest_step()
         variables = restore_variables(checkpoints, setup, step)
     assert step is not None  # `restore_variables` refuses a run without one.
@@ -125,8 +127,13 @@ def transform_run(
     )
     with whole_directory(out) as directory:
         new_run = Run(directory)
-        new_run.open(new_config, describe(new_setup))
-        with Checkpoints(new_run.checkpoints, is_async=False) as checkpoints:
+        about = describe(new_setup)
+        new_run.open(new_config, about)
+        with Checkpoints(
+            new_run.checkpoints,
+            is_async=False,
+            identity=new_run.identity(about["corpus"]),
+        ) as checkpoints:
             checkpoints.save(0, state, data_index=0, force=True)
         origin = {
             "run": str(source.directory),

@@ -1,10 +1,13 @@
 """Metrics as JSON lines: `metrics.jsonl`, one object a line."""
 
 import contextlib
+import datetime
+import hashlib
 import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,22 +30,72 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
         with self._storage():
-            self._keep(lambda record: True)
-            self._file = open_inside(self.path, "a")
+            self._folder = os.stat(self.path.parent)
+            self._digest = self._keep(lambda record: True)
+            self._open()
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the lines so far."""
+        return self._digest.hexdigest()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
-        text = line(step, metrics)
         with self._storage():
-            self._file.write(text)
-            self._file.flush()
+            if self._was_changed():
+                self.begin_after(step - 1)
+            self._append(line(step, metrics))
 
     def truncate(self, step: int) -> None:
         """Drops the lines after `step`: the file reads as an unbroken run."""
         self.close()
         with self._storage():
-            self._keep(lambda record: record["step"] <= step)
-            self._file = open_inside(self.path, "a")
+            self._digest = self._keep(lambda record: record["step"] <= step)
+            self._open()
+
+    def begin_after(self, step: int) -> None:
+        """Begins the file again: its lines are not those of the run up to `step`.
+
+        They are set aside in a file of their own, if there are any. The first line of
+        the new file, which has no other metrics, says `"begins_after": step`.
+        """
+        self.close()
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+        aside = self.path.with_name(f"damaged-{self.path.stem}-{now}.jsonl")
+        what = "are gone"
+        with self._storage():
+            if self.path.is_file() and self.path.stat().st_size:
+                os.replace(self.path, aside)
+                what = f"are not those that it wrote: set aside as {aside.name}"
+            self._digest = hashlib.sha256()
+            self._open()
+            self._append(line(step, {"begins_after": step}))
+        print(
+            f"{self.path}: the run's lines up to step {step} {what}; "
+            f"the file begins after step {step}",
+            file=sys.stderr,
+        )
+
+    def _open(self) -> None:
+        self._file = open_inside(self.path, "a")
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    def _append(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+        self._size += len(text.encode())
+        self._digest.update(text.encode())
+
+    def _was_changed(self) -> bool:
+        """Whether another has deleted, replaced or changed the file since."""
+        try:
+            if not os.path.samestat(os.stat(self.path.parent), self._folder):
+                return False  # The directory is gone: the next save says so.
+            here = os.stat(self.path)
+        except OSError:
+            return self.path.parent.is_dir()
+        is_same = os.path.samestat(here, os.fstat(self._file.fileno()))
+        return not is_same or here.st_size != self._size
 
     def sync(self) -> None:
         """Waits until the lines are on the disk."""
@@ -58,10 +111,14 @@ class JsonLines:
     def _storage(self) -> contextlib.AbstractContextManager[None]:
         return storage_errors(f"{self.path}", expected="a file that can be written")
 
-    def _keep(self, is_kept: Any) -> None:
-        """Rewrites the file with the whole lines that are kept, if any must go."""
+    def _keep(self, is_kept: Any) -> Any:
+        """Rewrites the file with the whole lines that are kept, if any must go.
+
+        Returns:
+          Their SHA-256, which goes on with what is appended.
+        """
         if not self.path.exists():
-            return
+            return hashlib.sha256()
         old = self.path.read_text(encoding="utf-8", errors="replace")
         lines = old.splitlines(keepends=True)
         new = "".join(
@@ -69,6 +126,7 @@ class JsonLines:
         )
         if new != old:
             write_whole(self.path, new)
+        return hashlib.sha256(new.encode())
 
 
 def line(step: int, metrics: Mapping[str, Any]) -> str:

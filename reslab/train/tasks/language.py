@@ -16,7 +16,7 @@ from reslab.core.losses import LOSSES, total_loss
 from reslab.core.model_state import BATCH_STATS, ModelState
 from reslab.core.randomness import training_keys
 from reslab.data.batches import TrainBatches, validation_batches
-from reslab.data.corpus import Corpus, TokenStream, load_corpus
+from reslab.data.corpus import Corpus, TokenStream, load_corpus, tokenizer_sha256
 from reslab.data.windows import WindowSource
 from reslab.models.cost import training_flops_per_token
 from reslab.models.lm import LanguageModel
@@ -72,9 +72,9 @@ class Language:
         }
 
     def record(self) -> dict[str, Any]:
-        """Digest and size of the corpus."""
+        """Digests and size of the corpus, and the digest of its tokenizer."""
         return {
-            "sha256": self.corpus.sha256,
+            **_digests(self.corpus, self._config.data.tokenizer),
             "documents": self.corpus.documents,
             "bytes": self.corpus.bytes,
         }
@@ -107,7 +107,7 @@ class Language:
         source = Run(pathlib.Path(self._config.train.continue_from))
         data = source.config().data
         corpus = load_corpus(data.source, data.tokenizer)
-        source.check_corpus(corpus.sha256)
+        source.check_data(_digests(corpus, data.tokenizer))
         return WindowSource(corpus.train, self._config.data.length)
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
@@ -190,6 +190,16 @@ class Language:
     def flops_per_unit(self, model: LanguageModel, params: Any) -> int:
         """FLOPs of a training step per token."""
         return training_flops_per_token(model, params, self._config.data.length)
+
+
+def _digests(corpus: Corpus, tokenizer: registry.Spec) -> dict[str, str]:
+    found = {
+        "sha256": corpus.sha256,
+        "tokenizer_sha256": tokenizer_sha256(corpus.tokenizer, tokenizer),
+    }
+    if corpus.tokens_sha256:
+        found["tokens_sha256"] = corpus.tokens_sha256
+    return found
 
 
 build = Language

@@ -1,0 +1,109 @@
+"""The identity of a run: what its checkpoints were made from, and what is there now."""
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from reslab.core.errors import ReslabError
+from reslab.observe.environment import environment
+from reslab.parallel.hosts import is_writer
+
+# Parts of a run's record of its data, and what each of them is.
+DATA = {
+    "corpus": "sha256",
+    "tokens": "tokens_sha256",
+    "tokenizer": "tokenizer_sha256",
+}
+
+
+def of_data(record: Mapping[str, Any]) -> dict[str, str]:
+    """The digests in a task's record of its data: documents, tokens, tokenizer.
+
+    Args:
+      record: As `Task.record` gives it, or a part of it.
+    """
+    return {name: record[key] for name, key in DATA.items() if record.get(key)}
+
+
+@functools.cache
+def of_code() -> str:
+    """The versions of reslab and what it stands on, and the source's commit."""
+    about = environment()
+    parts = {**about["versions"], "commit": about["commit"]}
+    return ", ".join(f"{name} {version}" for name, version in parts.items())
+
+
+def check_data(began: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Checks that data are those that a run was begun on.
+
+    Args:
+      began: Digests that were recorded; older versions recorded fewer.
+      now: Digests of what is there; those that were not asked for are missing.
+
+    Raises:
+      ReslabError: If one differs.
+    """
+    names = {"corpus": "corpus", "tokenizer": "tokenizer", "tokens": "corpus"}
+    for part, name in names.items():
+        if part in began and part in now and began[part] != now[part]:
+            raise ReslabError(
+                f"the {name} changed since the run began",
+                expected=f"sha256 {began[part][:12]}",
+                got=now[part][:12],
+                hint="restore the files, or start a new run with --run",
+            )
+
+
+def compare(sealed: Mapping[str, str], now: Mapping[str, str], where: str) -> None:
+    """Checks that a checkpoint is of this run, its config and its data.
+
+    Other code or libraries are told in one line.
+
+    Args:
+      sealed: The identity that was saved in the checkpoint.
+      now: That of the run it is read for.
+      where: What to call the checkpoint.
+
+    Raises:
+      ReslabError: If it is another run's, or the config or the data have changed.
+    """
+    differing = [
+        part
+        for part in ("run", "config")
+        if part in sealed and part in now and sealed[part] != now[part]
+    ]
+    if "run" in differing:
+        raise ReslabError(
+            f"{where} is another run's",
+            expected=_name(now),
+            got=_name(sealed),
+            hint="the run's own checkpoints",
+        )
+    if "config" in differing:
+        raise ReslabError(
+            f"{where} was trained with another config",
+            expected=f"sha256 {sealed['config'][:12]}",
+            got=f"{now['config'][:12]}",
+            hint="the run's own config.json, or a new run with --config or --set",
+        )
+    check_data(sealed, now)
+    if sealed.get("code", now.get("code")) != now.get("code"):
+        _tell_of_code(sealed["code"], now["code"])
+
+
+def _name(identity: Mapping[str, str]) -> str:
+    return f"run {identity['run']} (config {identity.get('config', '?')[:12]})"
+
+
+@functools.cache  # Once for all the steps of a run.
+def _tell_of_code(saved: str, now: str) -> None:
+    if is_writer():
+        old, new = saved.split(", "), now.split(", ")
+        before = ", ".join(part for part in old if part not in new)
+        after = ", ".join(part for part in new if part not in old)
+        print(
+            f"the checkpoint was saved by other code ({before}; now {after}): "
+            "it may not give the same numbers",
+            file=sys.stderr,
+        )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from reslab.core.errors import ReslabError, nearest
-from reslab.drill import rows, storage
+from reslab.drill import exchange, rows, storage
 from reslab.drill.runs import Workshop
 
 
@@ -55,6 +55,7 @@ ROWS: dict[str, tuple[Callable, int, int]] = {
     "processes": (rows.processes, 3, 40),
     "repeat": (rows.repeat, 4, 12),
     "bad_steps": (rows.bad_steps, 10, 150),
+    "exchange": (exchange.exchange, 12, 60),
     "bad_input": (rows.bad_input, 100, 300),
     "hostile": (rows.hostile, 20, 160),
 }

@@ -228,8 +228,9 @@ def fingerprint(run: pathlib.Path) -> dict[str, Any]:
     record = run / "checkpoints" / str(steps[-1]) / "integrity" / "metadata"
     clocks = ("elapsed_seconds", "tokens_per_second", "step_seconds")
     lines = (run / "metrics.jsonl").read_text().splitlines()
+    sealed = json.loads(record.read_text())["record"]
     return {
-        "state": json.loads(record.read_text())["record"],
+        "state": {key: sealed[key] for key in ("step", "data_index", "leaves")},
         "metrics": [
             {key: value for key, value in json.loads(line).items() if key not in clocks}
             for line in lines

@@ -619,23 +619,34 @@ def _examine(tree: Tree) -> tuple[dict[str, int], list[str]]:
 
 @jax.jit
 def _examine_all(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-    return list(map(_digest, leaves)), list(map(_is_finite, leaves))
+    found = list(map(_digest, leaves))
+    return [digest for digest, _ in found], [is_finite for _, is_finite in found]
 
 
-def _is_finite(leaf: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.asarray(True)
-    return jnp.all(jnp.isfinite(leaf))
-
-
-def _digest(leaf: jax.Array) -> jax.Array:
+def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The digest of an array, and whether it is finite."""
     bits = _as_uint32(leaf)
     # The flat index from one iota per axis: `reshape(-1)` would gather the shards.
     index = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(bits.shape):
         position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         index = index * jnp.uint32(size % 2**32) + position
-    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+    is_finite = _is_finite(leaf)
+    new_axes = range(is_finite.ndim, bits.ndim)
+    is_finite = jnp.broadcast_to(jnp.expand_dims(is_finite, new_axes), bits.shape)
+    # One reduction reads the leaf once, for both.
+    return jax.lax.reduce(
+        (bits * (2 * index + 1), is_finite),
+        (jnp.uint32(0), jnp.asarray(True)),
+        lambda a, b: (a[0] + b[0], a[1] & b[1]),
+        tuple(range(bits.ndim)),
+    )
+
+
+def _is_finite(leaf: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):  # Random keys, too.
+        return jnp.asarray(True)
+    return jnp.isfinite(leaf)
 
 
 def _as_uint32(leaf: jax.Array) -> jax.Array:

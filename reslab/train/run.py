@@ -209,6 +209,7 @@ class Run:
                 got=f"different {', '.join(differing[:3])}",
                 hint="--run with another directory",
             )
+        self.record()  # Training goes on only with the run's record.
         self.check_data(about["corpus"])
 
     def _has_checkpoints(self) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from reslab.core.errors import ReslabError
 from reslab.core.storage import StorageFailed
 from reslab.drill.disk import Disk, after_cut
+from reslab.train import checkpoint
 from reslab.train.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
+    NotFinite,
     SaveFailed,
     digests,
 )
@@ -468,12 +471,42 @@ def test_digest_is_the_same_on_any_mesh_and_gathers_nothing(spec):
     sharded = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
     assert digests({"x": sharded}) == digests({"x": array})
     compiled = jax.jit(lambda x: digest_leaf(x)).lower(sharded).compile().as_text()
-    assert "all-gather" not in compiled and "all-to-all" not in compiled
+    assert "all-to-all" not in compiled and "collective-permute" not in compiled
+    # Devices tell each other what they came to: one number each, never the array.
+    for shape in re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", compiled):
+        assert np.prod([int(size) for size in shape.split(",")]) <= 8
+
+
+def test_values_that_are_not_finite_are_found_in_every_dtype():
+    with jax.enable_x64(True):
+        for dtype in ("float16", "bfloat16", "float32", "float64", "complex64"):
+            good = jnp.ones((3, 5), dtype)
+            tree = {"good": good, "nan": good.at[2, 4].set(jnp.nan)}
+            tree["inf"] = good.at[0, 0].set(-jnp.inf)
+            assert checkpoint._examine(tree)[1] == ["inf", "nan"]
+            assert digests(tree)["nan"] == oracle(np.asarray(tree["nan"]))
+    rest = {"integers": jnp.full(3, 2**31 - 1), "keys": jax.random.key(0)}
+    assert not checkpoint._examine(rest | {"nothing": jnp.zeros(0)})[1]
+
+
+def test_a_state_that_is_not_finite_is_neither_saved_nor_restored(
+    tmp_path, monkeypatch
+):
+    with Checkpoints(tmp_path, every=1, is_async=False) as checkpoints:
+        checkpoints.save(1, small(1), data_index=8)
+        with pytest.raises(NotFinite, match=r"step 2 is not saved.*params/w"):
+            checkpoints.save(2, small(np.inf), data_index=16)
+        assert checkpoints.steps() == (1,)
+        with monkeypatch.context() as older:  # It looked at nothing.
+            examine = checkpoint._examine
+            older.setattr(checkpoint, "_examine", lambda s: (examine(s)[0], []))
+            checkpoints.save(2, small(np.nan), data_index=16)
+        with pytest.raises(DamagedCheckpoint, match="not finite in params/w"):
+            checkpoints.restore(target_of(small(1)))
+        assert checkpoints.restore_newest(target_of(small(1))).step == 1
 
 
 def digest_leaf(leaf):
-    from reslab.train import checkpoint
-
     return checkpoint._digest(leaf)
 
 

@@ -35,6 +35,8 @@ from reslab.study.statistics import summarize
 
 _DASH = "—"
 _TITLE = "Report: "
+# What a report's own files begin with, in the order in which they are written.
+_MARKS = (f"<title>{_TITLE}", f"# {_TITLE}", "case,seed,directory,", "at_equal,at,case,")
 
 
 def write_report(
@@ -77,14 +79,14 @@ def write_report(
             _comparison_rows(tokens, time)
         ),
     }
-    written = page.with_suffix(".md")
-    if written.is_file() and not written.read_text().startswith(f"# {_TITLE}"):
-        raise ReslabError(
-            f"{written}",
-            expected="no file, or one that a report wrote",
-            got="somebody's own, which would be overwritten",
-            hint="--out OTHER.html",
-        )
+    for written, mark in zip(texts, _MARKS, strict=True):
+        if written.is_file() and not _begins_with(written, mark):
+            raise ReslabError(
+                f"{written}",
+                expected="no file, or one that a report wrote",
+                got="somebody's own, which would be overwritten",
+                hint="--out OTHER.html",
+            )
     try:
         make_directory(page.parent)
         for path, text in texts.items():
@@ -97,6 +99,11 @@ def write_report(
             hint="--out FILE.html",
         ) from None
     return page
+
+
+def _begins_with(path: pathlib.Path, mark: str) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return mark in file.read(2000)
 
 
 def default_page(paths: Sequence[str | pathlib.Path]) -> pathlib.Path:

@@ -106,10 +106,12 @@ def test_many_cases_are_not_all_drawn(tmp_path, study_writer):
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(tmp_path, places):
-    (tmp_path / "README.md").write_text("# My notes\n")
-    with pytest.raises(ReslabError, match="somebody's own"):
-        write_report([places], tmp_path / "README.html")
-    assert not (tmp_path / "README.html").exists()
+    for name in ("x.html", "x.md", "x.csv", "x-comparisons.csv"):
+        (tmp_path / name).write_text("case,seed\n# My notes\n")
+        with pytest.raises(ReslabError, match=f"{name}.*somebody's own"):
+            write_report([places], tmp_path / "x.html")
+        assert [path.name for path in tmp_path.glob("x*")] == [name]
+        (tmp_path / name).unlink()
     page = write_report([places], tmp_path / "other.html")
     assert write_report([places], page) == page
 

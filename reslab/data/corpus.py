@@ -1,8 +1,10 @@
 """Documents become two token streams, one to train on and one held out."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -14,6 +16,10 @@ from reslab.core.errors import ReslabError
 
 # Every 20th document is held out; of a single document, the last 20th part.
 HOLD_OUT = 20
+# Bytes of documents that are counted in tokens, too, and the share by which they may
+# differ before it is told.
+COUNTED = 2**20
+MISCOUNTED = 1e-3
 
 
 class Source(Protocol):
@@ -137,8 +143,8 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
     encoder: Tokenizer = registry.make("tokenizers", tokenizer)
     pieces: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     documents = Documents(source)
-    for split, document in documents:
-        pieces[split].append(encode_document(encoder, document))
+    for split, tokens in encoded(encoder, documents):
+        pieces[split].append(tokens)
     return Corpus(
         train=_stream(pieces["train"]),
         validation=_stream(pieces["validation"]),
@@ -152,6 +158,33 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
 def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
     """The smallest dtype that holds the ids of a tokenizer."""
     return np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32
+
+
+def encoded(
+    tokenizer: Tokenizer, documents: Iterable[tuple[str, bytes]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Encodes documents one after the other, and says if their bytes are miscounted.
+
+    Yields:
+      The split of each, and its tokens.
+    """
+    lengths, own, counted = tokenizer.byte_lengths(), 0, 0
+    for split, document in documents:
+        tokens = encode_document(tokenizer, document)
+        if own < COUNTED:
+            own += len(document)
+            counted += int(lengths[tokens].sum())
+        yield split, tokens
+    if abs(counted - own) > MISCOUNTED * own:
+        _say_once(
+            f"the tokenizer's tokens stand for {counted:,} bytes where the documents "
+            f"have {own:,}: bits per byte are of the former"
+        )
+
+
+@functools.cache  # A command may load its corpus twice.
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def encode_document(tokenizer: Tokenizer, document: bytes) -> np.ndarray:

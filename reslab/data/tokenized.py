@@ -25,7 +25,7 @@ from reslab.data.corpus import (
     Tokenizer,
     TokenStream,
     beyond_vocabulary,
-    encode_document,
+    encoded,
     token_dtype,
     tokenizer_sha256,
 )
@@ -111,8 +111,8 @@ def tokenize(
                 name: stack.enter_context(_Writer(partial / f"{name}.tokens", dtype))
                 for name in SPLITS
             }
-            for split, document in documents:
-                writers[split].add(encode_document(encoder, document))
+            for split, tokens in encoded(encoder, documents):
+                writers[split].add(tokens)
                 tell(sum(len(w.starts) for w in writers.values()), documents.bytes)
         files = {}
         for name, writer in writers.items():

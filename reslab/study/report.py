@@ -36,7 +36,12 @@ from reslab.study.statistics import summarize
 _DASH = "—"
 _TITLE = "Report: "
 # What a report's own files begin with, in the order in which they are written.
-_MARKS = (f"<title>{_TITLE}", f"# {_TITLE}", "case,seed,directory,", "at_equal,at,case,")
+_MARKS = (
+    f"<title>{_TITLE}",
+    f"# {_TITLE}",
+    "case,seed,directory,",
+    "at_equal,at,case,",
+)
 
 
 def write_report(

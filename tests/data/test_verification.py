@@ -294,6 +294,17 @@ def test_special_tokens_in_text_are_text(tmp_path):
     assert tokenizer.decode(ids) == text
 
 
+def test_bytes_that_are_miscounted_are_told(words, tmp_path, capsys):
+    (tmp_path / "x.txt").write_text("a b c " * 50)  # Of one known word, and spaces.
+    source = f"text(path={str(tmp_path / 'x.txt')!r})"
+    load_corpus(source, words())
+    load_corpus(source, words())
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "stand for 150 bytes where the documents have 300" in said
+    load_corpus(source, "bytes")
+    assert not capsys.readouterr().err
+
+
 def test_ids_far_beyond_their_number_are_refused(words, tmp_path, refused):
     spec = words()
     content = json.loads((tmp_path / "t.json").read_text())

@@ -25,6 +25,9 @@ def test_temperature_sharpens():
     sharp = np.asarray([0.5, 0.3, 0.15, 0.05]) ** 2
     np.testing.assert_allclose(drawn(temperature=0.5), sharp / sharp.sum(), atol=0.04)
     assert drawn(temperature=0)[0] == 1
+    for tiny in (1e-37, 1e-38, 1e-45, 1e-300):  # Logits divided by it overflow.
+        assert drawn(temperature=tiny)[0] == 1
+        assert drawn(temperature=tiny, top_p=0.9)[0] == 1
 
 
 def test_top_k_and_top_p_restrict_the_choice():

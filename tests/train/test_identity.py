@@ -16,6 +16,7 @@ from reslab.cli import main
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.data.tokenized import tokenize
+from reslab.observe.writers.jsonl import JsonLines
 from reslab.train import identity, loop
 from reslab.train.run import Run
 
@@ -222,6 +223,32 @@ def test_metrics_that_are_not_the_runs_are_set_aside(kind, runs, trained, capsys
     go_on(runs[0])
     assert not told(capsys)
     assert say("report", runs[0], "--out", runs[0] / "page.html")[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["deleted", "doubled"])
+def test_metrics_are_missed_while_the_run_goes_on(kind, tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path)
+    for step in (1, 2):
+        lines.write(step, {"loss": 1.0})
+    if kind == "deleted":
+        path.unlink()
+    else:
+        path.write_text(2 * path.read_text())
+    for step in (3, 4):
+        lines.write(step, {"loss": 1.0})
+    lines.close()
+    (said,) = told(capsys)
+    assert "begins after step 2" in said
+    assert [row["step"] for row in rows(tmp_path)] == [2, 3, 4]
+    assert rows(tmp_path)[0] == {"step": 2, "begins_after": 2}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lines = JsonLines(folder / "metrics.jsonl")
+    folder.rename(tmp_path / "renamed")
+    lines.write(1, {"loss": 1.0})  # The next save says it.
+    lines.close()
+    assert rows(tmp_path / "renamed") and not folder.exists()
 
 
 def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path, small_config):

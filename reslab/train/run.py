@@ -293,9 +293,9 @@ class Run:
           InUse: If a live process has it, still.
         """
         deadline = time.monotonic() + patience
-        path = self.directory / "lock"
-        with storage_errors(f"{path}", expected="a file that can be written"):
-            file = open_inside(path, "a+")
+        what = f"run directory {self.directory}: lock"
+        with storage_errors(what, expected="a file that can be written"):
+            file = open_inside(self.directory / "lock", "a+")
         with file:
             while True:
                 try:

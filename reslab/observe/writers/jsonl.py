@@ -78,7 +78,8 @@ class JsonLines:
 
     def _open(self) -> None:
         self._file = open_inside(self.path, "a")
-        self._size = os.fstat(self._file.fileno()).st_size
+        self._opened = os.fstat(self._file.fileno())
+        self._size = self._opened.st_size
 
     def _append(self, text: str) -> None:
         self._file.write(text)
@@ -94,7 +95,7 @@ class JsonLines:
             here = os.stat(self.path)
         except OSError:
             return self.path.parent.is_dir()
-        is_same = os.path.samestat(here, os.fstat(self._file.fileno()))
+        is_same = os.path.samestat(here, self._opened)
         return not is_same or here.st_size != self._size
 
     def sync(self) -> None:

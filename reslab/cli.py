@@ -45,15 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: The command line without the program's name; that of the
         process if None.
     """
+    with (
+        contextlib.redirect_stdout(PrintableStream(sys.stdout)),
+        contextlib.redirect_stderr(PrintableStream(sys.stderr)),
+    ):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     # The heavy imports are inside the commands: --help answers at once.
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
         _check_working_directory()
-        with (
-            imports.guarded(getattr(options, "allow_import", ())),
-            contextlib.redirect_stdout(PrintableStream(sys.stdout)),
-        ):
+        with imports.guarded(getattr(options, "allow_import", ())):
             code = options.command(options) or 0
         if failure := write_failure():
             raise failure
@@ -620,10 +625,12 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from reslab.core import registry
+    from reslab.core.inside import check_links
     from reslab.study.plan import finished_runs
     from reslab.train.probe import inspect_run, table
 
     imports.allow(*registry.outside(options.probe or ()))
+    check_links(options.run)
     runs = finished_runs(options.run)
     for run in runs or [pathlib.Path(options.run)]:
         options.run = str(run)

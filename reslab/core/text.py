@@ -16,23 +16,23 @@ class PrintableStream:
     passed on. All else about the stream is as it was.
 
     Args:
-      stream: Where to write.
+      stream: Where to write, also known as `beneath`, for what moves the cursor.
     """
 
     def __init__(self, stream: TextIO):
-        self._stream = stream
+        self.beneath = stream
 
     def write(self, text: str) -> int:
         """Writes a text, escaped."""
-        self._stream.write(printable(text))
+        self.beneath.write(printable(text))
         return len(text)
 
     def flush(self) -> None:
         """Passes on what has been written."""
-        self._stream.flush()
+        self.beneath.flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.beneath, name)
 
 
 def spreadsheet_cell(value: Any) -> Any:

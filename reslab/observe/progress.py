@@ -59,6 +59,7 @@ def progress(
         yield _Nothing()
         return
     stream = sys.stderr if stream is None else stream
+    stream = getattr(stream, "beneath", stream)  # The bar moves the cursor.
     if stream is None:  # Closed before Python began.
         yield _Nothing()
         return

@@ -321,6 +321,25 @@ def choose(
     )
 
 
+def run_directory(study: pathlib.Path, name: Any) -> pathlib.Path:
+    """The directory of a run that `study.json` names, which lies in the study's.
+
+    Raises:
+      ReslabError: If the name leads anywhere else.
+    """
+    if (
+        not isinstance(name, str)
+        or name in ("", "..")
+        or pathlib.Path(name).name != name
+    ):
+        raise ReslabError(
+            f"{study / 'study.json'}: a run's directory",
+            expected="a name in the study's directory",
+            got=repr(name),
+        )
+    return study / name
+
+
 def finished_runs(directory: str | pathlib.Path) -> list[pathlib.Path]:
     """The finished runs in the directory of a study; none if it is not one."""
     directory = pathlib.Path(directory)
@@ -329,7 +348,7 @@ def finished_runs(directory: str | pathlib.Path) -> list[pathlib.Path]:
         return []
     try:
         runs = [
-            directory / run["directory"]
+            run_directory(directory, run["directory"])
             for run in read_record(record, {"runs": list})["runs"]
         ]
     except (KeyError, TypeError) as error:

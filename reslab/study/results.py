@@ -15,6 +15,7 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.exits import DIVERGED
 from reslab.core.records import read_record
 from reslab.observe.writers import jsonl
+from reslab.study.plan import run_directory
 from reslab.train.run import Run
 
 
@@ -247,7 +248,7 @@ def _read_study(folder: pathlib.Path) -> Results:
                 hint=nearest(against, cases),
             )
     runs = [
-        _read_run(folder / directory, case, seed, sha256)
+        _read_run(run_directory(folder, directory), case, seed, sha256)
         for case, seed, directory, sha256 in entries
     ]
     stray = {run.case for run in runs} - set(cases)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.files import write_whole
+from reslab.core.inside import check_links
 from reslab.core.layout import layouts
 from reslab.core.taps import TAPS
 from reslab.core.text import aligned
@@ -192,6 +193,7 @@ def inspect_run(
       ReslabError: If the run has no such checkpoint, or cannot answer a probe.
     """
     run = Run(pathlib.Path(directory))
+    check_links(run.directory)
     config = run.config()
     setup = _setup_here(config)
     check_memory(setup)

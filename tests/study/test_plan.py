@@ -8,7 +8,7 @@ import pytest
 
 from reslab.cli import main
 from reslab.core.errors import ReslabError
-from reslab.study.plan import choose, plan
+from reslab.study.plan import choose, finished_runs, plan
 
 STUDY = """
 from reslab.study.algebra import case, chain, product, vary
@@ -190,3 +190,14 @@ def test_mistakes_are_one_line(mistake, study, tmp_path, capsys, monkeypatch):
 def test_no_such_part(options, words, study):
     with pytest.raises(ReslabError, match=words):
         choose(plan(study()), **options)
+
+
+@pytest.mark.parametrize("name", ["../other", "/other", "..", "", "a/b", 3, None])
+def test_runs_of_a_study_lie_in_its_directory(tmp_path, name):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text("{}")
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "study.json").write_text(json.dumps({"runs": [{"directory": name}]}))
+    with pytest.raises(ReslabError, match="a name in the study's directory"):
+        finished_runs(study)

@@ -676,6 +676,7 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from reslab.core import registry
     from reslab.describe import show_config, show_variant
+    from reslab.train.run import Run
 
     family, _, variant = options.what.partition("/")
     if family in registry.FAMILIES:
@@ -685,6 +686,8 @@ def _show(options: argparse.Namespace) -> int:
         path = pathlib.Path(options.what)
         is_run = (path / "config.json").is_file()
         config = _configure(options, options.what, is_run=is_run)
+        if is_run:
+            Run(path).result()  # Refuses one that is damaged.
         steps = [p.name for p in path.glob("checkpoints/*") if p.name.isdigit()]
         print(show_config(config, step=max(map(int, steps), default=0)))
     return 0

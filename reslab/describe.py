@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
-from reslab.core import registry
+from reslab.core import extension, registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import layouts
 from reslab.core.text import aligned
@@ -128,7 +128,17 @@ def show_variant(name: str, width: int) -> str:
         default = parameter.default
         value = getattr(default, "__name__", repr(default))
         lines.append(f"  {key} = {'required' if default is parameter.empty else value}")
-    shapes = parameter_shapes(family, variant, width)
+    try:
+        shapes = parameter_shapes(family, variant, width)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, ReslabError) or extension.explain(error):
+            raise
+        raise ReslabError(
+            f"{name} at width {width}",
+            expected="a width that its parts divide",
+            got=str(error).partition("\n")[0],
+            hint="--width 128",
+        ) from error
     if shapes is not None:
         lines += ["", f"Parameters at width {width}:"]
         for path, leaf in shapes.items():

@@ -183,6 +183,26 @@ CONFIG |= {
     ),
 }
 
+CONFIG |= {
+    "keys that are no text": (["model.vocabulary_chunks={{}: 1}"], "expected int"),
+    "more than infinite": (["optim.clip=1e999999"], "optim.clip: expected float"),
+    "many digits": ([f"train.steps={'9' * 6000}"], "train.steps: expected int"),
+    "depth without end": ([f"model.depth={'9' * 30}"], "model.depth: expected int"),
+    "great depth": (["model.depth=1000000"], "model.depth: expected at most 16,384"),
+    "many loops": (["model.stack=looped(loops=10000000)"], "at most 16,384 layers"),
+    "many streams": (["model.residual=hyper(streams=100000000)"], "at most 256"),
+    "large batch": (["data.batch=10000000000"], "not enough memory", "an estimate of"),
+    "large evaluation": (["eval.batch=10000000000"], "not enough memory", "eval.batch"),
+    "great width": (["model.features=200000"], "not enough memory", "optimizer state"),
+    "many devices": (["mesh.cpu_devices=100000"], "mesh.cpu_devices: expected at most"),
+    "a dictionary in a spec": (["model.norm=rms(epsilon={{}: 1})"], "malformed spec"),
+    "a number in a spec": ([f"model.norm=rms(epsilon={'9' * 400})"], "malformed spec"),
+    "deep brackets": ([f"model.norm=rms(epsilon={'(' * 5000}"], "malformed spec"),
+    "a long name": ([f"model.norm={'x' * 6000}"], "unknown norms"),
+    "a null byte": (["model.norm=rms\0"], ""),
+    "half a character": (["model.norm=rms\udce9"], ""),
+}
+
 # Whole command lines. {files} is a directory with the files below, {run} a finished
 # run and {bad} one of the directories that are not.
 COMMANDS = {
@@ -192,6 +212,45 @@ COMMANDS = {
     "two configs": (["train", "--config", "tiny", "--from-run", "x"], "not allowed"),
     "unknown option": (["train", "--config", "tiny", "--steps", "3"], "--steps"),
     "watchdog of words": (["train", "--config", "tiny", "--watchdog", "x"], "float"),
+    **{
+        f"watchdog {value}": (["train", "--config", "tiny", "--watchdog", value], words)
+        for value, words in (
+            ("nan", "expected a finite number"),
+            ("-1", "at least 0"),
+            ("inf", "expected a finite number"),
+        )
+    },
+    "a large seed": (["generate", "{run}", "--seed", "9" * 20], "--seed: expected"),
+    "a negative width": (["show", "blocks/reversible", "--width", "-1"], "at least 1"),
+    "an odd width": (
+        ["show", "value_paths/shared_values", "--width", "3"],
+        "a width that its parts divide",
+    ),
+    "a relative name": (["show", "norms/.x"], "the name of a variant"),
+    "a name that no file has": (["train", "--config", "x" * 300], "at most 255 bytes"),
+    "a path of another encoding": (
+        ["train", "--config", "tiny", "--run", "r\udce9n"],
+        "a name in UTF-8",
+    ),
+    "a prompt that is no text": (
+        ["generate", "{run}", "--prompt", "\ud800"],
+        "--prompt: expected text",
+    ),
+    **{
+        f"{name} {verb[0]}": ([*verb, f"{{bad}}/{name}"], *words)
+        for name, *words in (
+            ("latin", "config.json: not JSON", "UTF-8"),
+            ("cut", "result.json: not JSON"),
+            ("listed", "environment: expected an object"),
+        )
+        for verb in (["show"], ["report"], ["train", "--from-run"])
+        # Another run would be trained from it.
+        if (name, verb[0]) != ("cut", "train")
+    },
+    "cut train": (
+        ["train", "--from-run", "{bad}/cut", "--run", "{bad}/cut"],
+        "result.json: not JSON",
+    ),
     "unknown config": (["train", "--config", "tinny"], "no config 'tinny'", "'tiny'"),
     "no such file": (["train", "--config", "no/such/tiny.py"], "no/such/tiny.py"),
     "syntax": (["train", "--config", "{files}/syntax.py"], "syntax error in line 1"),
@@ -425,6 +484,12 @@ def places(tmp_path_factory):
     (bad / "lost" / "result.json").unlink()
     shutil.rmtree(bad / "lost" / "checkpoints")
     (bad / "lost" / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
+    for name in ("latin", "cut", "listed"):
+        shutil.copytree(run, bad / name)
+    (bad / "latin" / "config.json").write_bytes(config.encode() + b"\xff")
+    (bad / "cut" / "result.json").write_text('{"eval_loss": 4.')
+    record = json.loads((run / "run.json").read_text()) | {"environment": [1]}
+    (bad / "listed" / "run.json").write_text(json.dumps(record))
     shutil.copytree(run, bad / "edited")
     (bad / "edited" / "config.json").write_text(
         config.replace('"seed": 0', '"seed": 1')

@@ -16,8 +16,8 @@ from reslab.drill.runs import SMALL
 WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("seed", ("-1", "4294967296", "1.5", "many", "None")),
     ("model.name", ("llm", "lm(depth=2)", "rms", "''", "3")),
-    ("model.features", ("0", "-8", "wide", "8.5", "(1,2)")),
-    ("model.depth", ("0", "-1", "deep", "2.0", "True")),
+    ("model.features", ("0", "-8", "wide", "8.5", "(1,2)", "200000")),
+    ("model.depth", ("0", "-1", "deep", "2.0", "True", "1000000", "9" * 30)),
     ("model.mixer", ("attn", "attention(head=2)", "attention(heads='two')", "()", "7")),
     ("model.ffn", ("swigl", "swiglu(", "swiglu(3)", "swiglu(a=b)", "None")),
     ("model.norm", ("rsm", "rms(eps=1)", "rms(use_gain=2)", "rms rms", "rms()()")),
@@ -35,19 +35,19 @@ WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("data.source", ("web", "text(path='nowhere')", "text()", "tfds()", "text(dir=1)")),
     ("data.tokenizer", ("byte", "bytes(size=2)", "bpe", "3", "''")),
     ("data.length", ("0", "-1", "10000000", "x", "1.5")),
-    ("data.batch", ("0", "-8", "x", "1.5", "None")),
+    ("data.batch", ("0", "-8", "x", "1.5", "None", "10000000000")),
     ("data.workers", ("-1", "x", "1.5", "None", "(1,)")),
     ("data.replay", ("1.0", "-0.5", "0.5", "half", "None")),
     ("optim.name", ("adam", "adamw(beta=1)", "sgd(momentum='x')", "1", "adamw(")),
     ("optim.learning_rate", ("-1", "fast", "None", "1e999", "()")),
     ("optim.schedule", ("cosin", "cosine(warmup=999)", "wsd(cooldown='x')", "1", "")),
     ("optim.weight_decay", ("-0.1", "x", "None", "1e999", "()")),
-    ("optim.clip", ("-1", "x", "None", "1e999", "()")),
+    ("optim.clip", ("-1", "x", "None", "1e999", "()", "1e999999", "9" * 400)),
     (
         "optim.groups",
         ("x", "(('nothing_like_it',{}),)", "((1,2),)", "(('.',{'lrr':1}),)", "3"),
     ),
-    ("train.steps", ("0", "-5", "x", "1.5", "None")),
+    ("train.steps", ("0", "-5", "x", "1.5", "None", "9" * 6000)),
     ("train.accumulate", ("0", "3", "x", "-1", "1.5")),
     ("train.on_bad_step", ("stop", "skip(sigma=0)", "halt(limit=1)", "skip(", "1")),
     ("train.keep_every", ("-1", "x", "1.5", "None", "()")),
@@ -63,7 +63,7 @@ WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("model.kernels", ("pallas", "mosaic", "1", "''", "None")),
     ("model.init_std", ("-1", "x", "None", "1e999", "()")),
     ("model.embedding_std", ("-1", "x", "None", "1e999", "()")),
-    ("model.vocabulary_chunks", ("-1", "x", "1.5", "None", "1000")),
+    ("model.vocabulary_chunks", ("-1", "x", "1.5", "None", "1000", "{{}: 1}")),
     ("model.tie_embeddings", ("2", "yes", "None", "''", "()")),
     ("model.use_head_bias", ("2", "yes", "None", "''", "()")),
     ("probes.every", ("-1", "x", "1.5", "None", "()")),
@@ -75,7 +75,7 @@ WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("mesh.tensor", ("0", "5", "-2", "x", "1.5")),
     ("mesh.sequence", ("0", "7", "-2", "x", "1.5")),
     ("mesh.dcn_data", ("0", "3", "-2", "x", "1.5")),
-    ("mesh.cpu_devices", ("0", "-1", "x", "1.5", "None")),
+    ("mesh.cpu_devices", ("0", "-1", "x", "1.5", "None", "100000")),
 )
 
 
@@ -143,6 +143,12 @@ def requests(directory: pathlib.Path) -> Iterator[list[str]]:
         ["compile", "base", "--topology", "v5e"],
         ["compile", "nothing"],
         ["drill", "--only", "sleep"],
+        ["train", "--config", "base", "--watchdog", "nan"],
+        ["train", "--config", "base", "--run", "r\udce9n"],
+        ["generate", run, "--seed", "9" * 20],
+        ["show", "norms/.x"],
+        ["show", "blocks/reversible", "--width", "-1"],
+        ["show", "value_paths/shared_values", "--width", "3"],
     )
     known = dict(configs.flatten(configs.load("base")))
     for index in range(max(len(values) for _, values in WRONG)):

@@ -10,7 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from reslab.core.errors import ReslabError
-from reslab.core.storage import StorageFailed, local_path, storage_error
+from reslab.core.storage import (
+    StorageFailed,
+    local_path,
+    storage_error,
+    storage_errors,
+)
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
@@ -63,21 +68,27 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       StorageFailed: If the disk is full, or fails otherwise.
     """
     path = local_path(path, "directory")
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ReslabError(
-                f"{path}", expected="a new directory", got="one that is not empty"
-            )
-        make_directory(path.parent)
-        with scratch_directory(f".{path.name}.partial-", path.parent) as partial:
+    expected = "a directory that can be written"
+    with contextlib.ExitStack() as stack:
+        with storage_errors(f"{path}", expected=expected):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise ReslabError(
+                    f"{path}", expected="a new directory", got="one that is not empty"
+                )
+            make_directory(path.parent)
+            prefix = f".{path.name}.partial-"
+            partial = stack.enter_context(scratch_directory(prefix, path.parent))
             os.chmod(partial, 0o777 & ~_umask())
+        try:
             yield partial
+        except OSError as error:
+            if str(partial) not in str(error.filename or partial):
+                raise  # Of a file that was read, for one.
+            raise storage_error(f"{path}", error, expected=expected) from error
+        with storage_errors(f"{path}", expected=expected):
             sync_tree(partial)
             os.replace(partial, path)
-        sync(path.parent)
-    except OSError as error:
-        expected = "a directory that can be written"
-        raise storage_error(f"{path}", error, expected=expected) from error
+            sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -113,3 +113,9 @@ def test_a_place_is_one_directory_and_not_a_name(tmp_path):
     (place.held / "file").write_text("x")
     assert (tmp_path / "moved" / "file").read_text() == "x"
     place.close()
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_the_directory(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_directory(tmp_path / "made"):
+        (tmp_path / "source").read_text()
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ one. `NEAR` arrays lie in the chip and take no time to move.
 """
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from reslab.ops.stream_mix import pallas_tpu as stream_mix
+from reslab.parallel.aot import kernels
 from reslab.parallel.aot.bundles import Cycles, kernel_cycles
 from reslab.parallel.aot.cost import Machine, program_cost
 from reslab.parallel.aot.estimate import estimate
-from reslab.parallel.aot.kernels import kernel_cycles as kernels_of
 from reslab.parallel.aot.program import compile_program
 from reslab.parallel.aot.timeline import MEMORY, Timeline
 from reslab.parallel.aot.topology import CHIPS, topology
@@ -222,6 +223,37 @@ def test_a_kernel_hides_a_copy():
     assert taken(start, kernel("far", FAR), done, kernels=cycles) == (4, 1)
 
 
+def test_a_kernel_is_compiled_alone_with_its_arrays_where_they_lie(monkeypatch):
+    told = []
+
+    def compiled(requests):
+        told.extend(map(json.loads, requests))
+        return [Cycles(1.0)] * len(requests)
+
+    monkeypatch.setattr(kernels, "_compiled", compiled)
+    lines = [
+        f"%mix.{number} = ({NEAR}, {FAR}) custom-call(%near, %far), "
+        'custom_call_target="tpu_custom_call", '
+        'backend_config={"flag_configs":[],"custom_call_config":{"body":"hand"}}'
+        for number in (7, 8)
+    ]
+    found = kernels.kernel_cycles(entry(*lines), "v5e")
+    assert found == {"mix.7": Cycles(1.0), "mix.8": Cycles(1.0)}
+    (request,) = told  # Both are the same.
+    assert request["operands"] == request["results"] == [["float32", [1024, 128]]] * 2
+    assert request["config"]["custom_call_config"] == {
+        "body": "hand",
+        "input_memory_space_colors": [
+            {"operand_index": 0, "color": 1},
+            {"operand_index": 1, "color": 0},
+        ],
+        "output_memory_space_colors": [
+            {"color": 1, "shape_index": [0]},
+            {"color": 0, "shape_index": [1]},
+        ],
+    }
+
+
 SCHEDULE = """
      0   :  { %s1 = x } /* Start region 1 */
    0x1 LB: > { %s2 = sphi } /* Start region 9 :: iteration index, stage = 1 */
@@ -370,7 +402,7 @@ def test_the_estimate_of_a_compiled_program():
     assert cost.kernels.bytes == 0
     without = program_cost(text, Machine(target.chip)).seconds
     assert least < without < 1.5 * least
-    (cycles,) = kernels_of(text, "v5e").values()
+    (cycles,) = kernels.kernel_cycles(text, "v5e").values()
     added = (cycles.always + cycles.guarded) / target.chip.clock
     # The least: five streams in, five out, a vector of 8 x 128 a cycle.
     assert added > 2 * 5 * 512 * 512 / (8 * 128) / target.chip.clock

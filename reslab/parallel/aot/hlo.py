@@ -82,9 +82,15 @@ class Shape:
         return math.ceil(self.bits * math.prod(sizes) / 8)
 
     @property
+    def space(self) -> int:
+        """The number of the memory that it lies in: 0 is the device's."""
+        found = re.search(r"S\((\d+)\)", self.layout)
+        return int(found[1]) if found else 0
+
+    @property
     def hbm(self) -> int:
         """Bytes in the device's memory; 0 for what lies in the chip or a host."""
-        return 0 if re.search(r"S\([1-9]", self.layout) else self.laid_out
+        return 0 if self.space else self.laid_out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,8 @@ _DTYPES = {"pred": "bool", "bf16": "bfloat16"}
 _DTYPES |= {f"s{bits}": f"int{bits}" for bits in (4, 8, 16, 32)}
 _DTYPES |= {f"u{bits}": f"uint{bits}" for bits in (4, 8, 16, 32)}
 _DTYPES |= {"f16": "float16", "f32": "float32"}
+# Numbers of the device's memory, and of the chip's own.
+_MEMORY, _CHIP = 0, 1
 _known: dict[str, bundles.Cycles | None] = {}
 
 
@@ -55,24 +57,43 @@ def _kernels(text: str, generation: str) -> Iterator[tuple[str, str]]:
     """Names and what it takes to compile them, as JSON."""
     for computation in parse(text).computations.values():
         for one in computation.instructions.values():
-            if one.target == KERNEL and (config := _config(one)):
-                operands = [computation.instructions[name] for name in one.operands]
+            operands = [computation.instructions[name] for name in one.operands]
+            given = [part.shapes[0] for part in operands if part.shapes]
+            if one.target == KERNEL and (config := _config(one, given)):
                 request = {
                     "generation": generation,
                     "config": config,
-                    "operands": [_array(part.shapes[0]) for part in operands],
+                    "operands": [_array(shape) for shape in given],
                     "results": [_array(shape) for shape in one.shapes],
                 }
                 yield one.name, json.dumps(request)
 
 
-def _config(one: Instruction) -> Mapping[str, Any] | None:
-    """The kernel itself, as its instruction holds it."""
+def _config(one: Instruction, given: Sequence[Shape]) -> Mapping[str, Any] | None:
+    """The kernel itself, as its instruction holds it, its arrays where they lie.
+
+    A kernel does not copy blocks of what is in the chip already.
+    """
     found = re.search(r"\bbackend_config=(\{.*)", one.attributes)
     if not found:
         return None
     whole, _ = json.JSONDecoder().raw_decode(found[1])
-    return {"custom_call_config": whole["custom_call_config"]}
+    operands = [
+        {"operand_index": place, "color": shape.space}
+        for place, shape in enumerate(given)
+        if shape.space in (_MEMORY, _CHIP)
+    ]
+    is_tuple = len(one.shapes) > 1
+    results = [
+        {"color": shape.space} | ({"shape_index": [place]} if is_tuple else {})
+        for place, shape in enumerate(one.shapes)
+        if shape.space in (_MEMORY, _CHIP)
+    ]
+    places = {
+        "input_memory_space_colors": operands,
+        "output_memory_space_colors": results,
+    }
+    return {"custom_call_config": {**whole["custom_call_config"], **places}}
 
 
 def _array(shape: Shape) -> tuple[str, tuple[int, ...]]:

@@ -7,7 +7,6 @@ import functools
 import io
 import itertools
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -226,17 +225,14 @@ def compiled(
     Raises:
       ReslabError: If something does not compile.
     """
-    variables, directory = bundles.environment()
     request = operations, target, shapes, dtype, implementations, directions
-    try:
+    with bundles.environment() as (variables, directory):
         done = subprocess.run(
             command("reslab.bench", json.dumps([*request, directory])),
             env={**variables, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
         )
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
         raise ReslabError(f"bench: compiling for {target}", got=said[-1])

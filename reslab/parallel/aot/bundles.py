@@ -5,13 +5,15 @@ cycles that a kernel computes: it waits for no copy, and what runs only sometime
 counted as if it ran always.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
+
+from reslab.core.files import scratch_directory
 
 _LINE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:\s*(>*)\s*\{")
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:")
@@ -80,10 +82,12 @@ def options(directory: str) -> str:
     )
 
 
-def environment() -> tuple[Mapping[str, str], str]:
+@contextlib.contextmanager
+def environment() -> Iterator[tuple[Mapping[str, str], str]]:
     """Variables for a process of its own that dumps schedules, and where to."""
-    directory = tempfile.mkdtemp(prefix="reslab_schedules_")
-    return {**os.environ, "LIBTPU_INIT_ARGS": options(directory)}, directory
+    with scratch_directory("reslab.schedules-") as made:
+        directory = str(made)
+        yield {**os.environ, "LIBTPU_INIT_ARGS": options(directory)}, directory
 
 
 def dumped(directory: str) -> dict[str, Schedule]:

@@ -9,7 +9,6 @@ that takes three times as long as compiling it.
 import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,8 +101,7 @@ def _array(shape: Shape) -> tuple[str, tuple[int, ...]]:
 
 def _compiled(kernels: list[str]) -> list[bundles.Cycles | None]:
     """Compiles kernels in a process of its own."""
-    variables, directory = bundles.environment()
-    try:
+    with bundles.environment() as (variables, directory):
         done = subprocess.run(
             [sys.executable, "-m", __name__, directory],
             input=json.dumps(kernels),
@@ -111,8 +109,6 @@ def _compiled(kernels: list[str]) -> list[bundles.Cycles | None]:
             capture_output=True,
             text=True,
         )
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
     if done.returncode:
         return [None] * len(kernels)
     found = json.loads(done.stdout.splitlines()[-1])

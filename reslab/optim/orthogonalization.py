@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.precision import statistics_dtype
-from reslab.optim._leaves import Layouts, map_leaves, resolve
+from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
 from reslab.optim._together import by_shape, is_turned
 
 Coefficients = tuple[tuple[float, float, float], ...]
@@ -142,7 +141,8 @@ def orthogonalized(
     Args:
       matrices: Of shape (..., m, n). A tall one costs as much as its transpose.
       table: Coefficients of each step.
-      dtype: Dtype of the products; norms are taken in float32.
+      dtype: Dtype of the products. Norms, and sums with the coefficients, are taken
+        in float32.
       margin: The Frobenius norm is multiplied by this before it divides.
       steps: Number of the last steps that each matrix takes (...,); None is all.
 
@@ -151,12 +151,15 @@ def orthogonalized(
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = jnp.swapaxes(matrices, -1, -2) if is_tall else matrices
-    exact = x.astype(statistics_dtype(x.dtype))
+    exact = wide(x)
     size = jnp.sqrt(jnp.sum(jnp.square(exact), (-2, -1), keepdims=True))
     x = (exact / (margin * size + 1e-7)).astype(dtype)
     for index, (a, b, c) in enumerate(table):
         square = x @ jnp.swapaxes(x, -1, -2)
-        y = a * x + (b * square + c * (square @ square)) @ x
+        # The coefficients stay as they are: rounded to bfloat16 with the products,
+        # they would be polynomials of another table.
+        near = (b * wide(square) + c * wide(square @ square)).astype(dtype)
+        y = (a * wide(x) + wide(near @ x)).astype(dtype)
         if steps is None:
             x = y
         else:

@@ -116,11 +116,10 @@ def append_only_scan(
             list(zip(plans, variables, xs, consts, carried, strict=True))
         ):
             # Gradients of what this segment wrote meet it at its first step.
-            by_written = {
-                key: jnp.zeros((plan.count, *d.shape), d.dtype).at[0].set(d)
-                for key, d in by_shared.items()
-                if key in plan.written
-            }
+            by_written = jax.tree.map(
+                lambda d, n=plan.count: jnp.zeros((n, *d.shape), d.dtype).at[0].set(d),
+                {key: by_shared[key] for key in plan.written},
+            )
             seen = {k: v for k, v in shared.items() if k not in by_written}
             own_floats, own_others, join_own = _floats(own)
             used_floats, used_others, join_used = _floats(used)

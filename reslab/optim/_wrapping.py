@@ -10,6 +10,7 @@ import optax
 
 from reslab.core import registry
 from reslab.core.layout import Layout
+from reslab.core.precision import scaled
 from reslab.core.trees import map_named, named_leaves
 from reslab.optim._leaves import Layouts, map_leaves, resolve
 
@@ -162,6 +163,4 @@ def update_active(
 
 def scale_slices(values: Any, layouts: Layouts, updates: Any) -> Any:
     """Multiplies updates by factors that keep the axes of their leaves."""
-    return map_leaves(
-        lambda _, u, factor: u * factor.astype(u.dtype), layouts, updates, values
-    )
+    return map_leaves(lambda _, u, factor: scaled(u, factor), layouts, updates, values)

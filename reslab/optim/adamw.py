@@ -2,6 +2,8 @@
 
 import optax
 
+from reslab.optim._widened import widened
+
 
 def build(
     learning_rate: optax.ScalarOrSchedule,
@@ -14,7 +16,8 @@ def build(
 ) -> optax.GradientTransformation:
     """Adam with decay applied to the weights and not to the gradient.
 
-    Moments are kept in the dtype of the parameters.
+    Moments are kept in the dtype of the parameters; the step is taken in float32 at
+    least.
 
     Reference: Loshchilov & Hutter, 2017, https://arxiv.org/abs/1711.05101,
     Algorithm 2; `optax.adamw`.
@@ -31,11 +34,13 @@ def build(
     Returns:
       The gradient transformation.
     """
-    return optax.adamw(
-        learning_rate,
-        b1=b1,
-        b2=b2,
-        eps=epsilon * epsilon_scale,
-        weight_decay=weight_decay,
-        nesterov=nesterov,
+    return widened(
+        optax.adamw(
+            learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=epsilon * epsilon_scale,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
     )

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from reslab.core.precision import scaled
 from reslab.optim._leaves import Layouts, map_leaves, norm
 
 
@@ -32,7 +33,7 @@ def clip_by_layer_norm(
         size = norm(layout, gradient)
         # Written so that a gradient of zero, or below the bound, stays bit for bit.
         factor = jnp.where(size > limit, limit / jnp.maximum(size, limit), 1.0)
-        return gradient * factor.astype(gradient.dtype)
+        return scaled(gradient, factor)
 
     def update(updates, params):
         del params

@@ -13,8 +13,10 @@ import optax
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import Layout
+from reslab.core.precision import scaled
 from reslab.core.trees import first_match, map_named, named_leaves
 from reslab.optim._leaves import Layouts, map_leaves, resolve
+from reslab.optim._widened import widened
 from reslab.optim._wrapping import unwrapped
 from reslab.optim.clipping import clip_by_layer_norm
 from reslab.optim.scalings._scale import Rule, Scale
@@ -233,7 +235,8 @@ def grouped(
     zeroed first, so that they do not count in the norm that is clipped. Then come
     the clip of all gradients together, that of each layer, the methods, and the
     factors of the scalings. If the method is a wrapper, such as `lisa`, it goes around
-    all of that, and the method inside is that of groups that name none.
+    all of that, and the method inside is that of groups that name none. All of it is
+    computed in float32 at least.
 
     Args:
       method: The optimizer of groups that name none. Optimizers are called with
@@ -295,7 +298,7 @@ def grouped(
         transformation = optax.partition(
             {"learning": transformation} | _FROZEN, is_frozen
         )
-    return optax.with_extra_args_support(transformation)
+    return widened(transformation)
 
 
 _FROZEN: dict[Hashable, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
@@ -391,10 +394,10 @@ def scale_by_factors(
                 factor = factor(state.count)
             elif not np.any(np.asarray(factor) != 1):
                 return u
-            return u * _on_slices(factor, u).astype(u.dtype)
+            return scaled(u, _on_slices(factor, u))
 
-        scaled = map_leaves(one, layouts, updates, factors)
-        return scaled, optax.ScaleByScheduleState(state.count + 1)
+        moves = map_leaves(one, layouts, updates, factors)
+        return moves, optax.ScaleByScheduleState(state.count + 1)
 
     def init(params):
         del params

@@ -8,6 +8,7 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
+from reslab.optim._leaves import wide
 
 # A spike is told from what is usual once this many steps are known.
 KNOWN = 16
@@ -137,7 +138,8 @@ def guarded(
         **extra: Any,
     ) -> tuple[Any, GuardState]:
         loss = extra.pop("loss", None)
-        values = {"norms": optax.tree.norm(updates).astype(jnp.float32)}
+        norm = optax.tree.norm(jax.tree.map(wide, updates))
+        values = {"norms": norm.astype(jnp.float32)}
         if loss is not None:
             values["losses"] = loss.astype(jnp.float32)
         is_good = jnp.asarray(True)

@@ -11,6 +11,7 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.spectra import ESTIMATORS, tail_exponents
 from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
 from reslab.optim._together import singular_values
+from reslab.optim._widened import widened
 from reslab.optim._wrapping import inside, scale_slices
 
 MAPS = ("linear", "sqrt", "log2", "sigmoid")
@@ -193,7 +194,7 @@ def wrap(
             count=state.count + 1, factors=factors, inner=inner_state
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return widened(optax.GradientTransformationExtraArgs(init, update))
 
 
 def build(

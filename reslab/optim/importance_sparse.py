@@ -8,6 +8,7 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.precision import scaled
 from reslab.optim._leaves import Layouts, map_leaves, resolve
 from reslab.optim._wrapping import depth_of, inside, update_active
 
@@ -112,7 +113,7 @@ def wrap(
                 writes = layout.names and layout.names[-1] == "embed"
                 if layout.kind != "matrix" or not layout.layers or not writes:
                     return p
-                return p * layout.by_layer(factors, p).astype(p.dtype)
+                return scaled(p, layout.by_layer(factors, p))
 
             return value_fn(map_leaves(one, known, params))
 

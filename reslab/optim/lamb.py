@@ -5,6 +5,7 @@ import optax
 
 from reslab.core.errors import ReslabError, nearest
 from reslab.optim._leaves import Layouts, label_leaves, map_leaves, wide
+from reslab.optim._widened import widened
 from reslab.optim.lars import check_no_scalars, trust_ratio
 
 VARIANTS = ("optax", "google", "clamped")
@@ -142,8 +143,10 @@ def build(
         optax.add_decayed_weights(weight_decay),
         scale_by_layer_trust_ratio(bound, layouts),
     )
-    return optax.chain(
-        direction,
-        optax.partition({"adapted": adapted, "plain": optax.identity()}, labels),
-        optax.scale_by_learning_rate(learning_rate),
+    return widened(
+        optax.chain(
+            direction,
+            optax.partition({"adapted": adapted, "plain": optax.identity()}, labels),
+            optax.scale_by_learning_rate(learning_rate),
+        )
     )

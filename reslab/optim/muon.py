@@ -18,6 +18,7 @@ from reslab.optim._leaves import (
     wide,
     zeros,
 )
+from reslab.optim._widened import widened
 from reslab.optim.orthogonalization import coefficients, orthogonalize_leaves
 
 SCALES = ("moonlight", "keller", "spectral")
@@ -185,18 +186,17 @@ def with_adamw(
         base = learning_rate(step) if callable(learning_rate) else learning_rate
         return others_scale * base
 
-    return optax.partition(
-        {
-            "kernels": optax.chain(
-                direction,
-                decay_and_scale(
-                    learning_rate,
-                    weight_decay if kernel_decay is None else kernel_decay,
+    decay = weight_decay if kernel_decay is None else kernel_decay
+    return widened(
+        optax.partition(
+            {
+                "kernels": optax.chain(
+                    direction, decay_and_scale(learning_rate, decay)
                 ),
-            ),
-            "others": adamw.build(rate, weight_decay, b1, b2, epsilon),
-        },
-        labels,
+                "others": adamw.build(rate, weight_decay, b1, b2, epsilon),
+            },
+            labels,
+        )
     )
 
 

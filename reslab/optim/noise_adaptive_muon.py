@@ -11,6 +11,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
 from reslab.optim._leaves import Layouts, map_leaves, norm, resolve, wide, zeros
+from reslab.optim._widened import widened
 from reslab.optim._wrapping import inside, scale_slices
 from reslab.optim.muon import size_factor
 from reslab.optim.orthogonalization import orthogonalize_leaves, polar_express
@@ -160,7 +161,7 @@ def wrap(
             state.count + 1, gradients, noise, factors, inner_state
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return widened(optax.GradientTransformationExtraArgs(init, update))
 
 
 def build(

@@ -9,6 +9,7 @@ import optax
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.optim._leaves import Layouts, map_leaves, norm, resolve, wide
+from reslab.optim._widened import widened
 from reslab.optim._wrapping import inside
 
 
@@ -65,7 +66,7 @@ def wrap(
         projected = map_leaves(one, known, moves, params, state.norms)
         return projected, ProjectionState(state.count + 1, state.norms, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return widened(optax.GradientTransformationExtraArgs(init, update))
 
 
 def build(

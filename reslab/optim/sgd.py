@@ -2,6 +2,8 @@
 
 import optax
 
+from reslab.optim._widened import widened
+
 
 def build(
     learning_rate: optax.ScalarOrSchedule,
@@ -12,7 +14,8 @@ def build(
     """Follows the gradient, averaged over past steps.
 
     Weight decay is decoupled: it is multiplied by the learning rate and does
-    not enter the momentum.
+    not enter the momentum. The average is kept in the dtype of the parameters; the step
+    is taken in float32 at least.
 
     Reference: Sutskever et al., 2013, Section 2; `optax.sgd`.
 
@@ -25,8 +28,10 @@ def build(
     Returns:
       The gradient transformation.
     """
-    return optax.chain(
-        optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity(),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+    return widened(
+        optax.chain(
+            optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity(),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
     )

@@ -17,6 +17,7 @@ from reslab.optim._leaves import (
     split,
     wide,
 )
+from reslab.optim._widened import widened
 
 ABSENT = optax.MaskedNode()
 
@@ -269,4 +270,4 @@ def build(
 
         return map_leaves(one, layouts, directions, params), state
 
-    return optax.GradientTransformation(soap.init, update)
+    return widened(optax.GradientTransformation(soap.init, update))

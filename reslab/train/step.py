@@ -15,6 +15,7 @@ from reslab.core.model_state import (
     ModelState,
     model_state_of,
 )
+from reslab.optim._leaves import wide
 from reslab.optim._wrapping import cuts_of
 from reslab.optim.groups import stop_frozen
 from reslab.optim.guard import GuardState
@@ -216,7 +217,7 @@ def make_step(setup: Setup) -> Step:
         metrics = {
             **metrics,
             "learning_rate": learning_rate,
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": optax.tree.norm(jax.tree.map(wide, gradients)),
         }
         bad_steps = jnp.zeros((), jnp.int32)
         if isinstance(opt_state, GuardState):

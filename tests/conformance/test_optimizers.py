@@ -273,6 +273,57 @@ def test_statistics_of_bfloat16_parameters(name, spec):
     )
 
 
+def test_numbers_are_not_rounded_with_bfloat16_parameters(spec):
+    """From one state, an update is that of float32 parameters, rounded once."""
+    rng = np.random.default_rng(4)
+    shapes = {"query": (3, 8, 2, 4), "up": (3, 8, 12), "gain": (3, 8)}
+    axes = {
+        "query": ("layers", "embed", "heads", "head_dim"),
+        "up": ("layers", "embed", "mlp"),
+        "gain": ("layers", "embed"),
+    }
+    layouts = {key: read(names, (0, 1, 2)) for key, names in axes.items()}
+    made = registry.make(
+        *("optimizers", spec),
+        learning_rate=lambda step: 0.0137,
+        weight_decay=0.13,
+        layouts=layouts,
+    )
+    made = optax.with_extra_args_support(made)
+
+    @jax.jit
+    def update(gradient, state, params):
+        def objective(tree):
+            wide = jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+            return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(wide))
+
+        return made.update(gradient, state, params, value_fn=objective)
+
+    def drawn():
+        return {
+            key: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+            for key, shape in shapes.items()
+        }
+
+    def wide(tree):
+        return jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree
+        )
+
+    params = drawn()
+    state = made.init(params)
+    for _ in range(3):
+        gradient = drawn()
+        wanted, _ = update(*(wide(tree) for tree in (gradient, state, params)))
+        found, state = update(gradient, state, params)
+        for key, leaf in found.items():
+            assert leaf.dtype == jnp.bfloat16
+            exact = np.asarray(wanted[key])
+            error = np.abs(np.asarray(leaf, np.float32) - exact)
+            assert np.all(error <= 2**-8 * np.abs(exact)), key
+        params = optax.apply_updates(params, found)
+
+
 def test_the_update_never_leaves_the_device(spec):
     setup = setup_on(spec, ONE, jax.devices()[:1])
     shapes = setup.shapes

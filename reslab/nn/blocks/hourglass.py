@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.precision import scaled
 from reslab.core.types import Branch
 from reslab.nn.blocks._sublayers import Sublayer, SublayerBlock
 from reslab.nn.norm import make_norm
@@ -69,6 +70,11 @@ class HourglassBlock(SublayerBlock):
         """The mixer and every step; with a lift the steps are one."""
         return 2 if self.lift else 1 + self.bottlenecks
 
+    @property
+    def feed_forwards(self) -> int:
+        """The steps, with a lift as well."""
+        return self.bottlenecks
+
     def mixing_flops(self, length: int, features: int) -> int:
         """Those of the mixer, and of the fixed projection."""
         return super().mixing_flops(length, features) + 2 * features * self.lift
@@ -106,7 +112,7 @@ class HourglassBlock(SublayerBlock):
         key = jax.lax.optimization_barrier(jax.random.key(self.seed))
         signs = jax.random.rademacher(key, (features, self.lift), jnp.int8)
         signs = signs.astype(context.dtype)
-        z = whole(h.astype(context.dtype) @ (signs * features**-0.5))
+        z = whole(scaled(h.astype(context.dtype) @ signs, features**-0.5))
         # The default width follows the width squared, as the parameters do.
         for name, ffn in self._steps((features / self.lift) ** 2 / self.bottlenecks):
             norm = make_norm(

@@ -1,11 +1,13 @@
 """What feed-forward layers share: a hidden width, widened to and narrowed from."""
 
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
 from reslab.core.errors import ReslabError
+from reslab.core.precision import statistics_dtype
 from reslab.nn.projection import ProjectingModule
 
 
@@ -25,6 +27,9 @@ class FeedForward(ProjectingModule):
     hidden: int = 0
     hidden_scale: float = 1.0
     use_bias: bool = False
+
+    # Of what inputs of large size make: their size to this power.
+    degree: ClassVar[int] = 1
 
     def __post_init__(self):
         if self.hidden < 0:
@@ -52,6 +57,16 @@ class FeedForward(ProjectingModule):
             use_bias=self.use_bias,
             scale=self.output_scale,
         )
+
+
+@jax.checkpoint
+def gelu(h: jax.Array) -> jax.Array:
+    """The GELU by its tanh approximation, in float32 at least and rounded once.
+
+    In bfloat16 its constants would be rounded as well. The backward pass computes it
+    again from `h`, so that nothing in float32 is kept for it.
+    """
+    return nn.gelu(h.astype(statistics_dtype(h.dtype))).astype(h.dtype)
 
 
 class TwoMatrixFeedForward(FeedForward):
@@ -86,6 +101,8 @@ class GatedFeedForward(FeedForward):
         count of the two-matrix layer, rounded up to a multiple of 32.
       (and those of `FeedForward`)
     """
+
+    degree: ClassVar[int] = 2
 
     def activate(self, h: jax.Array) -> jax.Array:
         """The function of the gate; keeps shape and dtype."""

@@ -1,9 +1,8 @@
 """The gated feed-forward layer with a GELU gate (Shazeer, 2020)."""
 
-import flax.linen as nn
 import jax
 
-from reslab.nn.ffns._feed_forward import GatedFeedForward
+from reslab.nn.ffns._feed_forward import GatedFeedForward, gelu
 
 
 class GEGLU(GatedFeedForward):
@@ -11,7 +10,8 @@ class GEGLU(GatedFeedForward):
 
         y = (gelu(x . W_gate) * (x . W_up)) . W_down
 
-    The GELU is its tanh approximation. Computed in `dtype`.
+    The GELU is its tanh approximation, taken in float32 at least and rounded to
+    `dtype`; the rest is computed in `dtype`.
 
     Reference: Shazeer, 2020, https://arxiv.org/abs/2002.05202, Eq. 6. Written from the
     equation; there is no golden file of the author's code.
@@ -22,7 +22,7 @@ class GEGLU(GatedFeedForward):
 
     def activate(self, h: jax.Array) -> jax.Array:
         """The GELU."""
-        return nn.gelu(h)
+        return gelu(h)
 
 
 build = GEGLU

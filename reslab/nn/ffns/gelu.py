@@ -1,9 +1,8 @@
 """The two-matrix feed-forward layer with a GELU between."""
 
-import flax.linen as nn
 import jax
 
-from reslab.nn.ffns._feed_forward import TwoMatrixFeedForward
+from reslab.nn.ffns._feed_forward import TwoMatrixFeedForward, gelu
 
 
 class GELUFeedForward(TwoMatrixFeedForward):
@@ -11,7 +10,8 @@ class GELUFeedForward(TwoMatrixFeedForward):
 
         y = gelu(x . W_up) . W_down
 
-    The GELU is its tanh approximation. Computed in `dtype`.
+    The GELU is its tanh approximation, taken in float32 at least and rounded to
+    `dtype`; the rest is computed in `dtype`.
 
     Reference: Hendrycks & Gimpel, 2016, https://arxiv.org/abs/1606.08415,
     Section 2; Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, Eq. 2.
@@ -22,7 +22,7 @@ class GELUFeedForward(TwoMatrixFeedForward):
 
     def activate(self, h: jax.Array) -> jax.Array:
         """The GELU."""
-        return nn.gelu(h)
+        return gelu(h)
 
 
 build = GELUFeedForward

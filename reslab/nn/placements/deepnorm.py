@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from reslab.core.precision import scaled
 from reslab.core.types import Branch, Context, Residual, Stream
 from reslab.nn import sites
 from reslab.nn.placements.post import PostNorm
@@ -56,10 +57,12 @@ class DeepNorm(PostNorm):
     ) -> Stream:
         """Applies `branch` to a stream that weighs alpha times as much."""
         alpha = self.alpha or sites.count(self.sites, self.depth) ** 0.25
-        scaled = jax.tree.map(lambda leaf: alpha * leaf, stream)
-        return super().__call__(
-            scaled, residual, lambda h: branch(h / alpha), site=site, mask=mask
-        )
+        weighted = jax.tree.map(lambda leaf: scaled(leaf, alpha), stream)
+
+        def unweighted(h):
+            return branch(scaled(h, 1 / alpha))
+
+        return super().__call__(weighted, residual, unweighted, site=site, mask=mask)
 
 
 build = DeepNorm

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from reslab.core.precision import scaled, statistics_dtype
 from reslab.core.types import Branch, Context
 from reslab.nn import sites
 from reslab.nn.placements._sublayer import Placement
@@ -43,11 +44,12 @@ class LayerNormScaling(Placement):
         norm = self._norm("input_norm", mask)
         layer = sites.layer_of(site, self.sites, self.sublayers) + 1
 
-        def scaled(h):
+        def divided(h):
             y = norm(h)
-            return y * jax.lax.rsqrt(layer.astype(jnp.float32)).astype(y.dtype)
+            root = jnp.sqrt(layer.astype(statistics_dtype(y.dtype)))
+            return scaled(y, 1 / root)
 
-        return scaled
+        return divided
 
 
 build = LayerNormScaling

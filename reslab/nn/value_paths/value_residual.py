@@ -5,6 +5,7 @@ import jax
 
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
+from reslab.core.precision import statistics_dtype
 from reslab.nn.value_paths._path import FirstValues
 
 _FORMS = ("learned", "constant")
@@ -43,15 +44,18 @@ class ValueResidual(FirstValues):
     def mix_first(self, x: jax.Array, own: jax.Array, first: jax.Array) -> jax.Array:
         """A weighted sum of both."""
         del x
-        if self.form == "constant":
-            return 0.5 * first + 0.5 * own
+        dtype = statistics_dtype(own.dtype)
 
         def scalar(name):
             half = nn.initializers.constant(0.5)
-            scale = parameter(self, name, half, (), (), self.param_dtype)
-            return scale.astype(own.dtype)
+            return parameter(self, name, half, (), (), self.param_dtype).astype(dtype)
 
-        return scalar("first_scale") * first + scalar("own_scale") * own
+        is_learned = self.form == "learned"
+        scales = [
+            scalar(n) if is_learned else 0.5 for n in ("first_scale", "own_scale")
+        ]
+        mixed = scales[0] * first.astype(dtype) + scales[1] * own.astype(dtype)
+        return mixed.astype(own.dtype)
 
 
 build = ValueResidual

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from reslab.core.precision import statistics_dtype
+from reslab.core.precision import scaled, statistics_dtype
 
 
 def visibility(
@@ -80,7 +80,7 @@ def reference_attention(
         for x in (query, jnp.repeat(key, group, 2), jnp.repeat(value, group, 2))
     )
     scores = jnp.einsum(
-        "bhld,bhsd->bhls", query * scale, key, preferred_element_type=wide
+        "bhld,bhsd->bhls", scaled(query, scale), key, preferred_element_type=wide
     )
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from reslab.core.precision import scaled
 from reslab.core.types import BATCH_AXES, HEAD_AXES, SEQUENCE_AXIS
 
 LANES = 128
@@ -82,7 +83,7 @@ def splash(
     batch_axes, _ = axes_of(BATCH_AXES)
     head_axes, head_parts = axes_of(HEAD_AXES)
     length_axes, length_parts = axes_of((SEQUENCE_AXIS,))
-    arguments = query * scale, key, value, segments, segments
+    arguments = scaled(query, scale), key, value, segments, segments
     if not (batch_axes or head_axes or length_axes):
         return _apply(make_kernel(query.shape[2], 1), *arguments)
     queries = PartitionSpec(batch_axes, length_axes or None, head_axes, None)

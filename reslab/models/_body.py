@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Context
+from reslab.models._growth import check_growth
 from reslab.nn import sites as sites_of
 from reslab.nn.dropout import check_rate
 from reslab.nn.norm import make_norm
@@ -152,10 +153,10 @@ class Body(nn.Module):
         )
 
     def check_depth(self) -> None:
-        """Checks that there are layers, and such kernels.
+        """Checks that there are layers, such kernels, and a stream that stays finite.
 
         Raises:
-          ReslabError: If there are none.
+          ReslabError: If there are none, or the stream overflows.
         """
         if self.depth < 1:
             raise ReslabError("model.depth", expected="at least 1", got=str(self.depth))
@@ -166,6 +167,13 @@ class Body(nn.Module):
                 expected=", ".join(IMPLEMENTATIONS),
                 got=repr(self.kernels),
             )
+        passes = registry.unbound("stacks", self.stack, blocks=(), depth=1).passes
+        specs = [tiled(kind) for kind in (self.norm, self.ffn, self.block)]
+        check_growth(
+            tuple(kind[layer % len(kind)] for kind in specs)
+            for layer in passes * [*range(self.depth)]
+            if getattr(self.placement_of(layer), "has_norms", True)
+        )
 
     def embedding_norm_or_none(self) -> Any:
         """The norm before the first layer, or what does nothing."""

@@ -98,6 +98,11 @@ class SublayerBlock(nn.Module):
         """Number of sublayers."""
         return sites.USUAL
 
+    @property
+    def feed_forwards(self) -> int:
+        """Number of feed-forward layers that read, one after another."""
+        return max(self.sublayers - 1, 1)
+
     def branches(self, mixer: Branch) -> Iterable[Sublayer]:
         """The sublayers in order; `mixer` applies the mixer and keeps its state."""
         raise NotImplementedError

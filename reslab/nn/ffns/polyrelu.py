@@ -1,9 +1,11 @@
 """The feed-forward layer with a polynomial of the ReLU (Zhuo et al., 2024)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 
-from reslab.nn.ffns._polynomial import PolynomialFeedForward
+from reslab.nn.ffns._polynomial import ORDER, PolynomialFeedForward
 
 
 class PolyReLUFeedForward(PolynomialFeedForward):
@@ -21,6 +23,8 @@ class PolyReLUFeedForward(PolynomialFeedForward):
     Attributes:
       (those of `PolynomialFeedForward`)
     """
+
+    degree: ClassVar[int] = ORDER
 
     def powers(self, h: jax.Array) -> list[jax.Array]:
         """Powers of what is positive."""

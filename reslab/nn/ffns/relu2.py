@@ -1,5 +1,7 @@
 """The two-matrix feed-forward layer with a squared ReLU (So et al., 2021)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,8 @@ class SquaredReLUFeedForward(TwoMatrixFeedForward):
     Attributes:
       (those of `TwoMatrixFeedForward`)
     """
+
+    degree: ClassVar[int] = 2
 
     def activate(self, h: jax.Array) -> jax.Array:
         """The square of the ReLU."""

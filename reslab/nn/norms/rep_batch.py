@@ -35,6 +35,11 @@ class RepBatchNorm(BatchNorm):
     initial_gain: float = 1.0
     initial_skip: float = 1.0
 
+    @property
+    def passes_input(self) -> bool:
+        """Whether what it puts out grows with what it reads, at initialization."""
+        return self.initial_skip != 0
+
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps `x` of shape (batch, ..., channels), as `BatchNorm` does."""

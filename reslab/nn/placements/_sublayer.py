@@ -37,6 +37,11 @@ class Placement(nn.Module):
     needs_final_norm: ClassVar[bool] = True
 
     @property
+    def has_norms(self) -> bool:
+        """Whether there is a norm around a sublayer."""
+        return self.normalizes_input or self.normalizes_output or self.normalizes_stream
+
+    @property
     def normalizes_embedding(self) -> bool:
         """Whether the features before the first layer need a norm."""
         return False

@@ -24,14 +24,15 @@ class UnifiedNorm(RunningNorm):
         backward:  r  = sqrt(v + epsilon) / sqrt(running + epsilon), in [1/5, 5]
                    dz = r * dy * (1 + gain),  d gain = sum of r * dy * z
                    dx = (dz - e * z) / sqrt(v + epsilon), where e runs after the
-                   arithmetic mean of mean(dz * z) over the last `window` steps
+                   arithmetic mean of mean(dz * z) over the last
+                   `backward_window` steps
         else:      y = x / sqrt(running + epsilon) * (1 + gain) + bias
 
-    The first `warmup` steps, those before the window is full, and outliers take the
-    batch's own q and r = 1. A batch is an outlier (`is_filtering`) if in some channel
-    the arithmetic mean of the window exceeds the geometric one by more than the
-    window's length times the variance of all its roots; the running value then takes
-    its place in the window.
+    The first `warmup` steps, those before a window is full, and outliers take the
+    batch's own values, and r = 1. A batch is an outlier (`is_filtering`) if in some
+    channel the arithmetic mean of the window exceeds the geometric one by more than
+    the window's length times the variance of all its roots; the running value then
+    takes its place in the window.
 
     The window of gradients changes in the backward pass: it is a value in
     `gradient_stats` whose gradient is its next value (see
@@ -46,11 +47,13 @@ class UnifiedNorm(RunningNorm):
     Reference: Yang et al., 2022, https://arxiv.org/abs/2208.01313, Algorithm 1.
 
     Tested against the authors' code from a cold start with a mask, and after the
-    warmup, in batches of which none is filtered out; that an outlier is, only by its
-    equation. Theirs takes a window for each direction, here both have one.
+    warmup, with windows of one length and no batch filtered out. Windows of two
+    lengths, the bounds of r, and what is an outlier and what not, are tested against
+    the equations, written out in float64.
 
     Attributes:
-      window: Steps over which statistics are smoothed.
+      window: Steps over which the statistics of the forward pass are smoothed.
+      backward_window: Steps over which those of the backward pass are; 0 is as many.
       warmup: Steps of the optimizer that only fill the windows; r stays 1 for at
         least 1,000, as in the authors' code.
       is_filtering: Whether outliers are left out; the authors do so for images
@@ -58,17 +61,24 @@ class UnifiedNorm(RunningNorm):
       (and those of `RunningNorm`)
 
     Raises:
-      ReslabError: If the window is below 1.
+      ReslabError: If a window is below 1.
     """
 
     window: int = 4
     warmup: int = 4000
     is_filtering: bool = False
+    backward_window: int = 0
 
     def __post_init__(self):
         if self.window < 1:
             raise ReslabError(
                 "norms 'unified': window", expected="at least 1", got=str(self.window)
+            )
+        if self.backward_window < 0:
+            raise ReslabError(
+                "norms 'unified': backward_window",
+                expected="at least 1, or 0 for that of the forward pass",
+                got=str(self.backward_window),
             )
         super().__post_init__()
 
@@ -90,20 +100,22 @@ class UnifiedNorm(RunningNorm):
         width = h.shape[-1:]
         running = self.running("mean_square", 1.0, width)
         squares = self.running("squares", 0.0, (self.window, *width))
-        products = self.gradient_statistic("products", (self.window, *width))
+        backward = self.backward_window or self.window
+        products = self.gradient_statistic("products", (backward, *width))
         product = self.gradient_statistic("product", width)
         updates, skipped = self.counter(), self.counter("skipped")
         if not self.is_training:
             scale = jax.lax.rsqrt(row_like(running.value, h) + self.epsilon)
             return self.affine(h * scale).astype(x.dtype)
         step = updates.value + 1
-        is_cold = (step <= self.window) | (step < self.warmup)
+        is_warming = step < self.warmup
         q = jax.lax.stop_gradient(self.mean(jnp.square(h), counted))
         q = q.reshape(width).astype(running.value.dtype)
         kept, is_outlier = self._window_with(q, squares.value, running.value, step)
         is_skipped = is_outlier | (self.window == 1)
         geometric = jnp.exp(jnp.mean(jnp.log(kept), axis=0))
-        v = jnp.where(is_cold | is_skipped, q, geometric)
+        is_own = (step <= self.window) | is_warming | is_skipped
+        v = jnp.where(is_own, q, geometric)
         ratio = jnp.sqrt(v + self.epsilon) / jnp.sqrt(running.value + self.epsilon)
         is_plain = (step <= max(1000, self.warmup)) | is_skipped
         r = jnp.where(is_plain, 1.0, jnp.clip(ratio, 0.2, 5.0))
@@ -114,7 +126,11 @@ class UnifiedNorm(RunningNorm):
             row_like(r, h),
             products.value,
             product.value,
-            (step % self.window, is_skipped, is_cold | is_skipped, self.momentum),
+            (
+                *(step % backward, is_skipped),
+                (step <= backward) | is_warming | is_skipped,
+                self.momentum,
+            ),
         )
         self.write(squares, kept)
         self.write_running(running, v)

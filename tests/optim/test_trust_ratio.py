@@ -61,6 +61,31 @@ def test_lamb_after_a_clip_is_timms(replay, turned):
     replay("lamb", tag, made, leaves=LEAVES, steps=5, atol=2e-6)
 
 
+@pytest.mark.parametrize("variant", ["clamped", "google"])
+def test_norms_above_ten_count_as_ten_where_they_are_clamped(variant):
+    """By the equations, in float64: the authors' run has no norm above ten."""
+    rng = np.random.default_rng(0)
+    lr, decay, b1, b2, epsilon = 0.01, 0.02, 0.9, 0.999, 1e-6
+    params = {"w": 5.0 * rng.standard_normal((6, 8))}
+    layouts = {"w": Layout("matrix", (), (0,), (1,))}
+    made = lamb.build(lr, decay, layouts, variant)
+    state = made.init(jax.tree.map(jnp.float32, params))
+    w, m, v, clamped = params["w"], 0.0, 0.0, 0
+    found = jax.tree.map(jnp.float32, params)
+    for _ in range(4):
+        g = rng.standard_normal(w.shape)
+        updates, state = made.update({"w": jnp.float32(g)}, state, found)
+        found = optax.apply_updates(found, updates)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        u = m / (np.sqrt(v) + epsilon) + decay * w
+        size = np.linalg.norm(w)
+        clamped += size > 10
+        size = min(size, 10) if variant == "clamped" else size
+        w = w - lr * size / np.linalg.norm(u) * u
+        np.testing.assert_allclose(found["w"], w, rtol=0, atol=1e-5)
+    assert clamped == 4
+
+
 @pytest.mark.parametrize("module, rate", [(lars, 0.1 * 1e-3), (lamb, 0.1)])
 def test_first_step_is_a_fraction_of_each_layer(module, rate):
     scales = np.array([1.0, 10.0, 100.0], np.float32).reshape(3, 1, 1)

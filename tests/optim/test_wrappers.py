@@ -91,6 +91,20 @@ def test_exponents_are_the_authors(golden, estimator, key):
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
+@pytest.mark.parametrize("count", [51, 52, 53, 7])
+def test_hill_begins_at_half_the_number_rounded_down(count):
+    """By the equation, in float64: the authors' matrices have even numbers alone."""
+    values = np.sort(np.random.default_rng(count).pareto(2.0, count) + 1.0)
+    begin = int(count / 2)
+    total = np.sum(np.log(values[begin:] / values[begin]))
+    wanted = 1 + (count - begin) / total
+    found = tail_exponents(jnp.asarray(values, jnp.float32))
+    np.testing.assert_allclose(found, wanted, rtol=2e-5)
+    if count % 2:  # Rounded up it is another number.
+        total = np.sum(np.log(values[begin + 1 :] / values[begin + 1]))
+        assert abs(1 + (count - begin - 1) / total - wanted) > 1e-3
+
+
 def test_correlated_tail_is_weightwatchers(golden):
     arrays, names, given = matrices(golden)
     for name, matrix in zip(names, given, strict=True):

@@ -69,6 +69,34 @@ def test_golden_of_the_update(golden, x64, form):
     compare(function, data)
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-6, 1e-7, 0.0])
+def test_small_directions_are_not_blown_up(x64, size):
+    """By the equation: the authors' directions are too long for its epsilon."""
+    rng = np.random.default_rng(0)
+    x, context = rng.normal(size=(2, 2, 3, 16))
+    direction = size * rng.normal(size=(2, 3, 16)) / 4
+    gate, value = rng.normal(size=(2, 16))
+    params = {
+        "gate_projection": gate[:, None],
+        "gate_bias": np.array([0.3]),
+        "value_projection": value[:, None],
+    }
+    update = DeltaUpdate(param_dtype=jnp.float64)
+
+    def run(direction):
+        return update.apply({"params": params}, (x,), direction, context, x)[0]
+
+    squares = np.sum(direction**2, -1, keepdims=True)
+    assert np.all(squares < 10 * 1e-5**2)  # So that k_eps is not to be overlooked.
+    k = direction / np.sqrt(squares + 1e-5**2)
+    beta = 2 / (1 + np.exp(-(context @ gate + 0.3)[..., None]))
+    held = np.sum(k * x, -1, keepdims=True)
+    wanted = x + beta * k * ((context @ value)[..., None] - held)
+    found, pull = jax.vjp(run, jnp.asarray(direction))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    assert np.all(np.isfinite(pull(np.ones_like(x))[0]))
+
+
 def test_golden_of_the_reading(golden, x64):
     reading = Reading(param_dtype=jnp.float64)
 

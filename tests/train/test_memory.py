@@ -1,0 +1,65 @@
+"""The least memory of a run, counted by hand; what does not fit is refused."""
+
+import types
+
+import jax
+import pytest
+
+from reslab.core.errors import ReslabError
+from reslab.core.trees import count_parameters
+from reslab.parallel.mesh import make_mesh
+from reslab.train import loop, memory
+from reslab.train.state import make_setup
+
+
+def setup_of(config):
+    return make_setup(config, make_mesh({"data": -1}, jax.devices()[:4]))
+
+
+def test_the_parts_of_the_estimate(small_config):
+    config = small_config()
+    setup = setup_of(config)
+    found = memory.least_bytes(setup)
+    count = count_parameters(setup.shapes.params)
+    assert found["parameters"] == 4 * count
+    # Two moments, and a few counters.
+    assert 8 * count <= found["optimizer state"] <= 8 * count + 100
+    rows, width = config.data.batch // 4, config.model.features
+    stream = rows * config.data.length * width * setup.model.dtype.dtype.itemsize
+    assert found["activations"] == config.model.depth * stream
+    evaluated = memory.least_bytes(setup, is_training=False)
+    assert evaluated["activations"] == stream * config.eval.batch // config.data.batch
+    assert "optimizer state" not in evaluated
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model__block": "reversible", "model__residual": "reversible"},
+        {"optim__groups": (("embedding$", {"freeze": True}),)},
+    ],
+)
+def test_what_keeps_no_input_of_every_layer(fields, small_config):
+    config = small_config(**fields)
+    kept = memory.least_bytes(setup_of(config))["activations"]
+    usual = memory.least_bytes(setup_of(small_config()))["activations"]
+    assert kept == usual // config.model.depth
+
+
+def test_refused_before_anything_is_made(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: 100_000)
+    with pytest.raises(ReslabError, match="an estimate of at least"):
+        loop.train(small_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_of_unknown_memory_refuses_nothing(small_config, monkeypatch):
+    absent = types.SimpleNamespace(platform="tpu", memory_stats=lambda: None)
+    assert memory.available_bytes(absent) is None
+    monkeypatch.setattr(memory, "available_bytes", lambda device: None)
+    memory.check_memory(setup_of(small_config(data__batch=8 * 10**12)))
+
+
+def test_the_memory_of_this_machine():
+    found = memory.available_bytes(jax.devices()[0])
+    assert found is not None and 2**24 < found < 2**50

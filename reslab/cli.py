@@ -66,8 +66,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        if (explained := explain(error)) is None:
+        explained = explain(error)
+        if explained is None or sys.flags.dev_mode:
             traceback.print_exc()
+        if explained is None:
             return INTERNAL
         code, line = explained
         print(f"reslab {options.verb}: {line}", file=sys.stderr)

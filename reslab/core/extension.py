@@ -88,6 +88,32 @@ def explain(error: BaseException) -> ReslabError | None:
     return _error(part, line, f"{type(error).__name__}: {_first_line(error)}")
 
 
+@contextlib.contextmanager
+def buildable(what: str) -> Iterator[None]:
+    """Tells in one line what building something from specs raises.
+
+    Each part may be right by itself, and what they make together not.
+
+    Args:
+      what: What is built.
+
+    Raises:
+      ReslabError: If anything is raised but errors of the machine.
+    """
+    try:
+        yield
+    except (ReslabError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "JaxRuntimeError":
+            raise
+        raise explain(error) or ReslabError(
+            f"{what} cannot be built",
+            got=f"{type(error).__name__}: {_first_line(error)}",
+            hint="python -X dev -m reslab ... for a traceback",
+        ) from error
+
+
 def _first_line(error: BaseException) -> str:
     try:
         return (str(error).strip().splitlines() or [""])[0]

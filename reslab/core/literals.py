@@ -8,6 +8,7 @@ from typing import Any
 LONGEST = 20_000
 # What JSON, NumPy and a checkpoint can hold.
 LARGEST = 2**63 - 1
+LARGEST_FLOAT = 3.4028234663852886e38  # Of float32.
 DEEPEST = 32
 
 
@@ -60,6 +61,8 @@ def check_plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("a number that is not finite")
+        if abs(value) > LARGEST_FLOAT:
+            raise ValueError("a number beyond those of float32")
         return value
     if isinstance(value, list | tuple):
         for item in value:

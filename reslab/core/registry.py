@@ -85,8 +85,16 @@ RESERVED = frozenset(
 
 # The same of one family alone.
 RESERVED_IN: Mapping[str, frozenset[str]] = types.MappingProxyType(
-    {"writers": frozenset({"directory"})}
+    {
+        "writers": frozenset({"directory"}),
+        "linears": frozenset({"features", "kernel_axes"}),
+    }
 )
+
+# Annotations that a literal is checked against.
+_PLAIN = {int, float, bool, str, tuple, types.NoneType}
+# Sizes and counts are int32 where they meet an array.
+_LARGEST_SIZE = 2**31 - 1
 
 # A variant by name, or any callable that takes the same keyword arguments.
 Spec = str | Callable[..., Any]
@@ -288,6 +296,7 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
     build = module(family, parsed.name).build
     accepted = arguments(build)
     hints = _hints(build)
+    written: dict[str, Any] = {}
     for key, value in parsed.arguments.items():
         if key not in accepted:
             raise ReslabError(
@@ -302,14 +311,15 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
         if key in RESERVED_IN.get(family, ()):
             raise ReslabError(
                 f"{family} {parsed.name!r}: {key} is not set in a spec",
-                hint="leave it out: it is that of the run",
+                hint="leave it out: its surroundings know it",
             )
-        _check_type(f"{family} {parsed.name!r}: {key}", hints.get(key), value)
+        where = f"{family} {parsed.name!r}: {key}"
+        written[key] = _typed(where, hints.get(key), value)
     if "." in parsed.name:
         build = functools.wraps(build)(
             functools.partial(extension.build, family, parsed.name, build)
         )
-    return functools.partial(_call, build, parsed.arguments)
+    return functools.partial(_call, build, written)
 
 
 def make(family: str, spec: Spec, **context: Any) -> Any:
@@ -369,23 +379,23 @@ def _is_callable(hint: Any) -> bool:
     return typing.get_origin(hint) is collections.abc.Callable
 
 
-def _check_type(where: str, hint: Any, value: Any) -> None:
-    """Checks literals against plain annotations; anything richer is let through."""
+def _typed(where: str, hint: Any, value: Any) -> Any:
+    """A literal as its annotation has it; anything richer than plain is let through."""
     options = (hint,)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         # A literal cannot be a callable, so a spec is a string here.
         options = tuple(o for o in typing.get_args(hint) if not _is_callable(o))
-    plain = {int, float, bool, str, tuple, types.NoneType}
-    if not options or not all(
-        option in plain or typing.get_origin(option) is tuple for option in options
-    ):
-        return
     wanted = {typing.get_origin(option) or option for option in options}
-    if type(value) in wanted or (float in wanted and type(value) is int):
-        return
-    if tuple in wanted and isinstance(value, list):
-        return
-    expected = " or ".join(
-        sorted("None" if t is types.NoneType else t.__name__ for t in wanted)
-    )
-    raise ReslabError(where, expected=expected, got=repr(value))
+    if wanted and wanted <= _PLAIN:
+        if type(value) is int and float in wanted and int not in wanted:
+            return float(value)
+        is_tuple = tuple in wanted and isinstance(value, list)
+        if type(value) not in wanted and not is_tuple:
+            expected = " or ".join(
+                sorted("None" if t is types.NoneType else t.__name__ for t in wanted)
+            )
+            raise ReslabError(where, expected=expected, got=repr(value))
+    is_large = isinstance(value, int) and abs(value) > _LARGEST_SIZE
+    if is_large and not where.endswith("seed"):
+        raise ReslabError(where, expected="a number of 31 bits", got=str(value))
+    return value

@@ -35,6 +35,8 @@ def end(error: BaseException, prefix: str = "") -> int:
         code = INTERRUPTED
     elif (explained := explain(error)) is not None:
         code, line = explained
+        if sys.flags.dev_mode:
+            traceback.print_exception(error)
         print(f"{prefix}{line}", file=sys.stderr)
     else:
         traceback.print_exception(error)

@@ -260,15 +260,20 @@ def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
             expected=f"1: a model of {task.unit} has no tokens to divide",
             got=str(mesh.shape[SEQUENCE_AXIS]),
         )
-    model = build_model(config, task, mesh.devices.flat[0].platform)
-    limit = getattr(model, "position_limit", None)
+    with extension.buildable("the model of this config"):
+        model = build_model(config, task, mesh.devices.flat[0].platform)
+        limit = getattr(model, "position_limit", None)
     if limit is not None and limit < config.data.length:
         raise ReslabError(
             "data.length",
             expected=f"at most the model's {limit} positions",
             got=str(config.data.length),
         )
-    with use_mesh(mesh), extension.held_to_protocols():
+    with (
+        extension.buildable("what this config describes"),
+        use_mesh(mesh),
+        extension.held_to_protocols(),
+    ):
         variables = jax.eval_shape(
             lambda: model.init(jax.random.key(config.seed), *task.example())
         )

@@ -273,9 +273,10 @@ class Run:
             return {key: found.get(key) for key in ("mesh", "compute_dtype")} | machine
 
         began, now = leaves(self.recorded()), leaves(about)
-        differing = sorted(k for k in began | now if began.get(k) != now.get(k))
+        # An older version recorded less.
+        differing = sorted(k for k in began if began[k] != now.get(k))
         if differing:
-            changes = (f"{k} {now.get(k)} for {began.get(k)}" for k in differing)
+            changes = (f"{k} {now.get(k)} for {began[k]}" for k in differing)
             print(
                 f"{self.directory}: {', '.join(changes)} since the run began; "
                 "it may not end bit for bit as it would have",

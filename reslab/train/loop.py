@@ -22,10 +22,9 @@ from reslab.core.watchdog import Watchdog, watching
 from reslab.data.prefetch import prefetch
 from reslab.observe.environment import environment
 from reslab.observe.meter import Meter
-from reslab.observe.metrics import Writers, check_writers
+from reslab.observe.metrics import check_writers
 from reslab.observe.profile import Profile
 from reslab.observe.progress import progress
-from reslab.observe.writers.jsonl import JsonLines
 from reslab.optim.guard import parse_policy
 from reslab.parallel.hosts import (
     asked_to_stop_together,
@@ -39,6 +38,7 @@ from reslab.train.checkpoint import Checkpoints, NotFinite, Restored
 from reslab.train.continuation import inherited
 from reslab.train.cost import training_flops_per_unit
 from reslab.train.evaluate import Evaluator
+from reslab.train.lines import Lines
 from reslab.train.memory import check_memory
 from reslab.train.probe import Prober
 from reslab.train.run import Run
@@ -181,7 +181,7 @@ def train(
         if tracer:
             tracer.check(begin.step)
             stack.callback(tracer.close)
-        files = _Files(run, config) if is_writer() else _Files()
+        files = Lines(run, config) if is_writer() else Lines()
         stack.callback(files.close)
         trainer = _Trainer(
             setup, checkpoints, files, evaluator, prober, dog, tracer, after_step
@@ -212,59 +212,6 @@ def describe(setup: Setup) -> dict[str, Any]:
     }
 
 
-class _Files:
-    """What a run writes down; of several processes one does.
-
-    Args:
-      run: The run; None writes nothing.
-      config: Its config.
-    """
-
-    def __init__(self, run: Run | None = None, config: ConfigDict | None = None):
-        self.metrics = self.looks = self.layers = None
-        if run is None or config is None:
-            return
-        self.metrics = Writers(config.train.writers, str(run.directory))
-        self.looks = JsonLines(run.directory / "probes.jsonl")
-        if config.train.log_layers:
-            self.layers = JsonLines(run.directory / "layers.jsonl")
-
-    def digests(self) -> dict[str, str]:
-        """Digests of the lines so far, by file; a checkpoint keeps them."""
-        return {file.path.name: file.sha256 for file in self._lines()}
-
-    def go_back(self, step: int, digests: Mapping[str, str]) -> None:
-        """Forgets what comes after `step`.
-
-        Lines that are not those of the checkpoint of that step are set aside.
-        """
-        if self.metrics:
-            self.metrics.truncate(step)
-        if self.looks:
-            self.looks.truncate(step - 1)  # The look at `step` is taken again.
-        if self.layers:
-            self.layers.truncate(step)
-        for file in self._lines():
-            if digests.get(file.path.name, file.sha256) != file.sha256:
-                file.begin_after(step)
-
-    def _lines(self) -> list[JsonLines]:
-        first = self.metrics.lines if self.metrics else None
-        return [file for file in (first, self.looks, self.layers) if file]
-
-    def sync(self) -> None:
-        """Waits until all that was written is on the disk."""
-        for file in (self.metrics, self.looks, self.layers):
-            if file:
-                file.sync()
-
-    def close(self) -> None:
-        """Closes the files."""
-        for file in (self.metrics, self.looks, self.layers):
-            if file:
-                file.close()
-
-
 class _Trainer:
     """The loop's surroundings, so that the loop itself reads like prose."""
 
@@ -272,7 +219,7 @@ class _Trainer:
         self,
         setup: Setup,
         checkpoints: Checkpoints,
-        files: _Files,
+        files: Lines,
         evaluator: Evaluator,
         prober: Prober | None,
         dog: Watchdog,

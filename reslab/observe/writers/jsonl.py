@@ -137,10 +137,13 @@ def line(step: int, metrics: Mapping[str, Any]) -> str:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads the records of a `metrics.jsonl`, without a half-written last line."""
+    """Reads the records of a `metrics.jsonl`.
+
+    Neither a half-written last line nor one that says where the file begins is given.
+    """
     text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
     records = (_record(line) for line in text.splitlines(keepends=True))
-    return [record for record in records if record]
+    return [record for record in records if record and "begins_after" not in record]
 
 
 def _record(line: str) -> dict[str, Any] | None:

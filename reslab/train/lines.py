@@ -1,0 +1,60 @@
+"""What a run writes down as it goes: metrics, looks inside, figures by layer."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from reslab.observe.metrics import Writers
+from reslab.observe.writers.jsonl import JsonLines
+from reslab.train.run import Run
+
+
+class Lines:
+    """What a run writes down; of several processes one does.
+
+    Args:
+      run: The run; None writes nothing.
+      config: Its config.
+    """
+
+    def __init__(self, run: Run | None = None, config: ConfigDict | None = None):
+        self.metrics = self.looks = self.layers = None
+        if run is None or config is None:
+            return
+        self.metrics = Writers(config.train.writers, str(run.directory))
+        self.looks = JsonLines(run.directory / "probes.jsonl")
+        if config.train.log_layers:
+            self.layers = JsonLines(run.directory / "layers.jsonl")
+
+    def digests(self) -> dict[str, str]:
+        """Digests of the lines so far, by file; a checkpoint keeps them."""
+        return {file.path.name: file.sha256 for file in self._lines()}
+
+    def go_back(self, step: int, digests: Mapping[str, str]) -> None:
+        """Forgets what comes after `step`.
+
+        Lines that are not those of the checkpoint of that step are set aside.
+        """
+        for file in (self.metrics, self.looks, self.layers):
+            if file:
+                # The look at `step` is taken again.
+                file.truncate(step - (file is self.looks))
+        for file in self._lines():
+            if digests.get(file.path.name, file.sha256) != file.sha256:
+                file.begin_after(step - (file is self.looks))
+
+    def _lines(self) -> list[JsonLines]:
+        first = self.metrics.lines if self.metrics else None
+        return [file for file in (first, self.looks, self.layers) if file]
+
+    def sync(self) -> None:
+        """Waits until all that was written is on the disk."""
+        for file in (self.metrics, self.looks, self.layers):
+            if file:
+                file.sync()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in (self.metrics, self.looks, self.layers):
+            if file:
+                file.close()

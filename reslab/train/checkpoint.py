@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
+import functools
 import gc
 import hashlib
 import json
@@ -610,37 +611,52 @@ def _examine(tree: Tree) -> tuple[dict[str, int], list[str]]:
             raise ReslabError(
                 f"state leaf {name}", expected="a JAX array", got=type(leaf).__name__
             )
-    found, finite = jax.device_get(_examine_all(list(leaves.values())))
+    is_sharded = any(len(leaf.devices()) > 1 for leaf in leaves.values())
+    found, finite = jax.device_get(_examine_all(list(leaves.values()), is_sharded))
     wrong = [
         name for name, is_finite in zip(leaves, finite, strict=True) if not is_finite
     ]
     return dict(zip(leaves, map(int, found), strict=True)), wrong
 
 
-@jax.jit
-def _examine_all(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-    found = list(map(_digest, leaves))
+@functools.partial(jax.jit, static_argnames="is_sharded")
+def _examine_all(
+    leaves: list[jax.Array], is_sharded: bool
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    if is_sharded:
+        return list(map(_digest, leaves)), [jnp.all(_is_finite(x)) for x in leaves]
+    found = list(map(_digest_and_finiteness, leaves))
     return [digest for digest, _ in found], [is_finite for _, is_finite in found]
 
 
-def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The digest of an array, and whether it is finite."""
+def _digest(leaf: jax.Array) -> jax.Array:
+    return jnp.sum(_weighted_bits(leaf), dtype=jnp.uint32)
+
+
+def _digest_and_finiteness(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both by one reduction, which a CPU takes a tenth of the time for.
+
+    Of an array on several devices it would gather what each has come to.
+    """
+    bits, is_finite = _weighted_bits(leaf), _is_finite(leaf)
+    new_axes = range(is_finite.ndim, bits.ndim)
+    is_finite = jnp.broadcast_to(jnp.expand_dims(is_finite, new_axes), bits.shape)
+    return jax.lax.reduce(
+        (bits, is_finite),
+        (jnp.uint32(0), jnp.asarray(True)),
+        lambda a, b: (a[0] + b[0], a[1] & b[1]),
+        tuple(range(bits.ndim)),
+    )
+
+
+def _weighted_bits(leaf: jax.Array) -> jax.Array:
     bits = _as_uint32(leaf)
     # The flat index from one iota per axis: `reshape(-1)` would gather the shards.
     index = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(bits.shape):
         position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         index = index * jnp.uint32(size % 2**32) + position
-    is_finite = _is_finite(leaf)
-    new_axes = range(is_finite.ndim, bits.ndim)
-    is_finite = jnp.broadcast_to(jnp.expand_dims(is_finite, new_axes), bits.shape)
-    # One reduction reads the leaf once, for both.
-    return jax.lax.reduce(
-        (bits * (2 * index + 1), is_finite),
-        (jnp.uint32(0), jnp.asarray(True)),
-        lambda a, b: (a[0] + b[0], a[1] & b[1]),
-        tuple(range(bits.ndim)),
-    )
+    return bits * (2 * index + 1)
 
 
 def _is_finite(leaf: jax.Array) -> jax.Array:

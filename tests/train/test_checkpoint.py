@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -471,10 +470,7 @@ def test_digest_is_the_same_on_any_mesh_and_gathers_nothing(spec):
     sharded = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
     assert digests({"x": sharded}) == digests({"x": array})
     compiled = jax.jit(lambda x: digest_leaf(x)).lower(sharded).compile().as_text()
-    assert "all-to-all" not in compiled and "collective-permute" not in compiled
-    # Devices tell each other what they came to: one number each, never the array.
-    for shape in re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", compiled):
-        assert np.prod([int(size) for size in shape.split(",")]) <= 8
+    assert "all-gather" not in compiled and "all-to-all" not in compiled
 
 
 def test_values_that_are_not_finite_are_found_in_every_dtype():
@@ -485,6 +481,11 @@ def test_values_that_are_not_finite_are_found_in_every_dtype():
             tree["inf"] = good.at[0, 0].set(-jnp.inf)
             assert checkpoint._examine(tree)[1] == ["inf", "nan"]
             assert digests(tree)["nan"] == oracle(np.asarray(tree["nan"]))
+        mesh = Mesh(np.array(jax.devices()[:8]), "a")
+        sharding = NamedSharding(mesh, PartitionSpec("a"))
+        sharded = {"x": jax.device_put(jnp.ones(16).at[9].set(jnp.nan), sharding)}
+        assert checkpoint._examine(sharded)[1] == ["x"]
+        assert digests(sharded) == digests({"x": jnp.ones(16).at[9].set(jnp.nan)})
     rest = {"integers": jnp.full(3, 2**31 - 1), "keys": jax.random.key(0)}
     assert not checkpoint._examine(rest | {"nothing": jnp.zeros(0)})[1]
 

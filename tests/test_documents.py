@@ -149,5 +149,16 @@ def test_the_figures_of_speed_are_those_of_the_benchmark():
             assert f"| {row['contender']} | {best} | {median} |" in TEXT
 
 
+def test_estimated_steps_are_those_of_the_table():
+    _, _, told = TEXT.partition("a step at 24 layers is estimated to take")
+    told, _, _ = told.partition("\n\n")
+    with open(ROOT / "experiments" / "bench" / "depth_memory.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["layers"] == "24"]
+    ratios = {row["residual"]: row["step_to_plain"] for row in rows}
+    found = re.findall(r"`([^`]+)`\s(\d+\.\d\d)", told)
+    assert found and dict(found) == {name: ratios[name] for name, _ in found}
+    assert {row["libtpu"] for row in rows if row["step_to_plain"]} == {"0.0.52"}
+
+
 def test_the_table_of_variants_is_that_of_the_folders():
     assert between("variants") == variants_table(), "reslab list --markdown"

@@ -93,7 +93,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What rows must have in common to be compared."""
+        """Names the columns on which rows must agree to be compared."""
         return self.operation, self.shape, self.dtype, self.direction, self.device
 
     @property

@@ -60,7 +60,7 @@ NOTES = (
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one step of a config costs, on each device.
+    """Cost of one step of a config, on each device.
 
     Attributes:
       name: What to call the config.
@@ -101,7 +101,7 @@ class Report:
 
     @property
     def is_fitting(self) -> bool:
-        """Whether the step fits a device."""
+        """Returns whether the step fits a device."""
         return self.needed <= self.available
 
     @property
@@ -114,7 +114,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """Whether it fits, and if not, by how much and what to try."""
+        """Says that the step fits, or by how much it does not and what to try."""
         if self.is_fitting:
             return "fits"
         over = self.needed - self.available

@@ -331,7 +331,7 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
 
 
 def _generation_memory(model: Any, length: int) -> str:
-    """What is kept of a sequence while it is generated, and what sharing saves."""
+    """Describes the memory of a sequence during generation, and savings by sharing."""
     from reslab.models.cost import generation_bytes
 
     kept, alone = generation_bytes(model, length)

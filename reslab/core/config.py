@@ -88,7 +88,7 @@ def call_in_file(what: str, path: pathlib.Path, function: str, *arguments: Any) 
 
 
 def folders() -> list[pathlib.Path]:
-    """Where configs are found by name: the installed ones, or the checkout's."""
+    """Folders in which configs are found by name: installed, or in the checkout."""
     package = pathlib.Path(__file__).resolve().parent.parent
     candidates = [package / "configs", package.parent / "configs"]
     return [folder for folder in candidates if (folder / "base.py").is_file()]

@@ -1,4 +1,4 @@
-"""Where the layers are in a parameter tree."""
+"""Positions of layers in a parameter tree."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -43,7 +43,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host or a device had no memory left."""
+    """Returns whether an error says that the host or a device ran out of memory."""
     # By name: the module that defines the error is JAX, which takes long to import.
     is_xla = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return isinstance(error, MemoryError) or (

@@ -62,7 +62,7 @@ def register(family: str, module: types.ModuleType) -> None:
 
 
 def is_used() -> bool:
-    """Whether any part comes from outside reslab."""
+    """Returns whether any part comes from outside reslab."""
     return bool(_parts)
 
 
@@ -242,7 +242,7 @@ def _check_call(
 
 
 def _is_history(stream: Any) -> bool:
-    """Whether a stream grows along depth."""
+    """Returns whether a stream grows along depth."""
     return type(stream).__name__ == "History"
 
 

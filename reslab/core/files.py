@@ -238,7 +238,7 @@ class Place:
 
 
 def _umask() -> int:
-    """What new files may not allow: temporary ones allow their owner alone."""
+    """Returns the process's umask; temporary files allow their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -26,5 +26,5 @@ def freezing_layers(count: int) -> Iterator[None]:
 
 
 def frozen_layers() -> int:
-    """How many of the first layers need no gradient."""
+    """Returns the number of first layers that need no gradient."""
     return _count.get()

@@ -1,4 +1,4 @@
-"""How a parameter is to be read: what is stacked, what comes in, what goes out.
+"""Layouts of parameters: stacked axes, input axes and output axes.
 
 An optimizer that treats a kernel as a matrix, or each layer by itself, must know
 which axes are which. Their logical names say it: `layers` and `experts` hold

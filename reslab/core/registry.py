@@ -161,7 +161,7 @@ def _files(family: str) -> Mapping[str, pathlib.Path]:
 
 
 def _defines_build(path: pathlib.Path) -> bool:
-    """Whether a file is a variant: helpers beside the variants define no `build`."""
+    """Returns whether a file defines `build`; helpers beside variants do not."""
     for node in ast.parse(path.read_bytes()).body:
         if isinstance(node, ast.FunctionDef) and node.name == "build":
             return True
@@ -243,7 +243,7 @@ def outside(spec: Any) -> Iterator[str]:
 
 
 def _takes_specs(name: str, argument: str) -> bool:
-    """Whether an argument of a variant of this name is a spec, not a path or a text."""
+    """Returns whether an argument of this name is a spec, not a path or a text."""
     for family in FAMILIES:
         if name in names(family):
             try:
@@ -265,7 +265,7 @@ def arguments(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def accepts(family: str, spec: Spec, argument: str) -> bool:
-    """Whether a variant takes an argument of that name."""
+    """Returns whether a variant takes an argument of that name."""
     build = spec if callable(spec) else module(family, parse(spec).name).build
     return argument in arguments(build)
 

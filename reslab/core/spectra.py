@@ -1,4 +1,4 @@
-"""How heavy the tail of a matrix's spectrum is, in pure functions.
+"""Pure functions that measure how heavy the tail of a matrix's spectrum is.
 
 Eigenvalues are those of W' W, the squares of W's singular values. Their largest ones
 are fitted by a power law, density ~ e^-alpha; a small alpha is a heavy tail.
@@ -181,7 +181,7 @@ def tail_exponents(values: jax.Array, estimator: str = "hill") -> jax.Array:
 
 
 def correlated_tail(values: jax.Array) -> tuple[Any, Any]:
-    """Where the eigenvalues begin whose product is one, once their mean is one.
+    """Finds the first eigenvalue of those whose product is one, at mean one.
 
     Reference: Martin & Hinrichs, 2025, https://arxiv.org/abs/2507.17912 (the
     condition on the determinant); equal to WeightWatcher's `detX_constraint`.

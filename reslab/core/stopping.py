@@ -15,7 +15,7 @@ _SIGNALS = tuple(
 
 
 class StopRequest:
-    """Whether someone has asked to stop.
+    """A flag that is set once a stop was requested.
 
     Attributes:
       is_set: Whether a signal has come since `listen`.

@@ -36,7 +36,7 @@ def watched() -> Iterator[None]:
 
 
 def is_watched() -> bool:
-    """Whether someone intercepts the calls of modules, and wants to see all of them."""
+    """Returns whether a watcher intercepts the calls of modules."""
     return _watched.get()
 
 

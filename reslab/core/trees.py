@@ -110,7 +110,7 @@ def first_match(
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node carries the logical axis names of the array inside."""
+    """Returns whether a node carries the logical axis names of the array inside."""
     return isinstance(node, nn.LogicallyPartitioned)
 
 

@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 class Inputs(NamedTuple):
-    """What a mixer is given by a residual that reads for each of them apart.
+    """Separate inputs of a mixer for queries, keys and values.
 
     A mixer that can take it says so by `takes_inputs = True`; everyone else is given
     one array. Such a residual says so by `reads_apart = True`.
@@ -66,7 +66,7 @@ SEQUENCE_AXIS = "sequence"
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a part may ask of its surroundings, by argument name.
+    """Surroundings that a part may request by argument name.
 
     The registry passes each field to the variants whose `build` takes an
     argument of that name; an argument written in the spec string wins.
@@ -151,7 +151,7 @@ class Residual(Protocol):
 
 
 class Placement(Protocol):
-    """Where norms sit around a sublayer.
+    """Position of norms around a sublayer.
 
     `needs_final_norm` says whether a norm must follow the last layer, and
     `normalizes_embedding` whether one must precede the first. `build` is told which
@@ -166,7 +166,7 @@ class Placement(Protocol):
     normalizes_embedding: bool
 
     def adapt(self, context: Context) -> Context:
-        """What the sublayer's parts must know: norms inside, initial scales."""
+        """Adapts the context of the sublayer's parts: norms inside, initial scales."""
         ...
 
     def __call__(
@@ -309,7 +309,7 @@ class Stack(Protocol):
 
 
 class ValuePath(Protocol):
-    """What the keys and values of a layer owe to those of earlier layers.
+    """Keys and values of a layer, with those of earlier layers mixed in.
 
     `leaves` and `renews` name what it leaves in the depth memory, as a mixer's
     `writes_shared` and `renews_shared` do; `keeps` what it needs a cache for.
@@ -319,7 +319,7 @@ class ValuePath(Protocol):
     renews: Collection[str]
 
     def keeps(self, found: Collection[str]) -> Collection[str]:
-        """Of "key" and "value", those; `found` is in the depth memory."""
+        """Returns those of "key" and "value" to cache, given the depth memory."""
         ...
 
     def __call__(
@@ -340,7 +340,7 @@ class ValuePath(Protocol):
 
 
 class Position(Protocol):
-    """Where a token stands: added to embeddings, or applied to queries and keys."""
+    """Position encoding: added to embeddings, or applied to queries and keys."""
 
     def embed(self, x: Array, positions: Array) -> Array:
         """Adds to the embeddings (batch, length, embed)."""

@@ -23,7 +23,7 @@ MISCOUNTED = 1e-3
 
 
 class Source(Protocol):
-    """Where documents come from.
+    """A source of documents.
 
     A source that has a validation split of its own also defines
     `validation_documents() -> Iterable[bytes] | None`; one that has more than documents
@@ -46,7 +46,7 @@ class Tokens(Protocol):
 
 
 class Tokenizer(Protocol):
-    """How bytes become token ids.
+    """Conversion between bytes and token ids.
 
     A tokenizer that reads a file also has `sha256`, a digest of all that decides its
     ids: the same file under another name is the same tokenizer.
@@ -71,7 +71,7 @@ class Tokenizer(Protocol):
         ...
 
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes each id stands for, shape (vocabulary,): 0 for BOS."""
+        """Returns the bytes that each id stands for, shape (vocabulary,): 0 for BOS."""
         ...
 
 
@@ -301,7 +301,7 @@ def _split(source: Source) -> Iterator[tuple[str, bytes]]:
 
 
 def _cut(document: bytes) -> int:
-    """Where the last twentieth begins, moved back to the start of a character."""
+    """Finds the start of the last twentieth, moved back to a character boundary."""
     cut = len(document) - -(-len(document) // HOLD_OUT)
     while cut > 0 and document[cut] & 0xC0 == 0x80:
         cut -= 1

@@ -1,4 +1,4 @@
-"""What a path in a data config stands for: a file, a directory or a glob."""
+"""Resolution of data paths: a file, a directory, a glob or a bucket."""
 
 import contextlib
 import glob

@@ -107,7 +107,7 @@ def _stamp(path: pathlib.Path) -> dict[str, int]:
 
 
 def _note(path: pathlib.Path) -> pathlib.Path | None:
-    """Where a file's digest is kept; None for a user without a home."""
+    """Returns the path of a file's cached digest; None for a user without a home."""
     folder = os.environ.get("XDG_CACHE_HOME")
     try:
         cache = pathlib.Path(folder) if folder else pathlib.Path.home() / ".cache"

@@ -22,7 +22,7 @@ from reslab.drill.runs import Workshop
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a row came to.
+    """Outcome of a row.
 
     Attributes:
       row: Its name.

@@ -1,4 +1,4 @@
-"""What belongs to one run, put in the place of another's."""
+"""Files of one run, put in the place of another's."""
 
 import contextlib
 import importlib.util

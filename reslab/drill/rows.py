@@ -1,4 +1,4 @@
-"""What is broken, row by row; each gives None or what went wrong, for every fault."""
+"""Faults, row by row; each yields None or a message for every fault."""
 
 import concurrent.futures
 import itertools
@@ -376,5 +376,5 @@ def bad_input(workshop: Workshop, count: int, chance: random.Random) -> Found:
 
 
 def hostile(workshop: Workshop, count: int, chance: random.Random) -> Found:
-    """What somebody else wrote runs no code, and writes nothing outside its run."""
+    """A directory of somebody else runs no code and writes nothing outside its run."""
     yield from workshop.call(hostile_files, workshop.new(), count, chance.random())

@@ -59,7 +59,7 @@ def small(**changes: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What happens to a process.
+    """A fault that happens to a process.
 
     Attributes:
       kind: `kill`, `term`, `pause` (SIGSTOP), `raise`, `stall`, `exit`, `full` (no
@@ -107,7 +107,7 @@ class Workshop:
     def call(
         self, work: Callable[..., Any], *arguments: Any, devices: int = 1
     ) -> Iterator[Any]:
-        """What a generator gives, in a process of its own, as it gives it.
+        """Yields what a generator yields in a process of its own.
 
         Raises:
           RuntimeError: If it fails.
@@ -209,7 +209,7 @@ class Workshop:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How the processes of a run ended.
+    """Exit codes and output of the processes of a run.
 
     Attributes:
       codes: Their exit codes, negative for a signal; None hung.
@@ -223,7 +223,7 @@ class Ended:
 
 
 def fingerprint(run: pathlib.Path) -> dict[str, Any]:
-    """What a run came to: digests of its last state, and its metrics but the clock."""
+    """Returns digests of a run's last state, and its metrics without the clock."""
     steps = sorted(int(p.name) for p in run.glob("checkpoints/*") if p.name.isdigit())
     record = run / "checkpoints" / str(steps[-1]) / "integrity" / "metadata"
     clocks = ("elapsed_seconds", "tokens_per_second", "step_seconds")

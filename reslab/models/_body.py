@@ -1,4 +1,4 @@
-"""What models with layers share: the parts by name, and the stack of them."""
+"""Base of models with layers: parts by name, and the stack of them."""
 
 import functools
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class Body(nn.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Whether a position may see those before it alone."""
+        """Returns whether a position sees only earlier positions."""
         return True
 
     def make_position(self, max_length: int, **keywords) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What models of images convolve with."""
+"""Convolutions of image models."""
 
 from typing import Any
 

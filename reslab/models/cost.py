@@ -1,4 +1,4 @@
-"""What a model costs, in closed form: FLOPs per token from shapes alone."""
+"""Closed-form cost of a model: FLOPs per token from shapes alone."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def training_flops_per_token(model: LanguageModel, params: Any, length: int) -> 
 
 
 def generation_bytes(model: LanguageModel, length: int) -> tuple[int, int]:
-    """What layers keep while a sequence is generated: caches and recurrent states.
+    """Counts the bytes of caches and recurrent states during generation.
 
     Args:
       model: The model.

@@ -157,7 +157,7 @@ class LanguageModel(Body):
         )
 
     def _projected(self, x: jax.Array) -> jax.Array:
-        """What the head reads of normalized features."""
+        """Returns the features that the head reads, from normalized ones."""
         if not self.use_embedding_projection:
             return x
         return x @ self.head_projection.astype(self.dtype)

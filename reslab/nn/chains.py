@@ -23,7 +23,7 @@ def check(where: str, chains: Sequence[int]) -> None:
 
 
 def ends(where: str, chains: Sequence[int], width: int) -> tuple[int, ...]:
-    """Where each chain ends in an axis of a given width.
+    """Returns the end of each chain in an axis of a given width.
 
     Args:
       where: The variant, for the error.

@@ -36,7 +36,7 @@ class Coupled:
         return cls(wide, wide, x.dtype)
 
     def read(self) -> jax.Array:
-        """What the next sublayer reads."""
+        """Returns the input of the next sublayer."""
         return self.newer.astype(self.dtype)
 
     def write(self, y: jax.Array) -> "Coupled":
@@ -45,7 +45,7 @@ class Coupled:
         return dataclasses.replace(self, older=self.newer, newer=newer)
 
     def last_read(self) -> jax.Array:
-        """What the last sublayer has read."""
+        """Returns the input of the last sublayer."""
         return self.older.astype(self.dtype)
 
     def unwrite(self, y: jax.Array) -> "Coupled":

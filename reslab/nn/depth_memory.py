@@ -1,4 +1,4 @@
-"""What layers leave for later ones: keys and values, and how a read is kept."""
+"""Depth memory: keys and values left for later layers, and saved reads."""
 
 import dataclasses
 from typing import TypeVar

@@ -107,7 +107,7 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """What is read of a history: linear algebra over its rows.
+    """Readable sources of a history: linear algebra over its rows.
 
     Sums are float32, or float64 where the sources are. Nothing is a matrix product:
     a row is read once for each, at the speed of memory.

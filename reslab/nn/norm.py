@@ -44,7 +44,7 @@ def make_norm(
 
 
 def needs_batch(spec: registry.Spec) -> bool:
-    """Whether a norm takes statistics of a batch, hence a mask."""
+    """Returns whether a norm takes statistics of a batch, hence a mask."""
     return getattr(registry.unbound("norms", spec), "needs_batch", False)
 
 

@@ -1,4 +1,4 @@
-"""What every part with projections shares: which linear, which dtype, which init."""
+"""Base of parts with projections: linear, dtype and initialization."""
 
 from collections.abc import Sequence
 from typing import Any

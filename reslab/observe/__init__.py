@@ -1,1 +1,1 @@
-"""What a run shows: metrics, speed, progress, cost and surroundings."""
+"""Observation of runs: metrics, speed, progress, cost and environment."""

@@ -71,7 +71,7 @@ class Scale(NamedTuple):
     is_logarithmic: bool
 
     def share(self, value: Number) -> float | None:
-        """Where in the range a value lies, 0 to 1; None for what has no colour."""
+        """Returns a value's place in the range, 0 to 1; None without a colour."""
         if value is None or not math.isfinite(value):
             return None
         low, high = self.low, self.high

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, devices, flags, source commit."""
+"""Environment of a run: versions, devices, flags, source commit."""
 
 import importlib.metadata
 import os

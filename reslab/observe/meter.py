@@ -1,4 +1,4 @@
-"""How fast a run is: tokens per second, time per step, share of the peak."""
+"""Speed of a run: tokens per second, time per step, share of the peak."""
 
 import contextlib
 import time

@@ -26,7 +26,7 @@ Run = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """How often the loops of a kernel run.
+    """Trip counts of the loops of a kernel.
 
     Attributes:
       steps: Steps of the grid.

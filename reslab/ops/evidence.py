@@ -1,4 +1,4 @@
-"""What `implementation="auto"` knows: compiled costs of kernels and of plain XLA.
+"""Compiled costs of kernels and of plain XLA, by which "auto" chooses.
 
 `evidence.csv` holds rows of `reslab bench ops --target ...`: forward and backward of an
 operation on a real shape, compiled for a chip. A kernel takes at least its bytes over
@@ -28,7 +28,7 @@ CHIPS = {
 
 
 def preferred(operation: str) -> str:
-    """What an operation runs where both implementations can.
+    """Returns the implementation that an operation runs where both can.
 
     Args:
       operation: Its name in `reslab.ops.catalogue`.

@@ -136,7 +136,7 @@ def common_obstacle(
     dtypes: Sequence[Any] = (jnp.float32, jnp.bfloat16),
     on: str = "tpu",
 ) -> str | None:
-    """What every kernel refuses: another platform, another dtype, an uneven batch."""
+    """Raises for what no kernel takes: other platforms, dtypes, uneven batches."""
     if platform() != on:
         return f"platform {platform()} (it is a {on.upper()} kernel)"
     if dtype not in dtypes:

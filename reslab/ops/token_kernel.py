@@ -74,7 +74,7 @@ class TokenKernel:
         return self.rows(doubled, (), (*parameters, *parameters))
 
     def parts(self, block: int, width: int) -> int:
-        """How many parts a block is computed in.
+        """Returns the number of parts in which a block is computed.
 
         Tiles of a part stay in the registers; of a whole block they would be stored
         and loaded again at every operation. Parts any smaller wait for their sums.
@@ -232,7 +232,7 @@ def _whole(array: Any) -> Any:
 
 
 def _cost(given: Any, parameters: Any, results: Any, flops: int) -> pl.CostEstimate:
-    """What the scheduler is told; the bytes are those moved."""
+    """Builds the cost estimate of a call; its bytes are those moved."""
     arrays = (*given, *parameters, *results)
     return pl.CostEstimate(
         flops=flops * sum(math.prod(a.shape) for a in arrays),

@@ -1,4 +1,4 @@
-"""How transformations go through parameters: leaf by leaf, each with its layout.
+"""Maps over parameters: leaf by leaf, each with its layout.
 
 A statistic of each stacked parameter keeps the axes of its leaf, those that it was
 taken over of size 1, so that it broadcasts against the leaf and shares its axis names.
@@ -27,7 +27,7 @@ class Named(NamedTuple):
 
 
 def is_absent(node: Any) -> bool:
-    """Whether a leaf belongs to another group."""
+    """Returns whether a leaf belongs to another group."""
     return isinstance(node, optax.MaskedNode)
 
 
@@ -120,7 +120,7 @@ def zeros(tree: Any, dtype: Any = None) -> Any:
 def decay_and_scale(
     learning_rate: optax.ScalarOrSchedule, weight_decay: float
 ) -> optax.GradientTransformation:
-    """What follows every direction: decoupled decay, then the learning rate."""
+    """Builds the end of a chain: decoupled decay, then the learning rate."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.scale_by_learning_rate(learning_rate),

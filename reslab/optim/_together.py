@@ -88,7 +88,7 @@ def wide_view(layout: Layout, x: jax.Array) -> jax.Array:
 
 
 def is_turned(layout: Layout, x: Any) -> bool:
-    """Whether a kernel is transposed, to be wide; square ones to begin alike."""
+    """Returns whether a kernel is transposed to be wide."""
     rows = math.prod(x.shape[axis] for axis in layout.inputs)
     columns = math.prod(x.shape[axis] for axis in layout.outputs)
     if rows != columns:

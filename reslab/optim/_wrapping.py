@@ -52,7 +52,7 @@ def _with_options(wrap: Wrap, options: Mapping[str, Any]) -> Any:
 
 
 def cuts_of(method: registry.Spec, depth: int, steps: int) -> Any:
-    """Where a method lets the backward pass stop; None if it does not.
+    """Returns the depths at which a method stops the backward pass, or None.
 
     A wrapper that does has `cuts(depth, steps, **options)`.
     """

@@ -26,7 +26,7 @@ class DropState(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """Where the backward pass may stop, and where it does.
+    """Depths at which the backward pass may stop, and the choice of each step.
 
     Attributes:
       values: Numbers of first layers that rest, ascending from 0.

@@ -24,7 +24,7 @@ from reslab.optim.scalings._scale import Rule, Scale
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """How the parameters of a group are updated.
+    """Update rule of a group of parameters.
 
     Attributes:
       method: Spec of the optimizer; "" is that of the run.
@@ -130,7 +130,7 @@ def assign(params: Any, groups: Sequence[tuple[str, Group]]) -> dict[str, Group]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is done with one parameter, all options and scalings taken together.
+    """Resolved update rule of one parameter, with all options and scalings.
 
     Attributes:
       method: Spec of its optimizer, or the optimizer's `build`.
@@ -162,7 +162,7 @@ def plans(
     weight_decay: float,
     layouts: Layouts = None,
 ) -> dict[str, Plan]:
-    """What is done with every parameter.
+    """Resolves the update rule of every parameter.
 
     Args:
       method: The optimizer of groups that name none.

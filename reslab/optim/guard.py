@@ -21,7 +21,7 @@ BEYOND = 4.0
 
 
 class Policy(NamedTuple):
-    """What is done about a bad step.
+    """Policy for a bad step.
 
     Attributes:
       name: `halt` ends the run at a loss or gradient that is not finite; `skip` goes
@@ -71,7 +71,7 @@ def parse_policy(spec: str) -> Policy:
 
 
 class GuardState(NamedTuple):
-    """What the guard knows; saved with the optimizer, so that a resumed run is exact.
+    """State of the guard, saved with the optimizer so that resuming is exact.
 
     Attributes:
       inner: The optimizer's state.

@@ -36,7 +36,7 @@ def drawn(key: jax.Array, logits: jax.Array, count: int) -> jax.Array:
 def learned_scores(
     scores: jax.Array, suppressed: jax.Array, losses: jax.Array, rate: float = 10.0
 ) -> jax.Array:
-    """What some suppressions teach about the importance of layers.
+    """Estimates the importance of layers from suppressed ones.
 
         r_k = exp(-loss_k) - mean(exp(-loss));  I_i += rate r_k p_i (1 - p_i)
 

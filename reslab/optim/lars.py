@@ -131,7 +131,7 @@ def build(
         known = resolve(layouts, updates)
 
         def fed(layout, g, p):
-            """What enters the momentum."""
+            """Returns the term that enters the momentum."""
             g, p = wide(g), wide(p)
             if not is_adapted(layout):
                 return lr * g if variant == "google" else g

@@ -38,7 +38,7 @@ class MuonState(NamedTuple):
 
 
 def size_factor(layout: Layout, shape: tuple[int, ...], scale: str) -> float:
-    """How large the update of a kernel is, by its shape.
+    """Returns the factor on the update of a kernel, by its shape.
 
     moonlight  0.2 sqrt(max(in, out)): RMS 0.2, as AdamW's
     keller     sqrt(max(1, out / in))
@@ -134,7 +134,7 @@ def check(scale: str, products: str) -> None:
 
 
 def table_margin(table: str | tuple) -> float:
-    """What the Frobenius norm is multiplied by before the first polynomial."""
+    """Factor on the Frobenius norm before the first polynomial."""
     return 1.01 if table == "polar_express" else 1.0
 
 

@@ -1,4 +1,4 @@
-"""What compilers are told about programs over many devices."""
+"""Compiler options for programs over many devices."""
 
 
 def compiler_options(platform: str) -> dict[str, str] | None:

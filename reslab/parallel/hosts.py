@@ -81,7 +81,7 @@ def join(
 
 
 def _is_tpu_host() -> bool:
-    """Whether this machine has TPU chips that JAX may use."""
+    """Returns whether this machine has TPU chips that JAX may use."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
     is_known = "TPU_WORKER_ID" in os.environ or "CLOUD_TPU_TASK_ID" in os.environ
@@ -142,12 +142,12 @@ def configure_cpu(devices: int, cores: int | None = None) -> None:
 
 
 def is_writer() -> bool:
-    """Whether this process is the one of a run that writes what all share."""
+    """Returns whether this process writes the files that all processes share."""
     return jax.process_index() == 0
 
 
 def agree(is_well: bool) -> bool:
-    """Whether all is well in every process; each must ask."""
+    """Returns whether all processes pass True; each must call it."""
     if jax.process_count() == 1:
         return is_well
     everyone = multihost_utils.process_allgather(np.asarray(is_well))
@@ -211,7 +211,7 @@ def check_same(what: str, digest: str) -> None:
 
 @contextlib.contextmanager
 def asked_to_stop_together() -> Iterator[Callable[[int], bool]]:
-    """Whether to stop after a step; all processes of a run hear the same answer.
+    """Yields a test whether to stop after a step, the same in all processes.
 
     Yields:
       A function of the step, to be asked after every step.

@@ -33,7 +33,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the corrected p-value says at the 5% level."""
+        """States the verdict of the corrected p-value at the 5% level."""
         if self.baseline is None:
             return "baseline"
         if self.comparison is None or self.corrected is None:
@@ -84,7 +84,7 @@ def at_equal_time(results: Results) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """How soon the runs of a case are where the baseline ends.
+    """Computes how soon runs of a case reach the baseline's final loss.
 
     Attributes:
       case: Its name.

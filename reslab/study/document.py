@@ -29,7 +29,7 @@ class Table:
     is_folded: bool = False
 
     def is_numeric(self, column: int) -> bool:
-        """Whether a column is to be read as numbers, and set to the right."""
+        """Returns whether a column holds numbers, set to the right."""
         return all(_NUMBER.fullmatch(row[column]) for row in self.rows)
 
     def tsv(self) -> str:

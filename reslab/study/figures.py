@@ -238,7 +238,7 @@ def time_unit(seconds: float) -> tuple[str, float]:
 
 
 def depth_maps(results: Results, titles: Mapping[str, Any]) -> list[Figure]:
-    """What the probes saw: one figure a quantity, one map a case, one scale.
+    """Draws the probes: one figure per quantity, one map per case, one scale.
 
     Args:
       results: The study.

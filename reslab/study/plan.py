@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def directory(self) -> pathlib.Path:
-        """Where the runs go: `runs/<name>` unless asked otherwise."""
+        """Directory of the runs: `runs/<name>` by default."""
         return local_path(self.out or f"runs/{self.name}", "--out")
 
     def command(self, *options: str) -> str:
@@ -106,7 +106,7 @@ class Plan:
         return shlex.join(["reslab", "sweep", self.source, *sets, *out, *options])
 
     def record(self) -> dict[str, Any]:
-        """What `study.json` says: all that a report needs besides the runs."""
+        """Builds `study.json`: everything that a report needs besides the runs."""
         return {
             "name": self.name,
             "question": self.study.question,

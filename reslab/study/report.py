@@ -207,7 +207,7 @@ def _unfinished(results: Results, row: Row) -> str:
 def _verdicts(
     results: Results, tokens: Sequence[Row], time: Sequence[Row]
 ) -> list[Text]:
-    """What the tables come to, a sentence for each that decides something."""
+    """Writes the findings, one sentence for each table that decides something."""
     texts = []
     for name, rows in (("tokens", tokens), ("time", time)):
         compared = [row for row in rows if row.baseline is not None]
@@ -531,7 +531,7 @@ def _environment(results: Results) -> list[Table | Text]:
 
 
 def _surroundings(run: Outcome) -> dict[str, str]:
-    """What a run was made with, flat."""
+    """Returns the environment of a run, flat."""
     about: dict[str, str] = {}
     environment = dict(run.record.get("environment", {}))
     versions = environment.pop("versions", {})

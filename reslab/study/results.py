@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run ended as it was meant to."""
+        """Returns whether the run reached its end."""
         return self.state == "finished"
 
     @property
@@ -137,7 +137,7 @@ class Outcome:
         return None
 
     def values(self, name: str) -> list[float]:
-        """What the metrics hold under a name, in order."""
+        """Returns the values of a metric, in order."""
         return [row[name] for row in self.rows if row.get(name) is not None]
 
 

@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 class Summary(NamedTuple):
-    """What a sample came to.
+    """Summary of a sample.
 
     Attributes:
       count: Number of values.
@@ -30,7 +30,7 @@ class Summary(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How far a sample lies from its baseline.
+    """Difference of a sample from its baseline.
 
     Attributes:
       difference: Mean of the sample minus mean of the baseline.

@@ -37,7 +37,7 @@ class SweepStopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """What became of a study's runs.
+    """Outcome of a study's runs.
 
     Attributes:
       done: Runs that are finished, now or before.
@@ -155,7 +155,7 @@ def _is_settled(directory: pathlib.Path, is_retrying: bool) -> bool:
 
 
 def _failure(directory: pathlib.Path) -> str | None:
-    """What a run said when it failed; None if it is finished."""
+    """Returns the message of a failed run; None if it is finished."""
     if (directory / "result.json").is_file():
         return None
     failed = directory / "failed.json"
@@ -203,7 +203,7 @@ def _check(runs: Sequence[PlannedRun], jobs: int, cores: int) -> dict[str, float
 def _ask(
     cases: Mapping[str, PlannedRun], share: Mapping[str, str], cores: int
 ) -> list[dict[str, Any]]:
-    """What a checking process answers about one run of each case."""
+    """Returns the answers of a checking process about one run of each case."""
     lines = [_line(run, cores) for run in cases.values()]
     done = subprocess.run(
         command(_WORKER, "check"),
@@ -222,7 +222,7 @@ def _ask(
 
 
 def _line(run: PlannedRun, cores: int) -> str:
-    """What a worker is told: the config, and the modules that a person named in it."""
+    """Builds a worker's input: the config, and the modules that a person named."""
     named = {module for _, module in configs.outside(dict(configs.flatten(run.config)))}
     told = {
         "config": configs.canonical_json(run.config),
@@ -309,7 +309,7 @@ class _Slots:
         )
 
     def fractions(self) -> dict[PlannedRun, float]:
-        """How far each run that goes on is, from 0 to 1."""
+        """Returns the progress of each running run, from 0 to 1."""
         return {run: _fraction(self._directory, run) for run, _ in self._going.values()}
 
     def stop(self) -> None:

@@ -53,7 +53,7 @@ class SaveFailed(StorageFailed):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held.
+    """Content of a checkpoint.
 
     Attributes:
       step: The step it was saved at.
@@ -169,7 +169,7 @@ class Checkpoints:
             self.close()
 
     def is_due(self, step: int) -> bool:
-        """Whether the interval asks for a checkpoint at `step`."""
+        """Returns whether the interval asks for a checkpoint at `step`."""
         return step > 0 and step % self._every == 0
 
     def save(
@@ -507,7 +507,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _together(self, step: int) -> Iterator[None]:
-        """What one process finds damaged is damaged for all; nobody is left waiting."""
+        """Raises damage found by one process in all of them."""
         found = None
         try:
             yield

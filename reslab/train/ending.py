@@ -1,4 +1,4 @@
-"""How the end of training becomes an exit code and a line for a person."""
+"""Exit codes and messages for the ends of training."""
 
 import sys
 import traceback

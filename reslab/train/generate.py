@@ -128,7 +128,7 @@ def continue_prompts(
     key: jax.Array,
     **sampling: Any,
 ) -> jax.Array:
-    """What `generate` compiles: one pass over the prompts, then token by token.
+    """Continues prompts: one pass over them, then token by token.
 
     Args:
       model: The model.

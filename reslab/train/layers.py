@@ -1,4 +1,4 @@
-"""What the optimizer does with each layer, as a training step sees it."""
+"""Metrics of the optimizer by layer, computed inside a training step."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics, looks inside, figures by layer."""
+"""Line files of a run: metrics, probes, values by layer."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from reslab.train.run import Run
 
 
 class Lines:
-    """What a run writes down; of several processes one does.
+    """Files that a run writes, in one of its processes.
 
     Args:
       run: The run; None writes nothing.

@@ -196,7 +196,7 @@ def train(
 
 
 def describe(setup: Setup) -> dict[str, Any]:
-    """What `run.json` says of a run besides its config."""
+    """Describes a run for `run.json`, besides its config."""
     unit = setup.task.unit.removesuffix("s")
     return {
         "environment": environment(),

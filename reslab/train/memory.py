@@ -75,7 +75,7 @@ def least_bytes(setup: Setup, *, is_training: bool = True) -> dict[str, int]:
 
 
 def _keeps_every_layer(setup: Setup) -> bool:
-    """Whether the backward pass surely reads the input of every layer."""
+    """Returns whether the backward pass surely reads the input of every layer."""
     config = setup.config
     parts = f"{config.model.block} {config.model.residual} {config.model.stack}"
     # What is frozen needs no gradient, hence no activations.

@@ -65,7 +65,7 @@ class Run:
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        """Where the checkpoints are."""
+        """Directory of the checkpoints."""
         return self.directory / "checkpoints"
 
     def config(self, *, is_inert: bool = False) -> ConfigDict:
@@ -237,7 +237,7 @@ class Run:
         identity.check_data(began, identity.of_data(record))
 
     def identity(self, record: Mapping[str, Any]) -> dict[str, str]:
-        """What a checkpoint of the run must have been made from.
+        """Returns the identity that a checkpoint of the run must have.
 
         Args:
           record: As `check_data` takes it, which is asked first.

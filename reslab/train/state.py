@@ -1,4 +1,4 @@
-"""What a run is made of: model, optimizer, state, and where each lies."""
+"""Setup of a run: model, optimizer, state and their shardings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model is applied to."""
+        """Variables of the model."""
         return {"params": self.params, **self.model_state}
 
 
@@ -127,7 +127,7 @@ def build_optimizer(
 
 
 def parameter_plans(config: ConfigDict, boxed: Any) -> dict[str, Plan]:
-    """What is done with the parameter of every path."""
+    """Returns the update rule of the parameter of every path."""
     optim = config.optim
     return plans(
         optim.name,
@@ -194,7 +194,7 @@ class Setup:
 def restore_variables(
     checkpoints: Checkpoints, setup: Setup, step: int | None = None
 ) -> dict[str, Any]:
-    """What the model of a checkpoint is applied to; the optimizer is not read.
+    """Restores the variables of a checkpoint's model, without the optimizer.
 
     Args:
       checkpoints: The checkpoints of the run.

@@ -128,7 +128,7 @@ def apply_optimizer(
     batch: Batch,
     loss: jax.Array | None = None,
 ) -> tuple[Any, Any]:
-    """What the optimizer makes of gradients.
+    """Computes the optimizer's updates from gradients.
 
     Beside them it is given `value_fn`, the loss by the parameters on the first part
     of the batch, the batch's `loss`, and the task's `optimizer_inputs`, for those that

@@ -31,7 +31,7 @@ from reslab.train.state import (
 
 @dataclasses.dataclass(frozen=True)
 class Transformed:
-    """What a conversion came to.
+    """Outcome of a conversion.
 
     Attributes:
       step: Step of the checkpoint that was converted.

@@ -1,4 +1,4 @@
-"""What writes to the residual stream and what reads from it, and how both change.
+"""Writers and readers of the residual stream, and changes of both.
 
 Arithmetic is in float64 on the host, rounded once to the dtype of the parameter:
 an exact conversion then costs no more than one rounding. Leaves are named by path;
@@ -114,7 +114,7 @@ def fold_gain(kernel: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 
 def fold_bias(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """What a kernel makes of the bias of the norm before it: bias . kernel.
+    """Returns the preceding norm's bias after the kernel: bias . kernel.
 
     Args:
       kernel: (layers, features, ...) or (features, ...).

@@ -47,7 +47,7 @@ class Images:
 
 
 class ImageSource(Protocol):
-    """Where images come from: `build` of a file in this folder, or the caller's."""
+    """A source of images: `build` of a file in this folder, or of the caller's."""
 
     def load(self) -> tuple[Images, Images, int]:
         """Gives those to train on, those held out, and the number of classes."""

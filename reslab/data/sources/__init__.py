@@ -1,1 +1,1 @@
-"""Where documents come from: one source a file, named by its file."""
+"""Sources of documents, one per file, named by the file."""

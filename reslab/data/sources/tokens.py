@@ -11,7 +11,7 @@ from reslab.data.tokenized import open_corpus
 
 @dataclasses.dataclass(frozen=True)
 class TokensSource:
-    """What `reslab data tokenize` wrote; it may be larger than memory.
+    """A corpus written by `reslab data tokenize`; it may be larger than memory.
 
     Attributes:
       path: The directory.

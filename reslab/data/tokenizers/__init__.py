@@ -1,1 +1,1 @@
-"""How bytes become token ids: one tokenizer a file, named by its file."""
+"""Tokenizers, one per file, named by the file."""

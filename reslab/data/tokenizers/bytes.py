@@ -31,7 +31,7 @@ class BytesTokenizer:
         return (ids - 1).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes each id stands for, shape (vocabulary,): 0 for BOS."""
+        """Returns the bytes that each id stands for, shape (vocabulary,): 0 for BOS."""
         lengths = np.ones(self.vocabulary_size, np.int32)
         lengths[self.bos] = 0
         return lengths

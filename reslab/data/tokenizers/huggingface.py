@@ -141,7 +141,7 @@ class HuggingFaceTokenizer:
         return self._tokenizer.decode(ids.tolist())
 
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes each id stands for, shape (vocabulary,): 0 for BOS.
+        """Returns the bytes that each id stands for, shape (vocabulary,): 0 for BOS.
 
         Exact for byte-level files (GPT-2 and its kin). Where a file changes the
         text (lower-casing, joining spaces) the count is of what it keeps.

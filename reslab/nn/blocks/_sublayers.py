@@ -1,4 +1,4 @@
-"""What blocks share: a mixer, feed-forward layers, and sublayers around them."""
+"""Base of blocks: a mixer, feed-forward layers, and sublayers around them."""
 
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, NamedTuple
@@ -137,7 +137,7 @@ class SublayerBlock(nn.Module):
         }
 
     def part_context(self, part: str) -> Context:
-        """What the mixer or ffn may ask of its surroundings, the placement included.
+        """Builds the context of the mixer or ffn, adapted by the placement.
 
         Raises:
           ReslabError: If the placement wants a norm inside one that has no place for
@@ -181,12 +181,12 @@ class SublayerBlock(nn.Module):
 
     @property
     def writes_shared(self) -> Collection[str]:
-        """What the mixer leaves in the depth memory."""
+        """Names the entries that the mixer writes to the depth memory."""
         return self.unbound_mixer.writes_shared or ()
 
     @property
     def renews_shared(self) -> Collection[str]:
-        """What of that it changes where it is there already."""
+        """Names the entries that the mixer overwrites in the depth memory."""
         return getattr(self.unbound_mixer, "renews_shared", ())
 
     def init_state(

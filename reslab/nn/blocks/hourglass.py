@@ -76,7 +76,7 @@ class HourglassBlock(SublayerBlock):
         return self.bottlenecks
 
     def mixing_flops(self, length: int, features: int) -> int:
-        """Those of the mixer, and of the fixed projection."""
+        """Counts the FLOPs of the mixer and of the fixed projection."""
         return super().mixing_flops(length, features) + 2 * features * self.lift
 
     def branches(self, mixer: Branch) -> Iterable[Sublayer]:

@@ -1,4 +1,4 @@
-"""What feed-forward layers share: a hidden width, widened to and narrowed from."""
+"""Base of feed-forward layers: a hidden width between two projections."""
 
 import math
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What the polynomial composition activations share (Zhuo et al., 2024)."""
+"""Base of polynomial composition activations (Zhuo et al., 2024)."""
 
 from collections.abc import Callable
 from typing import Any

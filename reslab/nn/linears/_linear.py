@@ -1,4 +1,4 @@
-"""What projections share: their axes, their scale at the start, their bias."""
+"""Base of projections: axes, initial scale and bias."""
 
 import math
 from collections.abc import Sequence

@@ -59,7 +59,7 @@ class NOBLE(Dense):
         super().__post_init__()
 
     def kernel_std(self, inputs: Sequence[int]) -> float:
-        """That of a dense kernel, times `kernel_scale`."""
+        """Returns the standard deviation of a dense kernel, times `kernel_scale`."""
         return self.kernel_scale * super().kernel_std(inputs)
 
     @nn.compact

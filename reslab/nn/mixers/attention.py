@@ -113,12 +113,12 @@ class Attention(ProjectingModule):
 
     @property
     def writes_shared(self) -> Collection[str]:
-        """What a layer may leave in the depth memory."""
+        """Names the entries that a layer may write to the depth memory."""
         return self._path().leaves
 
     @property
     def renews_shared(self) -> Collection[str]:
-        """What of that it leaves anew where it is there already."""
+        """Names the entries that it overwrites where they exist."""
         return self._path().renews
 
     def sizes(self, features: int) -> tuple[int, int, int]:
@@ -284,7 +284,7 @@ class Attention(ProjectingModule):
         return y, shared, state
 
     def _is_rolling(self, slots: int) -> bool:
-        """Whether a cache of so many tokens forgets: it holds what a window needs."""
+        """Returns whether a cache of this length drops tokens outside the window."""
         return self.window > 0 and slots == self.window - 1
 
 

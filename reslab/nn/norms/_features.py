@@ -1,4 +1,4 @@
-"""What norms share: parameters of one number per feature, or of one number in all."""
+"""Base of norms: parameters with one number per feature, or a single number."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ class FeatureNorm(nn.Module):
         return row.astype(statistics_dtype(h.dtype)).reshape(shape)
 
     def gain_row(self, h: jax.Array) -> jax.Array:
-        """What the gain multiplies each feature of `h` by, one at initialization."""
+        """Returns the factor on each feature of `h`, one at initialization."""
         if self.is_gain_offset:
             return 1.0 + self.row("gain", nn.initializers.zeros, h)
         return self.row("gain", nn.initializers.ones, h)

@@ -1,4 +1,4 @@
-"""What norms over groups of channels share: their statistics."""
+"""Statistics of norms over groups of channels."""
 
 import functools
 import math

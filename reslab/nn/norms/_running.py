@@ -1,4 +1,4 @@
-"""What norms over a batch share: masked moments, and statistics that run along."""
+"""Base of norms over a batch: masked moments and running statistics."""
 
 import math
 from typing import Any, ClassVar
@@ -34,7 +34,7 @@ class RunningNorm(AffineNorm):
 
     @property
     def is_training(self) -> bool:
-        """Whether the statistics are those of the batch."""
+        """Returns whether the statistics are those of the batch."""
         return self.is_mutable_collection(BATCH_STATS)
 
     def running(self, name: str, start: float, shape: tuple[int, ...]) -> Any:

@@ -37,7 +37,7 @@ class RepBatchNorm(BatchNorm):
 
     @property
     def passes_input(self) -> bool:
-        """Whether what it puts out grows with what it reads, at initialization."""
+        """Returns whether its output grows with its input, at initialization."""
         return self.initial_skip != 0
 
     @nn.compact

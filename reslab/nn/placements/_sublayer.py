@@ -38,16 +38,16 @@ class Placement(nn.Module):
 
     @property
     def has_norms(self) -> bool:
-        """Whether there is a norm around a sublayer."""
+        """Returns whether there is a norm around a sublayer."""
         return self.normalizes_input or self.normalizes_output or self.normalizes_stream
 
     @property
     def normalizes_embedding(self) -> bool:
-        """Whether the features before the first layer need a norm."""
+        """Returns whether the features before the first layer need a norm."""
         return False
 
     def adapt(self, context: Context) -> Context:
-        """What the sublayer's parts must know; as it is, unless a row says more."""
+        """Adapts the context of the sublayer's parts; unchanged by default."""
         return context
 
     @nn.compact
@@ -80,7 +80,7 @@ class Placement(nn.Module):
         return stream
 
     def _input_norm(self, site: int | jax.Array, mask: jax.Array | None) -> Branch:
-        """What precedes the sublayer; rows that scale by depth override it."""
+        """Returns the norm before the sublayer; scaling placements override it."""
         del site
         return self._norm("input_norm", mask)
 

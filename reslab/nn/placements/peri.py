@@ -24,7 +24,7 @@ class PeriNorm(SandwichNorm):
 
     @property
     def normalizes_embedding(self) -> bool:
-        """Whether the features before the first layer need a norm."""
+        """Returns whether the features before the first layer need a norm."""
         return self.use_embedding_norm
 
 

@@ -1,4 +1,4 @@
-"""What residuals over a history share: where its rows are, and reading by attention."""
+"""Base of residuals over a history: rows, and reading by attention."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -46,11 +46,11 @@ class HistoryResidual(nn.Module):
 
     @property
     def keeps_identity(self) -> bool:
-        """Whether a stream that no sublayer adds to stays as it is; not in averages."""
+        """Returns whether a stream without additions is unchanged; not for averages."""
         return True
 
     def is_idle(self, parameter: str, site: int) -> bool:
-        """Whether a parameter changes nothing at a site, as where all is read at once.
+        """Returns whether a parameter has no effect at a site.
 
         Layers that are scanned have parameters of one shape, also where one of them
         has nothing to choose from.
@@ -79,12 +79,12 @@ class HistoryResidual(nn.Module):
 
     @property
     def begins_layer(self) -> bool:
-        """Whether this is the first sublayer of its layer."""
+        """Returns whether this is the first sublayer of its layer."""
         return self.sublayer_index == 0
 
     @property
     def ends_layer(self) -> bool:
-        """Whether this is the last sublayer of its layer."""
+        """Returns whether this is the last sublayer of its layer."""
         return self.sublayer_index == self.sublayers - 1
 
     def layer(self, site: int | jax.Array) -> int | jax.Array:
@@ -123,7 +123,7 @@ class LayerHistory(HistoryResidual):
     def begin(
         self, stream: History, layer: int | jax.Array
     ) -> tuple[Any, jax.Array, History]:
-        """What the first sublayer reads, what the sum begins with, and the history."""
+        """Returns the first sublayer's input, the start of the sum, and the history."""
         x, stream = self.read(stream, layer)
         return x, x, stream
 
@@ -151,7 +151,7 @@ class LayerHistory(HistoryResidual):
 
 
 def has_kernel(module: nn.Module, history: History, sums: int = 1) -> bool:
-    """Whether `mixtures` is a kernel, which adds to gradients of sources in place.
+    """Returns whether `mixtures` runs a kernel that adds to gradients in place.
 
     Args:
       module: Who reads; its `kernels` are those of `HistoryResidual`.
@@ -240,7 +240,7 @@ class DepthAttention(nn.Module):
         return direction, make("null", 0.0, *vector), bias
 
     def direction(self, features: int, dtype: Any) -> jax.Array:
-        """What sources are multiplied with: the query times the gain (features,)."""
+        """Returns the vector that scores sources: query times gain (features,)."""
         return self._vectors(features, dtype)[0]
 
     def __call__(

@@ -1,4 +1,4 @@
-"""What hyper-connections whose mixing is doubly stochastic share."""
+"""Base of hyper-connections with doubly stochastic mixing."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""What residuals of one stream share: its ends, and scales on the branch."""
+"""Base of residuals of one stream: its ends, and scales on the branch."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""What residuals of several streams share: their ends, and how they are mixed."""
+"""Base of residuals of several streams: their ends and their mixing."""
 
 import functools
 from collections.abc import Sequence

@@ -92,7 +92,7 @@ class AttentionResiduals(HistoryResidual):
 
     @property
     def keeps_identity(self) -> bool:
-        """Whether what is read, or what it is added to, is a sum from the embedding."""
+        """Returns whether the read, or its target, is a sum from the embedding on."""
         return self.routing == "add" or self.source == "cumulative"
 
     def __post_init__(self):
@@ -129,7 +129,7 @@ class AttentionResiduals(HistoryResidual):
 
     @property
     def reduces_to_plain_at_init(self) -> bool:
-        """Whether nothing is added to the sum at first, to a rounding in float32."""
+        """Returns whether the sum starts without additions, to a float32 rounding."""
         is_nothing = self.use_null and self.null_bias >= 20
         return self.routing == "add" and (self.gate == "alpha" or is_nothing)
 
@@ -145,7 +145,7 @@ class AttentionResiduals(HistoryResidual):
 
     @property
     def _is_first(self) -> tuple[bool, ...]:
-        """Whether a site is the first of its block."""
+        """Returns whether a site is the first of its block."""
         blocks = self._block_of_site
         return tuple(i == 0 or blocks[i - 1] < b for i, b in enumerate(blocks))
 
@@ -176,7 +176,7 @@ class AttentionResiduals(HistoryResidual):
 
     @property
     def _reads_together(self) -> bool:
-        """Whether a layer's sites see what its first sees, and the layer, alone."""
+        """Returns whether all sites of a layer see the sources of its first."""
         visible, sees = self.visible, self._sees
         return all(
             visible[later]
@@ -187,7 +187,7 @@ class AttentionResiduals(HistoryResidual):
         )
 
     def is_idle(self, parameter: str, site: int) -> bool:
-        """Of one source no query changes the reading; of none there is no reading."""
+        """Returns whether a parameter is idle at a site, like a query of one source."""
         visible = self.visible[site]
         if self.window:
             visible = min(visible, self.window + 1)
@@ -203,7 +203,7 @@ class AttentionResiduals(HistoryResidual):
 
     @property
     def _keeps(self) -> tuple[str, ...]:
-        """What is carried beside the sources: the sum s, the sum of a block."""
+        """Names the arrays carried beside the sources: the sum s, a block's sum."""
         keeps_sum = self.routing == "add" or self.source == "cumulative"
         keeps_part = self._in_blocks and self.source == "delta"
         return ("sum",) * keeps_sum + ("part",) * keeps_part
@@ -289,7 +289,7 @@ class AttentionResiduals(HistoryResidual):
         return reading.astype(stream.dtype)
 
     def _read(self, stream, site):
-        """What a site reads, or the end; the weights, if known; the history."""
+        """Returns a site's reading, its weights if known, and the history."""
         extra, has_extra = None, site is not None
         if has_extra and self.routing == "replace" and self._in_blocks:
             extra = stream.carried["part" if self.source == "delta" else "sum"]
@@ -324,7 +324,7 @@ class AttentionResiduals(HistoryResidual):
         add_loss(self, "entropy", -self.entropy_bonus / readings * mean)
 
     def _reads_through(self, stream: History, readers: int) -> bool:
-        """Whether readings are one operation, of which nobody sees the weights."""
+        """Returns whether readings are one operation whose weights are not watched."""
         is_plain = not (self.window or self.use_null or self.entropy_bonus)
         is_watched = self.is_mutable_collection(TAPS) or self.is_initializing()
         if not is_plain or is_watched or isinstance(stream.sources, tuple):
@@ -332,7 +332,7 @@ class AttentionResiduals(HistoryResidual):
         return reads_by_kernel(stream.sources, readers, self.kernels)
 
     def query(self, features: int, dtype: Any) -> jax.Array:
-        """What sources are multiplied with (features,)."""
+        """Returns the vector that scores sources (features,)."""
         return self.read.direction(features, dtype)
 
     def _with_readings(self, stream, readers, site):
@@ -413,7 +413,7 @@ def _merged(
 
 
 class Gate(nn.Module):
-    """How much of a reading is added to the stream.
+    """Returns the factor with which a reading is added to the stream.
 
     Attributes:
       kind: "scalar", "vector" or "alpha".

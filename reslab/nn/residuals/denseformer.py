@@ -54,7 +54,7 @@ class DenseFormer(LayerHistory):
 
     @property
     def _reads(self) -> tuple[bool, ...]:
-        """Whether something is read after so many layers."""
+        """Returns whether a read follows this number of layers."""
         return tuple(i > 0 and i % self.period == 0 for i in range(len(self.starts)))
 
     def is_idle(self, parameter: str, site: int) -> bool:
@@ -93,7 +93,7 @@ class WeightedSum(nn.Module):
     def __call__(
         self, history: History, layer: int | jax.Array
     ) -> tuple[jax.Array, History]:
-        """What is there after `layer` layers, and the history for later readers."""
+        """Returns the features after `layer` layers and the history for later reads."""
         rows = len(self.is_read)
 
         def one_hot(key, shape, dtype):

@@ -120,7 +120,7 @@ class ConvexSum(nn.Module):
     def __call__(
         self, history: History, layer: int | jax.Array
     ) -> tuple[jax.Array, History]:
-        """What is there after `layer` layers, and the history for later readers."""
+        """Returns the features after `layer` layers and the history for later reads."""
 
         def start(key, shape, dtype):
             del key

@@ -84,7 +84,7 @@ class HyperConnections(SeveralStreams):
         return pass_through(stream, branch, **weights, kernels=self.kernels)
 
     def _of_tokens(self, stream: Streams) -> list[list[jax.Array]]:
-        """What each token adds to the weights of each stream, (..., 1) each."""
+        """Returns each token's addition to the weights of streams, (..., 1) each."""
         n, features = self.streams, stream[0].shape[-1]
         small, zeros = nn.initializers.constant(0.01), nn.initializers.zeros
         norm = make_norm(

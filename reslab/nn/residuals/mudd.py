@@ -55,7 +55,7 @@ class MultiwayDense(LayerHistory):
     def begin(
         self, stream: History, layer: int | jax.Array
     ) -> tuple[Any, jax.Array, History]:
-        """What the mixer reads, what the layer's sum begins with; the history."""
+        """Returns the mixer's input, the start of the layer's sum, and the history."""
         (*others, last), stream = self.mix(stream, layer)
         return Inputs(*others) if others else last, last, stream
 

@@ -47,7 +47,7 @@ class ShallowResidual(nn.Module):
         super().__post_init__()
 
     def widen(self, x: jax.Array) -> Streams:
-        """What the group reads, and the sum so far."""
+        """Returns the group's input and the sum so far."""
         return x, x
 
     def __call__(

@@ -74,7 +74,7 @@ class VerticalRead(nn.Module):
     def __call__(
         self, history: History, layer: int | jax.Array
     ) -> tuple[jax.Array, History]:
-        """What is there after `layer` layers, and the history for later readers."""
+        """Returns the features after `layer` layers and the history for later reads."""
         sources = history.before(layer + 1)
         latest = history.row(layer).astype(sources.dtype)
         features = latest.shape[-1]

@@ -172,13 +172,13 @@ class Layers(nn.Module):
         return tuple(states)
 
     def _renewed(self) -> set[str]:
-        """What of the depth memory changes after it was first written."""
+        """Names the entries of the depth memory that change after the first write."""
         return set().union(
             *(getattr(unbound(block), "renews_shared", ()) for block in {*self.blocks})
         )
 
     def _is_undone(self, blocks: Sequence[BlockFactory], shared: Shared) -> bool:
-        """Whether the backward pass undoes a segment instead of keeping its layers."""
+        """Returns whether the backward pass inverts a segment instead of saving it."""
         modules = [unbound(block) for block in blocks]
         is_reversible = all(getattr(m, "is_reversible", False) for m in modules)
         left = set().union(*map(_written, blocks))
@@ -314,7 +314,7 @@ class Layers(nn.Module):
         return stream, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
     def _is_alone(self) -> bool:
-        """Whether the layers neither make parameters nor are looked into."""
+        """Returns whether the layers neither create parameters nor are watched."""
         return not self.is_initializing() and not self.is_mutable_collection(TAPS)
 
     def _over_history(
@@ -403,7 +403,7 @@ def unbound(block: BlockFactory) -> Any:
 
 
 def _written(block: BlockFactory) -> set[str]:
-    """What a block may leave in the depth memory."""
+    """Names the entries that a block may write to the depth memory."""
     return set(unbound(block).writes_shared or ())
 
 

@@ -46,7 +46,7 @@ class LoopedStack(UniformStack):
 
     @property
     def passes(self) -> int:
-        """How often each layer is applied."""
+        """Number of times that each layer is applied."""
         return self.loops
 
     def init_state(

@@ -31,7 +31,7 @@ class UniformStack(nn.Module):
 
     @property
     def passes(self) -> int:
-        """How often each layer is applied."""
+        """Number of times that each layer is applied."""
         return 1
 
     def _layers(self, **keywords) -> Layers:

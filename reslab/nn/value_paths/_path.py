@@ -1,4 +1,4 @@
-"""What value paths share: most change the values and keep both in a cache."""
+"""Base of value paths: most change the values and cache keys and values."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -27,16 +27,16 @@ class ValuePath(nn.Module):
 
     @property
     def leaves(self) -> Collection[str]:
-        """What it leaves in the depth memory, if that is not there yet."""
+        """Names the entries written to the depth memory where they are missing."""
         return ()
 
     @property
     def renews(self) -> Collection[str]:
-        """What it leaves anew, in place of what an earlier layer has left."""
+        """Names the entries that replace those of an earlier layer."""
         return ()
 
     def keeps(self, found: Collection[str]) -> Collection[str]:
-        """What of "key" and "value" it needs a cache for.
+        """Returns the ones of "key" and "value" that need a cache.
 
         Args:
           found: What it will find in the depth memory.
@@ -69,7 +69,7 @@ class ValuePath(nn.Module):
     def mix(
         self, x: jax.Array, own: jax.Array, shared: Shared
     ) -> tuple[jax.Array, Shared]:
-        """What the layer's values become, and the depth memory."""
+        """Returns the layer's new values and the depth memory."""
         del x
         return own, shared
 
@@ -91,5 +91,5 @@ class FirstValues(ValuePath):
         return self.mix_first(x, own, shared[FIRST]), shared
 
     def mix_first(self, x: jax.Array, own: jax.Array, first: jax.Array) -> jax.Array:
-        """What the layer's own values and the first layer's become."""
+        """Combines the layer's own values with the first layer's."""
         raise NotImplementedError

@@ -58,7 +58,7 @@ class SharedKeysValues(ValuePath):
         return f"kept_{self.group}"
 
     def keeps(self, found: Collection[str]) -> Collection[str]:
-        """What it makes itself."""
+        """Returns the entries that the layer computes itself."""
         both = ("key", "value")
         if self.is_leader or self._name not in found:
             return both

@@ -7,7 +7,7 @@ from reslab.observe.probes._view import Quantity
 
 
 def quantities(specs: Sequence[str] | None = None) -> dict[str, Quantity]:
-    """What the results `<probe>/<quantity>` are: title and axis.
+    """Title and axis of the results `<probe>/<quantity>`.
 
     Args:
       specs: The probes; all that reslab has if None.

@@ -1,4 +1,4 @@
-"""What a probe looks at: one state of a model on some tokens, along depth."""
+"""A model's state on some tokens, along depth, as probes see it."""
 
 import dataclasses
 import functools
@@ -54,7 +54,7 @@ class Probe(Protocol):
 
 
 class Trace(NamedTuple):
-    """What the sublayers did, in the order of depth.
+    """Records of the sublayers, in order of depth.
 
     Attributes:
       readings: What each reads from the stream, before its norm (sublayers,
@@ -87,7 +87,7 @@ class Trace(NamedTuple):
 
     @property
     def layer_stream(self) -> jax.Array:
-        """What each layer reads, and the end (layers + 1, batch, length, embed).
+        """Input of each layer, and the end (layers + 1, batch, length, embed).
 
         Raises:
           CannotAnswer: If layers differ in their number of sublayers.
@@ -167,7 +167,7 @@ class View:
 
     @functools.cached_property
     def training_gradient(self) -> tuple[Any, jax.Array]:
-        """Of the training loss: by the parameters, and squared by each stream."""
+        """Gradients of the training loss: by parameters, and squared by each stream."""
         sites = self.trace.sites
         return self.gradient(jnp.zeros(sites.shape, jnp.float32), sites)
 

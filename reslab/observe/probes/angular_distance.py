@@ -1,4 +1,4 @@
-"""How far apart in direction the layers' inputs are."""
+"""Angles between the inputs of layers."""
 
 from collections.abc import Mapping
 from typing import ClassVar

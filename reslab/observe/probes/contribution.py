@@ -1,4 +1,4 @@
-"""How much each sublayer and layer adds to the stream, and in which direction."""
+"""Size and direction of the contributions of sublayers and layers."""
 
 from collections.abc import Mapping
 from typing import ClassVar

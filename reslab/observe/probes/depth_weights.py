@@ -9,7 +9,7 @@ from reslab.observe.probes._view import CannotAnswer, Quantity, View
 
 
 class DepthWeightsProbe:
-    """How much every sublayer reads of each source along depth.
+    """Weights with which every sublayer reads each source along depth.
 
     The sources are the residual's own: streams for hyper-connections, earlier
     outputs for attention over depth. A residual that mixes taps `depth_weights`

@@ -1,4 +1,4 @@
-"""How evenly tokens are spread over experts."""
+"""Balance of tokens over experts."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""How the gradient of the training loss is spread over depth."""
+"""Gradient of the training loss along depth."""
 
 from collections.abc import Mapping
 from typing import ClassVar

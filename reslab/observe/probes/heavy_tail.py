@@ -1,4 +1,4 @@
-"""How heavy the tails of the weights' spectra are."""
+"""Tail exponents of the weights' spectra."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""How heavy the tails of the activations are."""
+"""Kurtosis of the activations."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What the loss would be without a layer."""
+"""Loss without each layer."""
 
 from collections.abc import Mapping
 from typing import ClassVar

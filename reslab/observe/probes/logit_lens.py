@@ -1,4 +1,4 @@
-"""What the model would predict if it stopped at a given depth."""
+"""Predictions of the model after each depth."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""How small the singular values of the momentum are."""
+"""Small singular values of the momentum."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""How large the residual stream is along depth."""
+"""Size of the residual stream along depth."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""How far a step moves each layer."""
+"""Size of a step's update of each layer."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -88,7 +88,7 @@ class JsonLines:
         self._digest.update(text.encode())
 
     def _was_changed(self) -> bool:
-        """Whether another has deleted, replaced or changed the file since."""
+        """Returns whether the file was deleted, replaced or changed since."""
         try:
             if not os.path.samestat(os.stat(self.path.parent), self._folder):
                 return False  # The directory is gone: the next save says so.

@@ -32,7 +32,7 @@ def obstacle(norm: str, x: jax.Array, rows: int) -> str | None:
 
 
 def misfit(norm: str, width: int) -> str | None:
-    """What Triton has no form for: other widths than powers of two, erf."""
+    """Lists what Triton cannot express: widths other than powers of two, erf."""
     if norm == "derf":
         return "norm 'derf' (Triton in Pallas has no erf)"
     near = min(max(tiles.LANES, 1 << (width - 1).bit_length()), WIDEST)

@@ -47,7 +47,7 @@ def obstacle(norm: str, x: jax.Array, rows: int) -> str | None:
 
 
 def fits(norm: str, width: int, dtype: Any, rows: int) -> bool:
-    """Whether a tile of both passes fits the chip."""
+    """Returns whether a tile of both passes fits the chip."""
     forward, again = kernels(norm, 0.0, dtype)
     array = jax.ShapeDtypeStruct((1, width), dtype)
     parameters = (jax.ShapeDtypeStruct((1, width), jnp.dtype(jnp.float32)),) * rows

@@ -13,7 +13,7 @@ from reslab.ops.attention.splash import axes_of
 def is_divided(
     query: jax.Array, key: jax.Array, query_offset: int | jax.Array, hides_keys: bool
 ) -> bool:
-    """Whether the mesh in context divides these tokens, all of them queries and keys.
+    """Returns whether the mesh in context divides these tokens.
 
     A cache, or a row that the devices do not share evenly, is left to the compiler.
     """

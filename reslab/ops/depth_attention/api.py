@@ -97,7 +97,7 @@ def depth_read_through(
 
 
 def reads_by_kernel(values: jax.Array, readers: int, implementation: str) -> bool:
-    """Whether `depth_read` runs its kernel on such arguments.
+    """Returns whether `depth_read` runs its kernel on these arguments.
 
     Raises:
       ReslabError: If the kernel is asked for and cannot do what is asked.
@@ -175,7 +175,7 @@ def depth_mix_through(
 
 
 def mixes_by_kernel(values: jax.Array, readers: int, implementation: str) -> bool:
-    """Whether `depth_mix` runs its kernel on such arguments.
+    """Returns whether `depth_mix` runs its kernel on these arguments.
 
     Raises:
       ReslabError: If the kernel is asked for and cannot do what is asked.

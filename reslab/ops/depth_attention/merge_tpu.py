@@ -50,7 +50,7 @@ def obstacle(value: jax.Array) -> str | None:
 
 
 def fits(width: int, dtype: Any) -> bool:
-    """Whether a tile of both passes fits the chip."""
+    """Returns whether a tile of both passes fits the chip."""
     forward, again = kernels(width, 0.0, dtype)
     array = jax.ShapeDtypeStruct((1, width), dtype)
     column = jax.ShapeDtypeStruct((1, 1), jnp.dtype(jnp.float32))

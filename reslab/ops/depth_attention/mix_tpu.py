@@ -56,7 +56,7 @@ class Mixing(RowsKernel):
         return jnp.where(is_read[None, :, None], weights, 0)
 
     def _is_own(self, first: Any, place: int, reader: int) -> jax.Array:
-        """Where the column of a source of a block is (1, columns)."""
+        """Returns the column of a source of a block (1, columns)."""
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, self._count), 1)
         return lane == (first + place) * self.readers + reader
 

@@ -83,7 +83,7 @@ class Reading(RowsKernel):
 
     @property
     def uses_matrix_unit(self) -> bool:
-        """Whether there are enough queries to fill it."""
+        """Returns whether there are enough queries to fill the matrix unit."""
         return self.readers > 2
 
     def logits(

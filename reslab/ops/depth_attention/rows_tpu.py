@@ -1,4 +1,4 @@
-"""What the TPU kernels over a history share: blocks of some tokens of some sources."""
+"""Base of the TPU kernels over a history: blocks of tokens and sources."""
 
 import dataclasses
 import functools
@@ -57,7 +57,7 @@ class RowsKernel:
         raise NotImplementedError
 
     def fits(self) -> bool:
-        """Whether both passes fit the chip."""
+        """Returns whether both passes fit the chip."""
         return bool(
             self.block(1, is_backward=False) and self.block(1, is_backward=True)
         )
@@ -81,7 +81,7 @@ class RowsKernel:
         return f"width {self.width}, the widest is {most}"
 
     def source_specs(self, block: int, at: Any) -> list[Any]:
-        """Where each source of a block is: one that is not read stays where it was.
+        """Returns the block index of each source; an unread one keeps its place.
 
         Args:
           block: Tokens in a block.
@@ -103,7 +103,7 @@ class RowsKernel:
         ]
 
     def gradient_spec(self, block: int, at: Any, *, is_adding: bool) -> Any:
-        """Where the gradients of a block's sources are.
+        """Returns the block index of the gradients of a block's sources.
 
         Args:
           block: Tokens in a block.
@@ -149,7 +149,7 @@ class RowsKernel:
     def cost(
         self, tokens: int, flops: int, moved: int, exponentials: int = 0
     ) -> pl.CostEstimate:
-        """What the scheduler is told: by source, reader and feature, or token."""
+        """Builds the cost estimate per source, reader and feature, or token."""
         size = jnp.dtype(self.dtype).itemsize
         return pl.CostEstimate(
             flops=flops * self.rows * self.readers * tokens * self.width,

@@ -1,1 +1,1 @@
-"""How far a convolution is from an orthogonal map."""
+"""Distance of a convolution from an orthogonal map."""

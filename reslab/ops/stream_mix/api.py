@@ -82,7 +82,7 @@ def stream_mix(
 def mixes_by_kernel(
     streams: Sequence[jax.Array], weights: Any, implementation: str
 ) -> bool:
-    """Whether `stream_mix` runs its kernel on such arguments.
+    """Returns whether `stream_mix` runs its kernel on these arguments.
 
     Args:
       streams: The streams.

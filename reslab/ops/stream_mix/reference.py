@@ -38,7 +38,7 @@ def passed(
 
 
 def reads(streams: Sequence[Any], weights: Any) -> bool:
-    """Whether there are weights of a reading."""
+    """Returns whether there are weights of a reading."""
     count = len(streams)
     return weights.shape[-1] > count * count + count
 

@@ -1,4 +1,4 @@
-"""What a scaling says of one parameter."""
+"""Factors of a scaling on one parameter."""
 
 import dataclasses
 from collections.abc import Callable

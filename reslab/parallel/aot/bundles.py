@@ -1,4 +1,4 @@
-"""How long the schedule of a TPU kernel is, read from what the compiler dumps.
+"""Length of a TPU kernel's schedule, read from compiler dumps.
 
 A bundle is what a core issues in one cycle. Their number is a lower bound of the
 cycles that a kernel computes: it waits for no copy, and what runs only sometimes is
@@ -57,7 +57,7 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Cycles:
-    """What a core computes in one call of a kernel, loops as often as they turn.
+    """Work of a core in one call of a kernel, loops by their trip counts.
 
     Where two cores share the grid, the compiler has halved its loop.
 
@@ -75,7 +75,7 @@ class Cycles:
 
 
 def options(directory: str) -> str:
-    """What `LIBTPU_INIT_ARGS` must hold, before libtpu wakes up, to dump schedules."""
+    """Returns the `LIBTPU_INIT_ARGS` with which libtpu dumps schedules."""
     return (
         f"--xla_jf_dump_to={directory} --xla_jf_dump_llo_text=true "
         "--xla_jf_dump_llo_pass_label_regex=(final).*"

@@ -1,4 +1,4 @@
-"""What a compiled TPU program costs, read from its text.
+"""Cost of a compiled TPU program, read from its text.
 
 XLA's own `cost_analysis` counts the body of a loop once, so a model scanned over
 its layers looks as cheap as one layer. Here every loop counts as often as it runs.
@@ -65,7 +65,7 @@ _FREE_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one device does in one run of a program.
+    """Work of one device in one run of a program.
 
     Attributes:
       hbm_bytes: Bytes read from and written to its memory, as they lie there:
@@ -143,7 +143,7 @@ def _together(one: Mapping[Any, Traffic], other: Mapping[Any, Traffic]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What runs a program, as far as its time depends on it.
+    """Chip and mesh, as far as a program's time depends on them.
 
     Attributes:
       chip: The clock of its cores, and the bandwidth of its memory.
@@ -165,7 +165,7 @@ class Machine:
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def share(self, name: str) -> float:
-        """How much of its work a kernel does, by its name."""
+        """Returns the share of its work that a kernel does, by its name."""
         stems = (stem for stem in self.shares if name.startswith(stem))
         return next((self.shares[stem] for stem in stems), 1.0)
 
@@ -273,7 +273,7 @@ class _Reader:
         return found
 
     def _seconds(self, one: Instruction, memory: float) -> float:
-        """How long something computes that is no kernel."""
+        """Returns the compute time of an operation that is not a kernel."""
         cycles = _CYCLES.search(one.attributes)
         if not cycles or cycles[1] == _UNKNOWN_CYCLES:
             return memory
@@ -358,7 +358,7 @@ class _Reader:
 
 
 def _started(computation: Computation, one: Instruction) -> str:
-    """What a `-done` waits for, by the name of its `-start`."""
+    """Finds the `-start` that a `-done` waits for."""
     name = one.operands[0]
     while name in computation.instructions:
         before = computation.instructions[name]

@@ -46,7 +46,7 @@ def estimate(
 
 
 def link_seconds(mesh: Mesh, chip: Chip, wire: Wire, traffic: Traffic) -> float:
-    """How long collectives take at the full rate of their links."""
+    """Time of collectives at the full rate of their links."""
     return _sent(wire, traffic) / bandwidth(mesh, chip, wire.axes)
 
 

@@ -114,7 +114,7 @@ class Instruction:
 
     @property
     def target(self) -> str | None:
-        """What a custom call calls."""
+        """Returns the target of a custom call."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else None
 
@@ -143,7 +143,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[tuple[Instruction, int]]]:
-        """Who reads each instruction, and as which operand."""
+        """Maps each instruction to its readers and operand positions."""
         found: dict[str, list[tuple[Instruction, int]]] = {}
         for one in self.instructions.values():
             for position, name in enumerate(one.operands):
@@ -217,7 +217,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, begin: int) -> int:
-    """Where the parenthesis that opens at `begin` closes."""
+    """Returns the index of the parenthesis that closes the one at `begin`."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, begin):
         depth += 1 if found[0] == "(" else -1

@@ -1,4 +1,4 @@
-"""How long the Pallas kernels of a compiled program compute, by their own schedules.
+"""Compute time of a program's Pallas kernels, by their own schedules.
 
 The text of a program says what a kernel is given, not what it does with it. Each
 kernel is compiled once more, alone and in a process of its own, because libtpu reads

@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program run."""
+"""Trip counts of the loops of a compiled program."""
 
 import math
 import re
@@ -18,7 +18,7 @@ class Term(NamedTuple):
 
 
 def trips(module: Module, computation: Computation, one: Instruction) -> int | None:
-    """How often a loop runs; None where that cannot be read.
+    """Returns the trip count of a loop; None if it cannot be read.
 
     TPU programs carry no trip count. Their loops compare a counter of their
     state with a limit; the counter may grow by more than one, where XLA has

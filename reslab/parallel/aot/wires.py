@@ -25,7 +25,7 @@ _NAMED = re.compile(r"\breplica_groups=mesh\[((?:'\w+'=\d+,?)+)\] ?\{((?:'\w+',?
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """How often something happens in a step, and how many bytes it moves."""
+    """Count of an event in a step, and the bytes that it moves."""
 
     count: int = 0
     bytes: int = 0
@@ -67,7 +67,7 @@ class Sent(NamedTuple):
 
 
 def is_continued(computation: Computation) -> bool:
-    """Whether the collectives of a fusion were begun by an earlier one."""
+    """Returns whether an earlier fusion began the collectives of this one."""
     values = computation.instructions.values()
     if any(one.target == ASYNC_START for one in values):
         return False
@@ -98,7 +98,7 @@ def collectives(
 
 
 def between_slices(one: Instruction, mesh: Mapping[str, int]) -> Iterator[Sent]:
-    """What a `send` brings from slice to slice, by way of their hosts.
+    """Counts the bytes that a `send` moves between slices, by way of their hosts.
 
     Each device sends what it has and receives the result. Slices lie behind one
     another along the first axis of the mesh.
@@ -169,7 +169,7 @@ def _groups(attributes: str, devices: int) -> np.ndarray | None:
 
 
 def _numbers_in(text: str) -> int:
-    """How many numbers a list of numbers and ranges has.
+    """Counts the numbers in a list of numbers and ranges.
 
     >>> _numbers_in("1,2"), _numbers_in("0:3,8")
     (2, 5)
@@ -192,7 +192,7 @@ def _payload(computation: Computation, one: Instruction) -> int:
 
 
 def _keeps_its_part(computation: Computation, one: Instruction) -> bool:
-    """Whether only slices of a result are used."""
+    """Returns whether only slices of a result are used."""
     users = [user for user, _ in computation.users.get(one.name, ())]
     return bool(users) and all(
         user.opcode == "dynamic-slice"

@@ -1,4 +1,4 @@
-"""What models are trained to do, one task a file; a model names its own.
+"""Training tasks, one per file; a model names its own.
 
 A task knows its data and what is lost on them. The step, the loop, checkpoints and
 evaluation are the same for all.
@@ -55,7 +55,7 @@ class Task(Protocol):
         ...
 
     def record(self) -> dict[str, Any]:
-        """What identifies the data, `sha256` among it, for `run.json`."""
+        """Identity of the data for `run.json`, `sha256` included."""
         ...
 
     def train_batches(self) -> Batches:
@@ -86,7 +86,7 @@ class Task(Protocol):
         ...
 
     def optimizer_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
-        """What optimizers may ask of a batch: `tokens`, or `grams` of what it is."""
+        """Inputs that optimizers may request of a batch: `tokens`, or `grams`."""
         ...
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:

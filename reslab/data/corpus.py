@@ -168,10 +168,12 @@ def encoded(
     Yields:
       The split of each, and its tokens.
     """
-    lengths, own, counted = tokenizer.byte_lengths(), 0, 0
+    # Tokens alone can be made without their lengths.
+    count = getattr(tokenizer, "byte_lengths", None)
+    lengths, own, counted = count() if count else None, 0, 0
     for split, document in documents:
         tokens = encode_document(tokenizer, document)
-        if own < COUNTED:
+        if lengths is not None and own < COUNTED:
             own += len(document)
             counted += int(lengths[tokens].sum())
         yield split, tokens

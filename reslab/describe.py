@@ -93,7 +93,7 @@ def list_variants(family: str | None = None) -> str:
 
 
 def variants_table() -> str:
-    """Every variant as a Markdown table, for the README."""
+    """Every variant as a Markdown table, for docs/VARIANTS.md."""
     lines = ["| family | variants |", "|---|---|"]
     for family in registry.FAMILIES:
         listed = ", ".join(f"`{name}`" for name in registry.names(family))

@@ -12,12 +12,15 @@ import sys
 import jax
 import pytest
 
+from reslab import drill
 from reslab.cli import main
 from reslab.describe import variants_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
-PROTOCOLS = ROOT / "docs" / "PROTOCOLS.md"
+DOCS = ROOT / "docs"
+PROTOCOLS = DOCS / "PROTOCOLS.md"
+COST = (DOCS / "COST.md").read_text()
 TUTORIAL = ROOT / "experiments" / "tutorial" / "README.md"
 TEXT = README.read_text()
 # A shorter horizon than that of the documents.
@@ -67,8 +70,14 @@ def shortened(verb, *arguments):
     return [verb, *arguments]
 
 
+PAGES = [README, *(DOCS / f"{name}.md" for name in ("GUIDE", "COST"))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [b for b in blocks("bash") if list(commands(b))])
+@pytest.mark.parametrize(
+    "block",
+    [b for p in PAGES for b in blocks("bash", p.read_text()) if list(commands(b))],
+)
 def test_commands_run(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(write_files(TEXT, tmp_path))
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
@@ -124,19 +133,13 @@ def test_examples_of_protocols_run():
                 assert logits.shape == (1, 4, 32)
 
 
-@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+@pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md")))
 def test_files_and_links_that_a_page_names_exist(page):
-    text = (ROOT / "docs" / page).read_text()
+    text = (DOCS / page).read_text()
     for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|md))", text):
         assert (ROOT / path).exists() or (ROOT / "reslab" / path).exists(), path
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert (ROOT / "docs" / link).exists(), link
-
-
-def between(name):
-    return re.search(rf"<!-- {name}.*? -->\n(.*?)\n?<!-- /{name} -->", TEXT, re.DOTALL)[
-        1
-    ]
+        assert (DOCS / link).exists(), link
 
 
 def test_the_figures_of_speed_are_those_of_the_benchmark():
@@ -146,11 +149,11 @@ def test_the_figures_of_speed_are_those_of_the_benchmark():
                 f"{int(row[key]):,}"
                 for key in ("best_tokens_per_second", "median_tokens_per_second")
             )
-            assert f"| {row['contender']} | {best} | {median} |" in TEXT
+            assert f"| {row['contender']} | {best} | {median} |" in COST
 
 
 def test_estimated_steps_are_those_of_the_table():
-    _, _, told = TEXT.partition("a step at 24 layers is estimated to take")
+    _, _, told = COST.partition("a step at 24 layers is estimated to take")
     told, _, _ = told.partition("\n\n")
     with open(ROOT / "experiments" / "bench" / "depth_memory.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["layers"] == "24"]
@@ -161,4 +164,17 @@ def test_estimated_steps_are_those_of_the_table():
 
 
 def test_the_table_of_variants_is_that_of_the_folders():
-    assert between("variants") == variants_table(), "reslab list --markdown"
+    text = (DOCS / "VARIANTS.md").read_text()
+    table = re.search(
+        r"<!-- variants.*? -->\n(.*?)\n?<!-- /variants -->", text, re.DOTALL
+    )
+    assert table and table[1] == variants_table(), "reslab list --markdown"
+
+
+def test_the_readme_is_short():
+    assert len(TEXT.split()) <= 900
+
+
+def test_the_table_of_faults_has_every_row():
+    text = (DOCS / "RELIABILITY.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*drill.ROWS]

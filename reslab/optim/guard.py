@@ -16,7 +16,7 @@ KNOWN = 16
 FLOOR = 1e-3
 # A gradient's norm spikes above this many times the largest of the window. Norms of
 # small batches have long tails: by deviations alone, 122 of 10,000 steps of a small
-# model that trained well were left out, with this one (see README.md).
+# model that trained well were left out, with this one (see docs/RELIABILITY.md).
 BEYOND = 4.0
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from reslab.core import registry
+from reslab.models._classifier import as_floats
 
 KINDS = ("norm", "placement", "residual", "ffn", "mixer", "linear", "position", "block")
 # With the number of heads that fits, and no norm that contains an activation.
@@ -115,6 +116,14 @@ def test_of_a_model(kind, spec, small_model, tokens):
         return model.init_with_output(key, tokens, segments=segments)[0]
 
     assert not rounded_numbers(jax.make_jaxpr(run)(jax.random.key(0)))
+
+
+def test_bytes_of_images_are_rounded_once():
+    levels = jnp.arange(256, dtype=jnp.uint8)
+    exact = (np.arange(256) / 127.5 - 1).astype(np.float32)
+    found = as_floats(levels, jnp.bfloat16)
+    error = np.abs(np.asarray(found, np.float32) - exact)
+    assert np.all(error <= 2**-8 * np.abs(exact) / (1 + 2**-8) + 1e-7)
 
 
 def test_the_search_finds_them():

@@ -270,7 +270,9 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("list", _list, "list every variant, or those of one family")
     added.add_argument("family", nargs="?", help="a family, such as norms")
     added.add_argument(
-        "--markdown", action="store_true", help="the names, as the table of docs/VARIANTS.md"
+        "--markdown",
+        action="store_true",
+        help="the names, as the table of docs/VARIANTS.md",
     )
 
     added = verb("show", _show, "show a variant (norms/rms) or a config in full")

@@ -191,9 +191,9 @@ def model_gradient(model, variables, tokens, parts):
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     batch = {"inputs": inputs, "targets": targets, "loss_mask": np.ones(inputs.shape)}
 
-    def objective(params, gradient_stats, batch_stats, batch, total, key):
+    def objective(params, gradient_stats, others, batch, total, key):
         del key
-        collections = {BATCH_STATS: batch_stats, GRADIENT_STATS: gradient_stats}
+        collections = {**others, GRADIENT_STATS: gradient_stats}
         (nll, _), written = model.apply(
             {"params": params, **collections},
             batch["inputs"],

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from reslab.core.errors import ReslabError
+from reslab.core.exits import INTERNAL, explain
 from reslab.core.literals import literal
 from reslab.core.options import number, place, whole
 from reslab.core.records import read_record
@@ -119,3 +121,26 @@ def test_places(monkeypatch, tmp_path):
 def test_numbers_out_of_range(kind, text):
     with pytest.raises((argparse.ArgumentTypeError, ValueError)):
         kind(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9"),
+    ],
+)
+def test_out_of_memory_says_what_to_try(error):
+    code, line = explain(error)
+    assert code == INTERNAL
+    assert line.startswith("out of memory") and "data.batch" in line
+    assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "number, code", [(2, 2), (36, 2), (28, 70), (5, 70), (116, 70)]
+)
+def test_errors_of_files_are_one_line(number, code):
+    found, line = explain(OSError(number, os.strerror(number), "a\nb"))
+    assert found == code and len(line.splitlines()) == 1
+    assert explain(RuntimeError("of reslab itself")) is None

@@ -301,8 +301,7 @@ COMMANDS = {
         for name, *words in (
             ("nowhere", ""),
             ("empty", "expected a run directory"),
-            # What is inspected must have its corpus recorded, too.
-            ("young", "run.json" if verb == "inspect" else "no checkpoint"),
+            ("young", "no checkpoint"),
             ("half", "not JSON"),
         )
     },
@@ -319,9 +318,7 @@ COMMANDS = {
     "an edited one": (["eval", "{bad}/edited"], "was changed since the run began"),
     "one of another width": (
         ["generate", "{bad}/wider"],
-        "embedding",
-        "(264, 32)",
-        "(264, 64)",
+        "was trained with a",
     ),
     "no prompt": (["generate", "{run}", "--prompt", ""], "--prompt: expected"),
     "no length": (["generate", "{run}", "--length", "0"], "length: expected at least"),

@@ -167,6 +167,8 @@ class Body(nn.Module):
                 expected=", ".join(IMPLEMENTATIONS),
                 got=repr(self.kernels),
             )
+        # Refuses more layers than can be looked at one by one.
+        sites_of.of_model(self.stack, tiled(self.block), self.depth)
         passes = registry.unbound("stacks", self.stack, blocks=(), depth=1).passes
         specs = [tiled(kind) for kind in (self.norm, self.ffn, self.block)]
         check_growth(

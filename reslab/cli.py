@@ -228,13 +228,15 @@ def _parser() -> argparse.ArgumentParser:
     importing(added)
     added.add_argument("run", type=place, metavar="RUN", help="a run directory")
     added.add_argument("--prompt", help="text to continue (default: a new document)")
-    added.add_argument("--length", type=whole(1), help="tokens to add (default: 200)")
+    added.add_argument(
+        "--length", type=whole(1, 2**20), help="tokens to add (default: 200)"
+    )
     added.add_argument("--temperature", type=number(0), default=0.8, help="0 is greedy")
     added.add_argument("--top-k", type=whole(0), default=0, help="0 keeps all tokens")
     added.add_argument(
         "--top-p", type=number(0, 1), default=1.0, help="1 keeps all tokens"
     )
-    added.add_argument("--samples", type=whole(1), default=1, help="how many samples")
+    added.add_argument("--samples", type=whole(1, 2**12), default=1, help="how many")
     added.add_argument(
         "--seed", type=whole(0, 2**32 - 1), default=0, help="chooses the samples"
     )
@@ -488,6 +490,7 @@ def _sample(
     from reslab.core import registry
     from reslab.data.corpus import tokenizer_sha256
     from reslab.train.generate import generate
+    from reslab.train.memory import check_generation
 
     tokenizer = registry.make("tokenizers", config.data.tokenizer)
     ids = [] if prompt is None else list(tokenizer.encode(_bytes_of(prompt)))
@@ -507,6 +510,7 @@ def _sample(
     if length is None:
         limit = model.position_limit
         length = 200 if limit is None else max(1, min(200, limit - tokens.shape[1]))
+    check_generation(setup, samples, tokens.shape[1] + length)
     new = np.asarray(generate(model, variables, tokens, length, **sampling))
     return [(prompt or "") + tokenizer.decode(row) for row in new]
 

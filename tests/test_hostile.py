@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -195,6 +196,28 @@ def test_an_interrupt_from_the_keyboard_is_not_the_files():
 
     with pytest.raises(KeyboardInterrupt):
         foreign.call("a file", None, interrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writers", [(), ("wandb",)])
+def test_no_file_of_the_directory_stands_for_a_missing_package(here, writers):
+    """Dependencies try to import packages that may not be installed."""
+    run = write_run(here / "run", train__writers=writers)
+    for name in ("nest_asyncio", "snappy", "msvcrt", "zstandard", "s3fs", "wandb"):
+        text = f"open({str(here / 'ran')!r}, 'a').write({name!r})"
+        (run / f"{name}.py").write_text(text)
+    root = str(pathlib.Path(__file__).parent.parent)
+    verb = ("train", "--from-run", ".") if writers else ("show", ".")
+    done = subprocess.run(
+        [sys.executable, "-m", "reslab", *verb],
+        cwd=run,
+        env={**os.environ, "PYTHONPATH": root, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (2 if writers else 0), done.stderr
+    assert not (here / "ran").exists()
 
 
 def test_a_config_imports_what_lies_beside_it(here):

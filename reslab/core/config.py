@@ -77,14 +77,16 @@ def call_in_file(what: str, path: pathlib.Path, function: str, *arguments: Any) 
             raise ReslabError(what, expected=f"a function {function}()")
         return namespace[function](*arguments)
 
-    imports.add_working_directory()
-    folder = str(path.resolve().parent)
-    sys.path.append(folder)  # Files beside it can be imported, after all else.
-    try:
+    folder = path.resolve().parent
+    if folder in folders():
         return foreign.call(what, path, execute)
+    sys.path.append(str(folder))  # Files beside it can be imported, after all else.
+    try:
+        with imports.from_working_directory():
+            return foreign.call(what, path, execute)
     finally:
         with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
+            sys.path.remove(str(folder))
 
 
 def folders() -> list[pathlib.Path]:

@@ -100,10 +100,22 @@ def check(what: str, name: str) -> None:
     check_name(what, name)
     if _is_guarded:
         check_data(what, name)
-        add_working_directory()
 
 
-def add_working_directory() -> None:
-    """Lets a person's own code import from the working directory, after all else."""
-    if _is_guarded and "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+@contextlib.contextmanager
+def from_working_directory() -> Iterator[None]:
+    """Lets code that a person named import from the working directory, after all else.
+
+    Outside of the block nothing is looked for there: not the optional packages of
+    dependencies, of which somebody else's directory may hold a file of that name.
+    """
+    here = os.getcwd()
+    if not _is_guarded or "" in sys.path or here in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)

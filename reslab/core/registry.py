@@ -192,7 +192,8 @@ def module(family: str, name: str) -> types.ModuleType:
         return importlib.import_module(f"{FAMILIES[family]}.{name}")
     what = f"{family} {name!r}"
     imports.check(what, name)
-    found = foreign.call(what, None, _import, what, name)
+    with imports.from_working_directory():
+        found = foreign.call(what, None, _import, what, name)
     if not hasattr(found, "build"):
         raise ReslabError(f"{what}, {found.__file__}", expected="a module with `build`")
     extension.register(family, found)

@@ -3,12 +3,14 @@
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
 from reslab.core.types import SEQUENCE_AXIS
+from reslab.models.cost import generation_bytes
 from reslab.parallel.mesh import batch_parts, device_bytes
 from reslab.train.state import Setup
 
@@ -66,7 +68,10 @@ def least_bytes(setup: Setup, *, is_training: bool = True) -> dict[str, int]:
         parts = batch_parts(mesh) * config.train.accumulate
         trained = math.ceil(config.data.batch / parts)
         layers = config.model.depth if _keeps_every_layer(setup) else 1
-        rows, copies = max((rows, 1), (trained, layers), key=math.prod)
+        probed = config.probes.batch if config.probes.every else 0
+        probed = math.ceil(probed / batch_parts(mesh))
+        at_once = (rows, 1), (trained, layers), (probed, 1)
+        rows, copies = max(at_once, key=math.prod)
     if setup.task.unit == "tokens":
         tokens = rows * math.ceil(config.data.length / mesh.shape.get(SEQUENCE_AXIS, 1))
         width = config.model.features * jnp.dtype(setup.model.dtype).itemsize
@@ -92,19 +97,42 @@ def check_memory(setup: Setup, *, is_training: bool = True) -> None:
     Raises:
       ReslabError: If even the lower bound does not fit.
     """
-    device = setup.mesh.devices.flat[0]
-    limit = available_bytes(device)
     parts = least_bytes(setup, is_training=is_training)
-    needed = sum(parts.values())
-    if limit is None or needed <= limit:
-        return
     largest = max(parts, key=lambda part: parts[part])
     hint = {
-        "activations": "a smaller data.batch, data.length or eval.batch, or a larger "
-        "train.accumulate",
+        "activations": "a smaller data.batch, data.length, eval.batch or probes.batch, "
+        "or a larger train.accumulate",
     }.get(
         largest, "a smaller model.features or model.depth, or mesh.fsdp on more chips"
     )
+    _check_fits(setup, parts, hint)
+
+
+def check_generation(setup: Setup, samples: int, length: int) -> None:
+    """Checks that sequences can fit the device while they are generated.
+
+    Args:
+      setup: The run.
+      samples: Number of sequences.
+      length: Tokens in each, the prompt included.
+
+    Raises:
+      ReslabError: If even the caches, recurrent states and logits do not fit.
+    """
+    kept, _ = generation_bytes(setup.model, length)
+    parts = {
+        "caches and states": samples * kept,
+        "logits": samples * setup.model.vocabulary_size * 4,
+    }
+    _check_fits(setup, parts, "fewer --samples, or a smaller --length")
+
+
+def _check_fits(setup: Setup, parts: Mapping[str, int], hint: str) -> None:
+    device = setup.mesh.devices.flat[0]
+    limit = available_bytes(device)
+    needed = sum(parts.values())
+    if limit is None or needed <= limit:
+        return
     listed = ", ".join(f"{part} {_gib(size)}" for part, size in parts.items())
     raise ReslabError(
         "not enough memory",

@@ -53,6 +53,18 @@ def test_refused_before_anything_is_made(small_config, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_probes_and_generation_are_counted(small_config, monkeypatch):
+    few = memory.least_bytes(setup_of(small_config(probes__batch=10**9)))
+    many = small_config(probes__batch=10**9, probes__every=4)
+    assert memory.least_bytes(setup_of(many))["activations"] > 10**5 * sum(few.values())
+    monkeypatch.setattr(memory, "host_bytes", lambda: 10**9)
+    setup = setup_of(small_config())
+    memory.check_generation(setup, 1, 100)
+    for samples, length in ((10**5, 100), (1, 10**7)):
+        with pytest.raises(ReslabError, match="fewer --samples, or a smaller"):
+            memory.check_generation(setup, samples, length)
+
+
 def test_a_device_of_unknown_memory_refuses_nothing(small_config, monkeypatch):
     absent = types.SimpleNamespace(platform="tpu", memory_stats=lambda: None)
     assert memory.available_bytes(absent) is None

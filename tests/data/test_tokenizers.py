@@ -1,3 +1,4 @@
+import json
 import sys
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import tokenizers
 
 from reslab.core import registry
+from reslab.core.errors import ReslabError
 
 TEXTS = ["def norm(x): return x / rms(x)", "the norm of the norm", "grüße, 世界 🌍"]
 
@@ -124,3 +126,24 @@ def test_huggingface_refuses(tmp_path, byte_level, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refused("'tokenizers' is not installed", "reslab[hf]"):
         make(f"huggingface(path={byte_level!r})")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {
+            "type": "BPE",
+            "continuing_subword_prefix": "##########",
+            "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": ["a b"],
+        },
+        {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"a": 0}},
+    ],
+    ids=["panic", "no unknown"],
+)
+def test_a_file_that_contradicts_itself_is_refused(tmp_path, capfd, model):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(ReslabError, match=r"expected a tokenizer\.json; got"):
+        make(f"huggingface(path={str(path)!r})")
+    assert capfd.readouterr().err == ""

@@ -1,13 +1,15 @@
 """A tokenizer file of the Hugging Face `tokenizers` library."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from reslab.core.errors import ReslabError, missing_extra, nearest
 # Ids may leave gaps, as files with reserved places do, but not more of them than this
 # and the number of tokens: the model has a row for every id.
 GAPS = 2**16
+# Encoded once, so that a file which contradicts itself is refused at the start.
+PROBE = "Every layer, 12 of them:\n\tx = x + f(x) \u2260 \U0001f600"
 
 
 @dataclasses.dataclass
@@ -65,9 +69,14 @@ class HuggingFaceTokenizer:
             raw = file.read_bytes()
             text = raw.decode("utf-8")
             self._settings: Mapping[str, Any] = json.loads(text)
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        # The library raises bare Exception for a file of another form.
-        except Exception as error:
+            with _silenced():
+                self._tokenizer = tokenizers.Tokenizer.from_str(text)
+                self._tokenizer.encode(PROBE, add_special_tokens=False)
+        # The library raises bare Exception for a file of another form, and panics,
+        # which are none, where it contradicts itself.
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
             raise ReslabError(
                 "tokenizer huggingface: path",
                 expected="a tokenizer.json",
@@ -132,7 +141,16 @@ class HuggingFaceTokenizer:
         return np.asarray(ids, np.uint32)
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            raise ReslabError(
+                f"tokenizer huggingface: {self.path!r}",
+                expected="a tokenizer that encodes any text",
+                got=(str(error) or type(error).__name__).splitlines()[0],
+            ) from None
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Decodes ids to text; BOS and ids beyond the vocabulary are dropped."""
@@ -171,6 +189,20 @@ class HuggingFaceTokenizer:
 
     def _added_tokens(self) -> list[Mapping[str, Any]]:
         return self._settings.get("added_tokens") or []
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keeps back what native code prints when it panics; the caller tells."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @functools.cache  # A command makes its tokenizer several times.

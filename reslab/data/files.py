@@ -11,6 +11,10 @@ from typing import NamedTuple
 from reslab.core.errors import ReslabError
 from reslab.core.files import scratch_directory
 
+# Stores of objects. A recorded config may name one, but no host of somebody's choice,
+# which would learn who reads it; nor a chain, which may name anything.
+BUCKETS = ("gs", "gcs", "s3", "abfs", "az", "memory")
+
 
 class File(NamedTuple):
     """A file that a path named.
@@ -30,8 +34,8 @@ def matching_files(path: str, what: str) -> Iterator[File]:
     """Yields the files that a path names, in the order of their bytes.
 
     The order is that of the POSIX path as bytes, so it is the same on every
-    machine and in every locale. Hidden files of a directory are left out. Files of a
-    bucket (`gs://bucket/shards`, and whatever else fsspec knows) are copied here one
+    machine and in every locale. Hidden files of a directory are left out. Files of
+    buckets (`gs://bucket/shards` and other `BUCKETS`, by fsspec) are copied here one
     at a time; the copy is gone when the next is asked for.
 
     Args:
@@ -77,6 +81,12 @@ def _local(path: str, what: str) -> list[File]:
 def _copied(path: str, what: str) -> Iterator[File]:
     """Yields copies of the files of a bucket, each until the next is asked for."""
     protocol, _, inside = path.partition("://")
+    if protocol not in BUCKETS or "::" in path:
+        raise ReslabError(
+            f"{what}: path",
+            expected=f"a local path, or one of {', '.join(f'{p}://' for p in BUCKETS)}",
+            got=repr(path),
+        )
     is_google = protocol in ("gs", "gcs")
     mounted = "or mount the bucket; tpu_setup does, at /mnt/reslab"
     try:

@@ -18,6 +18,20 @@ def documents(spec):
     return list(registry.make("sources", spec).documents())
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://127.0.0.1:9/beacon",
+        "https://host.example/x",
+        "reference://::file:///etc/passwd",
+        "simplecache::memory://bucket",
+    ],
+)
+def test_no_host_of_somebodys_choice_is_asked(path):
+    with pytest.raises(ReslabError, match="expected a local path, or one of gs://"):
+        documents(f"text(path={path!r})")
+
+
 def test_all_sources_are_found():
     expected = {"stdlib", "text", "tfds", "array_record", "synthetic"}
     assert expected <= set(registry.names("sources"))
@@ -84,8 +98,8 @@ def test_text_reads_a_bucket(bucket, monkeypatch):
         documents("text(path='memory://bucket/*')")
     with pytest.raises(ReslabError, match="at least one file"):
         documents("text(path='memory://bucket/*.md')")
-    with pytest.raises(ReslabError, match=r"here; got Protocol not known.*mount the"):
-        documents("text(path='nowhere://bucket')")
+    with pytest.raises(ReslabError, match=r"abfs:// to be known here; got.*mount the"):
+        documents("text(path='abfs://bucket')")
 
     def refuse(path, **keywords):
         raise OSError("Anonymous caller does not have access\nto the bucket")

@@ -434,10 +434,16 @@ class Checkpoints:
         """Waits, raises if the last save failed, and frees the threads."""
         try:
             self.wait()
-        finally:
-            self._manager.close()
-            if self._place:
-                self._place.close()
+        except BaseException:
+            # Threads of a failed save may write on. The handle stays open: its number,
+            # taken again, would lead them into another directory.
+            self._place = None
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            raise
+        self._manager.close()
+        if self._place:
+            self._place.close()
 
     def _choose(self, step: int | None) -> int:
         self.wait()  # A save in progress counts: what was saved can be restored.

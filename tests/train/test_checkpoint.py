@@ -595,6 +595,27 @@ def test_a_failed_save_is_told_in_one_line(tmp_path, monkeypatch):
         assert str(caught.value).endswith(f"{tmp_path}: No space left")
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_handle_of_a_failed_save_is_not_used_again(tmp_path, monkeypatch, fails):
+    """Its threads may write on, to wherever the number of the handle leads."""
+    checkpoints = Checkpoints(tmp_path / "c", every=1)
+    handle = checkpoints._place._handle
+
+    def fail():
+        raise OSError("No space left on device")
+
+    if fails:
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+        with pytest.raises(SaveFailed):
+            checkpoints.close()
+        assert os.path.samestat(os.fstat(handle), os.stat(tmp_path / "c"))
+        os.close(handle)
+    else:
+        checkpoints.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(handle)
+
+
 @pytest.mark.parametrize("kind", ["rename", "delete", "replace", "file"])
 def test_a_directory_that_is_gone_is_noticed_and_not_made_again(tmp_path, kind):
     directory, gone = tmp_path / "run" / "c", tmp_path / "gone"

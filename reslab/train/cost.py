@@ -47,7 +47,8 @@ def training_flops_per_unit(setup: Setup) -> int:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         (shapes.params, shapes.model_state),
     )
-    batch, key = setup.task.batch_shapes(1), jax.eval_shape(lambda: jax.random.key(0))
+    rows = setup.config.data.batch  # Norms over a batch take no single row.
+    batch, key = setup.task.batch_shapes(rows), jax.eval_shape(jax.random.key, 0)
     with on_a_plain_device():
         flops = count_flops(gradient, *state, batch, key)
-    return flops // setup.task.units_per_example
+    return flops // (rows * setup.task.units_per_example)

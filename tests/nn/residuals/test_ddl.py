@@ -186,7 +186,7 @@ def test_starts_as_plain_where_the_delta_rule_has_no_share(x64, values):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"values": 0}, "values: expected at least 1; got 0"),
+        ({"values": 0}, "values: expected at least 1 and at most 256; got 0"),
         ({"form": "lineal"}, "form: expected 'linear' or 'sigmoid'; got 'lineal'"),
     ],
 )

@@ -116,5 +116,7 @@ def test_sites_start_reading_the_streams_in_turn():
 
 
 def test_refuses_no_streams():
-    with pytest.raises(ReslabError, match="streams: expected at least 1; got 0"):
+    with pytest.raises(
+        ReslabError, match="streams: expected at least 1 and at most 256; got 0"
+    ):
         HyperConnections(streams=0)

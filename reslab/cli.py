@@ -446,12 +446,12 @@ def _summarize(
                 print(f"{name} {value:.6g}")
         print(f"run directory  {directory}")
         return
-    print("\nheld-out bits per byte")
     rows = [("this model", result["eval_bpb"])]
     if config.train.continue_from:
         before = Run(pathlib.Path(config.train.continue_from)).result() or {}
         if "eval_bpb" in before:
             rows.append(("continued from", before["eval_bpb"]))
+    print("\nheld-out bits per byte")
     corpus = load_corpus(config.data.source, config.data.tokenizer)
     if (
         config.data.tokenizer == "bytes"

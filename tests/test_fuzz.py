@@ -284,6 +284,9 @@ def test_files_of_a_run(chosen, checked, place):
     copy = place / "copy"
     files = ("config.json", "run.json", "result.json", "metrics.jsonl")
     whole = {name: (place / "run" / name).read_bytes() for name in files}
+    record = json.loads(whole["run.json"])
+    del record["ended"]  # Or else its digests would say all.
+    whole["run.json"] = json.dumps(record).encode()
 
     @st.composite
     def damaged(draw):

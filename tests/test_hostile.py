@@ -14,6 +14,7 @@ from reslab.core import foreign, imports, registry
 from reslab.core.errors import ReslabError
 from reslab.core.inside import check_links, open_inside
 from reslab.drill.hostile import COMMANDS, FIELDS, attacks, hostile
+from reslab.observe.writers.jsonl import JsonLines
 from reslab.train.run import Run
 
 SMALL = str(pathlib.Path(__file__).with_name("small.py"))
@@ -255,6 +256,29 @@ def test_files_are_opened_through_no_link(tmp_path):
     check_links(tmp_path / "run")
     with open_inside(tmp_path / "run" / "new", "w") as file:
         file.write("a")
+
+
+@pytest.mark.parametrize("mode", ["w", "a", "a+"])
+def test_files_are_opened_that_are_files_of_one_name(tmp_path, mode):
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "victim").write_text("mine")
+    os.link(tmp_path / "victim", run / "lock")
+    with pytest.raises(ReslabError, match=r"run.lock: .* a hard link"):
+        open_inside(run / "lock", mode)
+    assert (tmp_path / "victim").read_text() == "mine"
+    check_links(run)  # Only what is written to must be of one name.
+    os.mkfifo(run / "metrics.jsonl")
+    with pytest.raises(ReslabError, match=r"metrics.jsonl: .* a pipe"):
+        open_inside(run / "metrics.jsonl", mode)
+    with pytest.raises(ReslabError, match=r"metrics.jsonl: .* a pipe"):
+        JsonLines(run / "metrics.jsonl")
+    with pytest.raises(ReslabError, match=r"metrics.jsonl: .* a pipe"):
+        check_links(run)
+    (run / "new").write_text("longer")
+    with open_inside(run / "new", mode) as file:
+        file.write("a")
+    assert (run / "new").read_text() == ("a" if mode == "w" else "longera")
 
 
 def test_a_config_read_as_data_may_name_nothing_nested(tmp_path):

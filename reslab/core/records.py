@@ -1,8 +1,10 @@
 """JSON files as they may be found: absent, damaged, or of another form."""
 
+import contextlib
 import json
 import os
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,8 @@ from reslab.core.errors import ReslabError
 
 # A record is small; a larger file is something else.
 LARGEST = 2**28
+# Beyond float32, and far enough from the end of float64 for sums and products.
+_LARGEST_NUMBER = 1e40
 
 
 def parse_record(text: str | bytes, where: str) -> dict[str, Any]:
@@ -42,9 +46,22 @@ def parse_record(text: str | bytes, where: str) -> dict[str, Any]:
     return found
 
 
-# Types of the fields of an object, or the forms of those that are objects.
-Form = Mapping[str, "type | Form"]
-_KINDS = {int: "a whole number", str: "a text", list: "a list"}
+# A type; None; a list of a form; an object, with the forms of its fields, or of all
+# that it has under `...`; or several forms, of which errors name the last.
+Form = (
+    type
+    | None
+    | list["Form"]
+    | Mapping[str | types.EllipsisType, "Form"]
+    | tuple["Form", ...]
+)
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    None: "null",
+}
 
 
 def read_record(
@@ -54,7 +71,7 @@ def read_record(
 
     Args:
       path: The file.
-      form: The types of fields; one that is absent is right.
+      form: The form of the fields; one that is absent is right.
 
     Returns:
       The object.
@@ -72,18 +89,49 @@ def read_record(
     if len(content) > LARGEST:
         raise ReslabError(f"{path}", expected="a record", got="a file of another kind")
     found = parse_record(content, str(path))
-    _check_form(str(path), found, form or {})
+    check_form(found, {} if form is None else form, str(path))
     return found
 
 
-def _check_form(where: str, found: Any, form: Form) -> None:
-    if not isinstance(found, dict):
-        raise ReslabError(where, expected="an object", got=type(found).__name__)
-    for key in form.keys() & found.keys():
-        kind, value = form[key], found[key]
-        if isinstance(kind, Mapping):
-            _check_form(f"{where}: {key}", value, kind)
-        elif not isinstance(value, kind):
-            raise ReslabError(
-                f"{where}: {key}", expected=_KINDS[kind], got=type(value).__name__
-            )
+def check_form(found: Any, form: Form, where: str) -> None:
+    """Checks what was read from JSON; numbers are finite, and at most 1e40.
+
+    Args:
+      found: The value.
+      form: What it must be.
+      where: What to call it in errors.
+
+    Raises:
+      ReslabError: If it is of another form.
+    """
+    if isinstance(form, tuple):
+        for one in form[:-1]:
+            with contextlib.suppress(ReslabError):
+                return check_form(found, one, where)
+        return check_form(found, form[-1], where)
+    if isinstance(form, Mapping):
+        if not isinstance(found, dict):
+            raise ReslabError(where, expected="an object", got=type(found).__name__)
+        for key, value in found.items():
+            if key in form or ... in form:
+                check_form(value, form.get(key, form.get(...)), f"{where}: {key}")
+    elif isinstance(form, list):
+        if not isinstance(found, list):
+            raise ReslabError(where, expected="a list", got=type(found).__name__)
+        for index, value in enumerate(found):
+            check_form(value, form[0], f"{where}[{index}]")
+    elif not _is_one(found, form):
+        expected, got = _KINDS[form], type(found).__name__
+        if form in (int, float):
+            expected += f" of at most {_LARGEST_NUMBER:g}"
+            got = str(found) if type(found) in (int, float) else got
+        raise ReslabError(where, expected=expected, got=got)
+    return None
+
+
+def _is_one(found: Any, form: type | None) -> bool:
+    if form in (int, float):
+        kinds = (int,) if form is int else (int, float)
+        # A comparison, not a conversion: an integer may be beyond float64.
+        return type(found) in kinds and abs(found) <= _LARGEST_NUMBER
+    return found is None if form is None else isinstance(found, form)

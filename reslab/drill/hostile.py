@@ -77,6 +77,8 @@ def attacks() -> Iterator[tuple[str, Attack]]:
     yield _features(FEATURES[0])
     yield _writer(WRITERS[0])
     yield from (_link(name) for name in LINKS[:3])
+    yield _hard_link("lock")
+    yield _pipe("metrics.jsonl")
     yield _continued()
     yield from (_features(form) for form in FEATURES[1:])
     yield from (_writer(spec) for spec in WRITERS[1:])
@@ -128,6 +130,24 @@ def _link(name: str) -> tuple[str, Attack]:
         return [*_train(), "--run", "given"]
 
     return f"link {name}", plant
+
+
+def _hard_link(name: str) -> tuple[str, Attack]:
+    def plant(here: pathlib.Path, module: str) -> list[str]:
+        (here / "given").mkdir()
+        os.link(here.parent / "outside" / "victim.txt", here / "given" / name)
+        return [*_train(), "--run", "given"]
+
+    return f"hard link {name}", plant
+
+
+def _pipe(name: str) -> tuple[str, Attack]:
+    def plant(here: pathlib.Path, module: str) -> list[str]:
+        (here / "given").mkdir()
+        os.mkfifo(here / "given" / name)
+        return [*_train(), "--run", "given"]
+
+    return f"pipe {name}", plant
 
 
 _FOLDERS = ("checkpoints", "tensorboard")

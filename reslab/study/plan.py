@@ -11,9 +11,20 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.records import read_record
+from reslab.core.records import Form, read_record
 from reslab.core.storage import local_path
 from reslab.study.algebra import Case, Sweep
+
+# Fields of study.json that are read by name.
+_FORM: Form = {
+    "name": str,
+    "question": (None, str),
+    "command": (None, str),
+    "baselines": {...: (None, str)},
+    "cases": ([str], {}),
+    "cores": int,
+    "runs": [{"case": str, "seed": int, "sha256": (None, str)}],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +221,7 @@ def plan(source: str, overrides: Sequence[str] = (), out: str | None = None) -> 
 
 def _check(study: Study) -> None:
     for name, kinds in (
+        ("question", str | None),
         ("cases", list | tuple),
         ("seeds", list | tuple | range),
         ("once", list | tuple),
@@ -321,6 +333,15 @@ def choose(
     )
 
 
+def read_study(path: pathlib.Path) -> dict[str, Any]:
+    """Reads `study.json`.
+
+    Raises:
+      ReslabError: If it is damaged.
+    """
+    return read_record(path, _FORM)
+
+
 def run_directory(study: pathlib.Path, name: Any) -> pathlib.Path:
     """The directory of a run that `study.json` names, which lies in the study's.
 
@@ -349,7 +370,7 @@ def finished_runs(directory: str | pathlib.Path) -> list[pathlib.Path]:
     try:
         runs = [
             run_directory(directory, run["directory"])
-            for run in read_record(record, {"runs": list})["runs"]
+            for run in read_study(record)["runs"]
         ]
     except (KeyError, TypeError) as error:
         raise ReslabError(f"{record}", expected="a study", got=f"no {error}") from None

@@ -15,7 +15,7 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.exits import DIVERGED
 from reslab.core.records import read_record
 from reslab.observe.writers import jsonl
-from reslab.study.plan import run_directory
+from reslab.study.plan import read_study, run_directory
 from reslab.train.run import Run
 
 
@@ -230,12 +230,12 @@ def read_results(
 
 def _read_study(folder: pathlib.Path) -> Results:
     path = folder / "study.json"
-    study = read_record(path)
+    study = read_study(path)
     try:
         cases = list(study["cases"])
         baselines = {case: study["baselines"].get(case) for case in cases}
         entries = [
-            (str(run["case"]), int(run["seed"]), run["directory"], run.get("sha256"))
+            (run["case"], run["seed"], run["directory"], run.get("sha256"))
             for run in study["runs"]
         ]
         name, question = study["name"], study.get("question") or ""

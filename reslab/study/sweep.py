@@ -24,7 +24,7 @@ from reslab.core.records import read_record
 from reslab.core.stopping import StopRequest, asked_to_stop
 from reslab.core.storage import storage_error
 from reslab.observe.progress import progress
-from reslab.study.plan import Plan, PlannedRun
+from reslab.study.plan import Plan, PlannedRun, read_study
 from reslab.study.worker import CORES
 from reslab.train.run import Run
 
@@ -115,9 +115,7 @@ def cores_of(plan: Plan) -> int:
       ReslabError: If the record of the study is damaged.
     """
     record = plan.directory / "study.json"
-    began = (
-        read_record(record, {"cores": int}).get("cores") if record.exists() else None
-    )
+    began = read_study(record).get("cores") if record.exists() else None
     cores = plan.study.cores or began or len(available_cores())
     if began not in (None, cores):
         print(
@@ -146,7 +144,7 @@ def write_record(plan: Plan, cores: int) -> None:
 
 
 def _is_settled(directory: pathlib.Path, is_retrying: bool) -> bool:
-    if (directory / "result.json").is_file():
+    if Run(directory).result() is not None:
         return True
     failed = directory / "failed.json"
     if not failed.is_file() or is_retrying:

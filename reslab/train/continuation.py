@@ -38,6 +38,7 @@ def inherited(
     state = {"model_state": setup.shapes.model_state}
     try:
         data = source.config().data
+        source.result()  # Refuses one that is not the run's.
         record = setup.task.record()
         if "tokenizer_sha256" not in source.recorded().get("corpus", {}):
             # An older version recorded its name alone.

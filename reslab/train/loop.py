@@ -186,12 +186,11 @@ def train(
         trainer = _Trainer(
             setup, checkpoints, files, evaluator, prober, dog, tracer, after_step
         )
-        result = trainer.run(begin, newest, batches)
+        # The last step may have been one that was left out.
+        result = _finite(trainer.run(begin, newest, batches))
         files.sync()
         checkpoints.wait()
-    # The last step may have been one that was left out.
-    result = _finite(result)
-    on_writer(lambda: run.write("result.json", result))
+        on_writer(lambda: run.end(result, files.digests()))
     return result
 
 

@@ -195,6 +195,7 @@ def inspect_run(
     run = Run(pathlib.Path(directory))
     check_links(run.directory)
     config = run.config()
+    run.result()  # Refuses one that is not the run's.
     setup = _setup_here(config)
     check_memory(setup)
     identity = run.identity(setup.task.record())

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -31,9 +32,12 @@ _CODE = ("versions", "commit")
 # Fields of run.json that are read by name.
 _FORM: Form = {
     "config_sha256": str,
+    "continued_from": {"step": int, "sha256": str},
     "corpus": {"sha256": str},
-    "environment": {},
-    "memory": {},
+    "ended": {...: str},
+    "environment": {"versions": {}},
+    "id": str,
+    "memory": {...: float},
     "mesh": {},
     "parameters": int,
     "training_flops_per_token": int,
@@ -49,9 +53,9 @@ class Run:
     """A run directory.
 
     It holds `config.json` (the resolved config, canonical), `run.json` (a random id,
-    the config's digest, versions, devices, mesh, corpus, command line),
-    `metrics.jsonl`,
-    `checkpoints/` and, when the run has ended, `result.json`.
+    the config's digest, versions, devices, mesh, corpus, command line, digests of what
+    it came to), `metrics.jsonl`, `checkpoints/` and, when the run has ended,
+    `result.json`.
 
     Attributes:
       directory: The directory.
@@ -105,17 +109,69 @@ class Run:
         return self.record() if (self.directory / "run.json").is_file() else {}
 
     def result(self) -> dict[str, Any] | None:
-        """Reads `result.json`; None while the run has not ended."""
+        """Reads `result.json`; None while the run has not ended.
+
+        Raises:
+          ReslabError: If it, or the metrics and looks that it stands for, are not
+            those that the run ended with. Runs that an older version ended have no
+            digests: there it must be of the config's last step.
+        """
         path = self.directory / "result.json"
-        if not path.is_file():
+        planned = self.directory / "config.json"
+        if not (path.is_file() and planned.is_file()):
             return None
-        found = read_record(path)
-        for key, value in found.items():
-            if not isinstance(value, int | float):
-                raise ReslabError(
-                    f"{path}: {key}", expected="a number", got=type(value).__name__
-                )
+        found = read_record(path, {...: float})
+        steps = read_record(planned).get("train.steps")
+        if found.get("step") != steps:
+            raise ReslabError(
+                f"{path}: step",
+                expected=f"{steps}, the last of the run",
+                got=str(found.get("step")),
+                hint="remove it and train again: the run goes on to its end",
+            )
+        self._check_ended()
         return found
+
+    def _check_ended(self) -> None:
+        """Checks the files of a run that has ended against the digests in `run.json`.
+
+        Raises:
+          ReslabError: If one was changed, or the run has not ended.
+        """
+        ended = self.recorded().get("ended")
+        if ended == {}:
+            raise ReslabError(
+                f"{self.directory / 'result.json'} is not this run's",
+                expected="none: the run has not ended",
+                hint="remove it",
+            )
+        for name, sha256 in (ended or {}).items():
+            path = self.directory / name
+            now = "no such file"
+            if name in _WRITTEN and path.is_file():
+                with open(path, "rb") as file:
+                    now = hashlib.file_digest(file, "sha256").hexdigest()
+            if now != sha256:
+                raise ReslabError(
+                    f"{path} was changed since the run ended",
+                    expected=f"sha256 {sha256[:12]}",
+                    got=now[:12],
+                    hint="restore it, or remove result.json and train again",
+                )
+
+    def end(self, result: Mapping[str, Any], lines: Mapping[str, str]) -> None:
+        """Writes `result.json`, and before it the digests of all that it stands for.
+
+        A kill between the two leaves a run that has not ended, and goes on.
+
+        Args:
+          result: The last figures.
+          lines: Digests of the run's line files, by file.
+        """
+        if record := self.recorded():
+            text = hashlib.sha256(_text(result).encode()).hexdigest()
+            self.write("run.json", record | {"ended": {**lines, "result.json": text}})
+        self.write("result.json", result)
 
     def open(
         self, config: ConfigDict, about: Mapping[str, Any], patience: float = 0.0
@@ -152,6 +208,7 @@ class Run:
                     "id": secrets.token_hex(8),
                     "config_sha256": configs.sha256(config),
                     "command": shlex.join(["reslab", *sys.argv[1:]]),
+                    "ended": {},
                     **about,
                 }
                 self.write("run.json", record)
@@ -319,8 +376,11 @@ class Run:
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file of the run, whole or not at all."""
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-        write_whole(self.directory / name, text + "\n")
+        write_whole(self.directory / name, _text(content))
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def default_directory(name: str, config: ConfigDict) -> pathlib.Path:

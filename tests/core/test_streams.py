@@ -93,13 +93,22 @@ def test_what_is_no_plain_literal(text):
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a": ' + b"9" * 6000 + b"}", "not JSON"),
         (b'{"part": 3}', "part: expected an object"),
+        (b'{"count": 1' + b"0" * 400 + b"}", "count: expected a whole number"),
+        (b'{"count": true}', "count: expected a whole number .* got bool"),
+        (b'{"size": -Infinity}', "size: expected a number of at most .* got -inf"),
+        (b'{"size": NaN}', "size: expected a number"),
+        (b'{"size": -1e308}', "size: expected a number"),
+        (b'{"names": "ab"}', "names: expected a list"),
+        (b'{"names": ["a", 1]}', r"names\[1\]: expected a text; got int"),
+        (b'{"bases": {"a": null, "b": 1}}', "bases: b: expected a text"),
     ],
 )
 def test_damaged_records(content, words, tmp_path):
     path = tmp_path / "record.json"
     path.write_bytes(content)
+    form = {"part": {}, "count": int, "size": float, "names": [str]}
     with pytest.raises(ReslabError, match=words):
-        read_record(path, {"part": {}})
+        read_record(path, form | {"bases": {...: (None, str)}})
 
 
 def test_a_record_that_begins_with_a_mark(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 from reslab.core.files import sync, write_whole
 from reslab.core.inside import open_inside
+from reslab.core.records import check_form
 from reslab.core.storage import storage_errors
 
 
@@ -118,7 +119,7 @@ class JsonLines:
         Returns:
           Their SHA-256, which goes on with what is appended.
         """
-        if not self.path.exists():
+        if not self.path.is_file():  # Whatever else it is will not be opened.
             return hashlib.sha256()
         old = self.path.read_text(encoding="utf-8", errors="replace")
         lines = old.splitlines(keepends=True)
@@ -140,10 +141,17 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the records of a `metrics.jsonl`.
 
     Neither a half-written last line nor one that says where the file begins is given.
+
+    Raises:
+      ReslabError: If a number in it is not finite, or too large to be one of a run.
     """
     text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
     records = (_record(line) for line in text.splitlines(keepends=True))
-    return [record for record in records if record and "begins_after" not in record]
+    found = [record for record in records if record and "begins_after" not in record]
+    for record in found:
+        for name, value in record.items():
+            _check_numbers(value, f"{path}: {name}")
+    return found
 
 
 def _record(line: str) -> dict[str, Any] | None:
@@ -157,6 +165,14 @@ def _record(line: str) -> dict[str, Any] | None:
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
     return record if all(map(_is_number, record.values())) else None
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _check_numbers(item, where)
+    else:
+        check_form(value, (None, bool, float), where)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
     python experiments/tutorial/loop.py
 
-Prints the loss in nats per token every ten steps; on two CPU cores it takes a minute.
+Prints the loss in nats per token every ten steps.
 """
 
 import sys

@@ -44,17 +44,7 @@ def constant(
 ) -> jax.Array:
     """Makes, or fetches, a constant of a module: saved like a parameter, never trained.
 
-    Args:
-      module: The module that owns it.
-      name: Its name.
-      init: Initializer `(key, shape, dtype) -> array`, called with the key of the
-        parameters.
-      shape: Its shape.
-      axes: Logical name of each axis, from `LOGICAL_AXES`, or None.
-      dtype: Its dtype, of any kind, such as int8.
-
-    Returns:
-      The array, out of its box.
+    Takes and returns what `parameter` does; the dtype may be of any kind, such as int8.
     """
 
     def make() -> Any:

@@ -10,6 +10,10 @@ from reslab.core.errors import ReslabError
 from reslab.core.model_state import check_updated
 from reslab.models.lm import LanguageModel
 
+# At a higher temperature float32 logits are equally likely as well, and the inverse
+# would vanish.
+FLATTEST = 1e30
+
 
 def sample_token(
     logits: jax.Array,
@@ -31,7 +35,8 @@ def sample_token(
       logits: (batch, vocabulary).
       key: Random key.
       temperature: 0 takes the most likely token, as does one so small that logits
-        divided by it overflow.
+        divided by it overflow; infinity takes every token that the model does not
+        rule out equally often.
       top_k: Number of tokens kept; 0 keeps all.
       top_p: Probability kept, in (0, 1].
 
@@ -41,6 +46,7 @@ def sample_token(
     likeliest = jnp.argmax(logits, axis=-1)
     if temperature == 0:
         return likeliest
+    temperature = min(temperature, FLATTEST)
     # A token that the model rules out has minus infinity.
     size = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0), axis=-1)
     is_drawn = jnp.isfinite(size / temperature)
@@ -52,9 +58,10 @@ def sample_token(
     if top_p < 1:
         descending = jnp.sort(logits, axis=-1)[:, ::-1]
         probability = jax.nn.softmax(descending, axis=-1)
-        # A token is kept if those before it have not reached top_p: the first
-        # always is.
+        # A token is kept if those before it have not reached top_p. The first always
+        # is, also where top_p vanishes in float32.
         is_kept = jnp.cumsum(probability, axis=-1) - probability < top_p
+        is_kept = is_kept.at[:, 0].set(True)
         least = jnp.min(jnp.where(is_kept, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return jnp.where(is_drawn, jax.random.categorical(key, logits), likeliest)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -9,11 +10,11 @@ from reslab.core.errors import ReslabError
 
 
 @pytest.fixture
-def refused() -> Callable[..., contextlib.AbstractContextManager[None]]:
+def refused() -> Callable[..., contextlib.AbstractContextManager[Any]]:
     @contextlib.contextmanager
-    def expect(*pieces: str) -> Iterator[None]:
+    def expect(*pieces: str) -> Iterator[Any]:
         with pytest.raises(ReslabError) as caught:
-            yield
+            yield caught
         message = str(caught.value)
         assert "\n" not in message
         for piece in pieces:

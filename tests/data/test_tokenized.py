@@ -122,10 +122,28 @@ def test_json_lines(tmp_path):
     corpus = load_corpus(f"jsonl(path={str(tmp_path)!r})", "bytes")
     assert corpus.documents == 30
     assert corpus.tokenizer.decode(corpus.validation.tokens[:11]) == "Zeile 0 ü"
-    for bad in ("{", '{"body": "x"}', '{"text": 3}', "[]"):
-        (tmp_path / "a.jsonl").write_text(bad)
-        with pytest.raises(ReslabError, match="line 1: expected an object with text"):
-            load_corpus(f"jsonl(path={str(tmp_path)!r})", "bytes")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"secret"', "not JSON: got Expecting ':' delimiter"),
+        (b"secret: 1", "not JSON: got Expecting value"),
+        (b'{"text": "secret\xff"}', "not JSON: expected UTF-8; got byte 16"),
+        (b"[" * 100_000, "not JSON: got nested too deeply"),
+        (b"9" * 5000, "not JSON: got Exceeds the limit"),
+        (b'["secret"]', "expected an object; got list"),
+        (b'{"body": "secret"}', "expected text in 'text'; got no such field"),
+        (b'{"text": ["secret"]}', "expected text in 'text'; got list"),
+        (b'{"text": "secret \\ud800"}', "got half of a surrogate pair"),
+    ],
+)
+def test_a_wrong_line_is_named_and_not_shown(line, reason, tmp_path, refused):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + line)
+    with refused(f"{path}, line 2: ", reason) as caught:
+        load_corpus(f"jsonl(path={str(path)!r})", "bytes")
+    assert "secret" not in str(caught.value)
 
 
 def test_the_command(tmp_path, capsys):

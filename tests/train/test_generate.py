@@ -34,7 +34,33 @@ def test_top_k_and_top_p_restrict_the_choice():
     np.testing.assert_allclose(drawn(top_k=2), [0.625, 0.375, 0, 0], atol=0.04)
     np.testing.assert_allclose(drawn(top_p=0.6), [0.625, 0.375, 0, 0], atol=0.04)
     assert drawn(top_p=0.5)[0] == 1
-    assert drawn(top_p=1e-6)[0] == 1
+    for tiny in (1e-6, 1e-38, 1e-300):
+        assert drawn(top_p=tiny)[0] == 1
+        assert drawn(top_p=tiny, temperature=1e30)[0] == 1
+    np.testing.assert_array_equal(drawn(top_k=10**30), drawn())
+
+
+@pytest.mark.parametrize("temperature", [1e20, 1e38, 1e300, float("inf")])
+def test_any_temperature_leaves_out_what_the_model_rules_out(temperature):
+    logits = LOGITS.at[0, 1].set(-jnp.inf)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    tokens = jax.vmap(lambda key: sample_token(logits, key, temperature=temperature))
+    found = np.bincount(np.asarray(tokens(keys)).ravel(), minlength=4) / 2000
+    np.testing.assert_allclose(found, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.04)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"temperature": value} for value in (-1.0, float("nan"), -float("inf"))),
+        *({"top_p": value} for value in (0.0, -0.5, 1.5, float("nan"))),
+        {"top_k": -1},
+    ],
+)
+def test_options_out_of_range_are_refused(options):
+    model = LanguageModel(vocabulary_size=13)
+    with pytest.raises(ReslabError, match=f"{next(iter(options))}: expected"):
+        generate(model, {}, jnp.zeros((1, 3), jnp.int32), 6, **options)
 
 
 @pytest.mark.parametrize(

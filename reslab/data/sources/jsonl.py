@@ -2,11 +2,11 @@
 
 import dataclasses
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 
 from reslab.core.errors import ReslabError
+from reslab.core.records import parse_record
 from reslab.data.files import File, matching_files
 
 
@@ -30,15 +30,20 @@ class JsonLinesSource:
         """
         for file in matching_files(self.path, "source jsonl"):
             for number, line in enumerate(_lines(file), start=1):
-                try:
-                    text = json.loads(line)[self.field].encode()
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    raise ReslabError(
-                        f"source jsonl: {file.name}, line {number}",
-                        expected=f"an object with text in {self.field!r}",
-                        got=repr(line[:60].decode(errors="replace")),
-                    ) from None
-                yield text
+                yield self._document(line, f"source jsonl: {file.name}, line {number}")
+
+    def _document(self, line: bytes, where: str) -> bytes:
+        """Returns the text on a line; errors do not show it, whatever file it is."""
+        record = parse_record(line, where)
+        text, got = record.get(self.field), "no such field"
+        if self.field in record:
+            got = type(text).__name__
+        if isinstance(text, str):
+            try:
+                return text.encode()
+            except UnicodeEncodeError:
+                got = "half of a surrogate pair"
+        raise ReslabError(where, expected=f"text in {self.field!r}", got=got)
 
 
 def _lines(file: File) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import pytest
 
 from reslab import drill
 from reslab.cli import main
+from reslab.core import registry
 from reslab.describe import variants_table
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -169,6 +170,25 @@ def test_the_table_of_variants_is_that_of_the_folders():
         r"<!-- variants.*? -->\n(.*?)\n?<!-- /variants -->", text, re.DOTALL
     )
     assert table and table[1] == variants_table(), "reslab list --markdown"
+
+
+def test_the_site_is_built(tmp_path):
+    """Without a warning; every variant is on the page of its family."""
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict"]
+    done = subprocess.run(
+        [*command, "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for family in registry.FAMILIES:
+        page = (tmp_path / "families" / family / "index.html").read_text()
+        shown = re.findall(r'<h2 id="(\w+)"', page)
+        assert shown == [*registry.names(family)]
+        assert not re.search(r"\((and )?those of <code>", page)
 
 
 def test_the_readme_is_short():

@@ -20,7 +20,7 @@ class SharedValues(SharedKeysValues):
     (SVFormer). Tested by its properties; no output of the authors' code.
 
     Attributes:
-      (those of `shared_kv`)
+      (those of `SharedKeysValues`)
     """
 
     takes: ClassVar[Collection[str]] = ("value",)

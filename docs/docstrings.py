@@ -1,0 +1,51 @@
+"""A Griffe extension: docstrings of reslab in the form that mkdocstrings reads."""
+
+import re
+import textwrap
+from typing import Any
+
+from griffe import Class, Extension, Function, GriffeLoader, Module
+
+INHERITED = re.compile(r"^ *\((?:and )?those of `(\w+)`\) *\n?", re.MULTILINE)
+EXAMPLE = re.compile(r"((?:^>>> .*\n(?:(?!\n).+\n?)*\n*)+)\Z", re.MULTILINE)
+
+
+class Docstrings(Extension):
+    """Writes out inherited attributes and marks examples as a section."""
+
+    def on_package(self, *, pkg: Module, loader: GriffeLoader, **_: Any) -> None:
+        """Rewrites every docstring of a package once all of it is loaded."""
+        named: dict[str, Class | Function] = {}
+        _collect(pkg, named)
+        for found in named.values():
+            if found.docstring:
+                text = INHERITED.sub(
+                    lambda match: _attributes(match[1], named), found.docstring.value
+                )
+                found.docstring.value = EXAMPLE.sub(_section, text + "\n").rstrip()
+
+
+def _collect(scope: Any, named: dict[str, Class | Function]) -> None:
+    for member in scope.members.values():
+        if member.is_alias:
+            continue
+        if member.is_class or member.is_function:
+            named[member.name if member.is_class else member.path] = member
+            if member.is_function and member.name == "build":
+                named[member.module.name] = member
+        if member.is_class or member.is_module:
+            _collect(member, named)
+
+
+def _attributes(name: str, named: dict[str, Class | Function]) -> str:
+    """Returns the attributes that a class's own docstring lists, as lines."""
+    found = named.get(name)
+    if found is None or found.docstring is None:
+        return ""
+    _, _, rest = found.docstring.value.partition("Attributes:\n")
+    lines = re.split(r"\n(?!  )", rest, maxsplit=1)[0]
+    return INHERITED.sub(lambda match: _attributes(match[1], named), lines + "\n")
+
+
+def _section(match: re.Match[str]) -> str:
+    return "Examples:\n" + textwrap.indent(match[1], "    ")

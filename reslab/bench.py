@@ -18,13 +18,13 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.python import command
 from reslab.observe.environment import environment
 from reslab.ops.catalogue import OPERATIONS, Case, Loop, cases
 from reslab.parallel.aot import bundles
 from reslab.parallel.aot.cost import Machine, program_cost
 from reslab.parallel.aot.program import compile_program
 from reslab.parallel.aot.topology import CHIPS, topology
+from reslab.runtime.python import command
 
 # A single chip cannot be described; its program is compiled for one of a host's.
 TARGETS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}

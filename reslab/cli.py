@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reslab import __version__
+from reslab.commands.options import number, place, whole
 from reslab.core import imports
 from reslab.core.errors import ReslabError
-from reslab.core.exits import BAD_INPUT, INTERNAL, INTERRUPTED, STOPPED, explain
-from reslab.core.options import number, place, whole
-from reslab.core.storage import local_path
-from reslab.core.streams import outlive_readers, write_failure
-from reslab.core.text import PrintableStream
+from reslab.runtime.exits import BAD_INPUT, INTERNAL, INTERRUPTED, STOPPED, explain
+from reslab.runtime.storage import local_path
+from reslab.runtime.streams import outlive_readers, write_failure
+from reslab.runtime.text import PrintableStream
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -633,7 +633,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from reslab.core import registry
-    from reslab.core.inside import check_links
+    from reslab.runtime.inside import check_links
     from reslab.study.plan import finished_runs
     from reslab.train.probe import inspect_run, table
 
@@ -736,7 +736,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from reslab.bench import as_csv, bench_ops
-    from reslab.core.files import write_whole
+    from reslab.runtime.files import write_whole
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -788,8 +788,8 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _drill(options: argparse.Namespace) -> int:
-    from reslab.core.files import scratch_directory
     from reslab.drill import as_json, drill
+    from reslab.runtime.files import scratch_directory
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr if options.json else sys.stdout, flush=True)

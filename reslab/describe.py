@@ -16,7 +16,6 @@ from reslab.core import config as configs
 from reslab.core import extension, registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import layouts
-from reslab.core.text import aligned
 from reslab.core.trees import (
     count_bytes,
     count_parameters,
@@ -26,6 +25,7 @@ from reslab.core.trees import (
     unbox,
 )
 from reslab.core.types import Context
+from reslab.runtime.text import aligned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,29 +13,27 @@ ROOT = pathlib.Path(reslab.__file__).parent
 FAMILIES = ("norms", "placements", "residuals", "mixers", "ffns", "linears")
 FAMILIES += ("positions", "value_paths", "blocks", "stacks")
 
+BELOW_TRAIN = ("core", "runtime", "ops", "models", "optim", "data", "parallel")
+BELOW_TRAIN += ("observe",)
+
 # What each floor may import besides itself. `nn.base` is the files directly in nn/.
 ALLOWED = {
     "core": set(),
+    "runtime": {"core"},
     "ops": {"core"},
     "nn.base": {"core", "ops"},
     **{f"nn.{family}": {"core", "ops", "nn.base"} for family in FAMILIES},
     "models": {"core", "ops", "nn.base", *(f"nn.{family}" for family in FAMILIES)},
-    "optim": {"core"},
-    "data": {"core"},
-    "parallel": {"core"},
-    "observe": {"core"},
-    "train": {
-        *("core", "ops", "models", "optim", "data", "parallel", "observe"),
-        "transforms",
-    },
+    "optim": {"core", "ops"},
+    "data": {"core", "runtime"},
+    "parallel": {"core", "runtime"},
+    "observe": {"core", "runtime", "ops"},
     "transforms": {"core", "nn.base"},
-    "study": {"core", "ops", "models", "optim", "data", "parallel", "observe", "train"},
-    "drill": {"core", "data", "parallel", "train", "top"},
-    "top": {
-        *("core", "ops", "models", "optim", "data", "parallel", "observe", "train"),
-        "study",
-        "drill",
-    },
+    "train": {*BELOW_TRAIN, "transforms"},
+    "study": {*BELOW_TRAIN, "train"},
+    "drill": {"core", "runtime", "data", "parallel", "train", "top"},
+    "commands": {"core", "runtime"},
+    "top": {*BELOW_TRAIN, "train", "study", "drill", "commands"},
 }
 
 

@@ -12,9 +12,9 @@ from reslab.cli import main
 from reslab.core import config as configs
 from reslab.core import foreign, imports, registry
 from reslab.core.errors import ReslabError
-from reslab.core.inside import check_links, open_inside
 from reslab.drill.hostile import COMMANDS, FIELDS, attacks, hostile
 from reslab.observe.writers.jsonl import JsonLines
+from reslab.runtime.inside import check_links, open_inside
 from reslab.train.run import Run
 
 SMALL = str(pathlib.Path(__file__).with_name("small.py"))

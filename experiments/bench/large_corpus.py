@@ -20,8 +20,8 @@ import time
 
 from _table import append
 
-from reslab.core.exits import STOPPED
 from reslab.observe.environment import environment
+from reslab.runtime.exits import STOPPED
 
 TABLE = pathlib.Path(__file__).with_suffix(".csv")
 DOCUMENT = 64_000  # Bytes of text in a document.

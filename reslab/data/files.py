@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from reslab.core.errors import ReslabError
-from reslab.core.files import scratch_directory
+from reslab.runtime.files import scratch_directory
 
 # Stores of objects. A recorded config may name one, but no host of somebody's choice,
 # which would learn who reads it; nor a chain, which may name anything.

@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.files import whole_directory
-from reslab.core.storage import local_path
 from reslab.data.corpus import (
     Corpus,
     Documents,
@@ -30,6 +28,8 @@ from reslab.data.corpus import (
     tokenizer_sha256,
 )
 from reslab.data.verification import content
+from reslab.runtime.files import whole_directory
+from reslab.runtime.storage import local_path
 
 RECORD = "corpus.json"
 SPLITS = ("train", "validation")

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from reslab.core.files import write_whole
+from reslab.runtime.files import write_whole
 
 # Bytes that are read at a time.
 PIECE = 2**24

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from reslab.core.errors import ReslabError
-from reslab.core.files import scratch_directory
-from reslab.core.storage import StorageFailed
+from reslab.runtime.files import scratch_directory
+from reslab.runtime.storage import StorageFailed
 
 _GUARD = 'the script\'s work under `if __name__ == "__main__":`, in a file of its own'
 

@@ -318,8 +318,8 @@ def _train(
     jax = _enter(devices, cache, log)
     if disk is not None:
         Disk(*disk)
-    from reslab.core import watchdog as dogs
     from reslab.parallel import hosts
+    from reslab.runtime import watchdog as dogs
     from reslab.train import loop
     from reslab.train.ending import end
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.grams import patch_gram
 from reslab.core.precision import statistics_dtype
 from reslab.models._classifier import Classifier, as_floats
 from reslab.models._convolution import Convolution
 from reslab.models._inverted_bottleneck import ReversibleBottlenecks, branch_names
 from reslab.nn.norm import norm_and_activation
+from reslab.ops.grams import patch_gram
 
 
 class ResNet(nn.Module):

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
-from reslab.core.grams import gram
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.models._body import Body, tiled
 from reslab.models._classifier import Classifier, as_floats
 from reslab.nn.norm import mask_for
+from reslab.ops.grams import gram
 
 
 class VisionTransformer(Body):

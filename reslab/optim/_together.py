@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from reslab.core import spectra
 from reslab.core.layout import Layout
 from reslab.core.types import MESH_AXES, SEQUENCE_AXIS
+from reslab.ops import spectra
 from reslab.optim._leaves import Layouts, map_leaves, resolve
 
 

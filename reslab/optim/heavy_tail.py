@@ -8,7 +8,7 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.spectra import ESTIMATORS, tail_exponents
+from reslab.ops.spectra import ESTIMATORS, tail_exponents
 from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
 from reslab.optim._together import singular_values
 from reslab.optim._widened import widened
@@ -71,7 +71,7 @@ def ratios_of(
     Args:
       params: The parameters.
       layouts: A tree of layouts like them.
-      estimator: How the exponents are fitted; see `reslab.core.spectra`.
+      estimator: How the exponents are fitted; see `reslab.ops.spectra`.
       kind: How a factor follows from the exponent; see `rates`.
       low: Factor of the heaviest tail, in "linear".
       high: Factor of the lightest tail, in "linear".

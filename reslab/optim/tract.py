@@ -8,9 +8,9 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.grams import gram, patch_gram
 from reslab.core.layout import Layout
 from reslab.core.trees import map_named
+from reslab.ops.grams import gram, patch_gram
 from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
 from reslab.optim._wrapping import inside
 

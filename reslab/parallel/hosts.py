@@ -15,9 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from reslab.core.errors import ReslabError
-from reslab.core.exits import BAD_INPUT
-from reslab.core.stopping import asked_to_stop
-from reslab.core.storage import StorageFailed
+from reslab.runtime.exits import BAD_INPUT
+from reslab.runtime.stopping import asked_to_stop
+from reslab.runtime.storage import StorageFailed
 
 Answer = TypeVar("Answer")
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from reslab.core.errors import escaped, printable
-from reslab.core.text import aligned, spreadsheet_cell
+from reslab.runtime.text import aligned, spreadsheet_cell
 
 _NUMBER = re.compile(
     r"[-+<]?[\d.,]+(e[-+]?\d+)?( [KMG]?i?B)?|\[[^\]]*\]|—"  # A number or an interval.

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.records import Form, read_record
-from reslab.core.storage import local_path
+from reslab.runtime.storage import local_path
 from reslab.study.algebra import Case, Sweep
 
 # Fields of study.json that are read by name.

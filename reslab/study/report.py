@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from reslab.core.errors import ReslabError
-from reslab.core.files import make_directory, write_whole
-from reslab.core.storage import local_path, storage_error
-from reslab.core.text import spreadsheet_cell
+from reslab.runtime.files import make_directory, write_whole
+from reslab.runtime.storage import local_path, storage_error
+from reslab.runtime.text import spreadsheet_cell
 from reslab.study import figures
 from reslab.study.comparison import (
     LEVEL,

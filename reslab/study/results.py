@@ -12,9 +12,9 @@ import numpy as np
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.exits import DIVERGED
 from reslab.core.records import read_record
 from reslab.observe.writers import jsonl
+from reslab.runtime.exits import DIVERGED
 from reslab.study.plan import read_study, run_directory
 from reslab.train.run import Run
 

@@ -15,15 +15,15 @@ from typing import Any
 from reslab.core import config as configs
 from reslab.core import imports
 from reslab.core.errors import ReslabError
-from reslab.core.exits import DIVERGED, STOPPED
-from reslab.core.files import make_directory, scratch_directory, write_whole
-from reslab.core.inside import check_links, open_inside
 from reslab.core.platform import available_cores
-from reslab.core.python import command
 from reslab.core.records import read_record
-from reslab.core.stopping import StopRequest, asked_to_stop
-from reslab.core.storage import storage_error
 from reslab.observe.progress import progress
+from reslab.runtime.exits import DIVERGED, STOPPED
+from reslab.runtime.files import make_directory, scratch_directory, write_whole
+from reslab.runtime.inside import check_links, open_inside
+from reslab.runtime.python import command
+from reslab.runtime.stopping import StopRequest, asked_to_stop
+from reslab.runtime.storage import storage_error
 from reslab.study.plan import Plan, PlannedRun, read_study
 from reslab.study.worker import CORES
 from reslab.train.run import Run

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core import imports
 from reslab.core.errors import ReslabError
-from reslab.core.exits import STOPPED
+from reslab.runtime.exits import STOPPED
 from reslab.train.run import InUse
 
 # Cores that this process may use, comma-separated; the sweep sets it.

@@ -30,10 +30,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from reslab.core.errors import ReslabError
-from reslab.core.files import Place, make_directory, sync, sync_tree
-from reslab.core.storage import StorageFailed, local_path, storage_error
 from reslab.core.trees import named_leaves
 from reslab.parallel.hosts import agree, is_writer, wait_for_all
+from reslab.runtime.files import Place, make_directory, sync, sync_tree
+from reslab.runtime.storage import StorageFailed, local_path, storage_error
 from reslab.train.identity import compare
 
 Tree = Any

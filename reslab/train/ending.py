@@ -3,8 +3,8 @@
 import sys
 import traceback
 
-from reslab.core.exits import DIVERGED, INTERNAL, INTERRUPTED, STOPPED, explain
 from reslab.parallel.hosts import leave_alone
+from reslab.runtime.exits import DIVERGED, INTERNAL, INTERRUPTED, STOPPED, explain
 from reslab.train.loop import Diverged, Stopped
 
 

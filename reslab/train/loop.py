@@ -18,7 +18,6 @@ from reslab.core import config as configs
 from reslab.core import extension
 from reslab.core.errors import ReslabError
 from reslab.core.trees import count_parameters, named_leaves
-from reslab.core.watchdog import Watchdog, watching
 from reslab.data.prefetch import prefetch
 from reslab.observe.environment import environment
 from reslab.observe.meter import Meter
@@ -33,6 +32,7 @@ from reslab.parallel.hosts import (
     on_writer,
 )
 from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
+from reslab.runtime.watchdog import Watchdog, watching
 from reslab.train import identity
 from reslab.train.checkpoint import Checkpoints, NotFinite, Restored
 from reslab.train.continuation import inherited

@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.files import write_whole
-from reslab.core.inside import check_links
 from reslab.core.layout import layouts
 from reslab.core.taps import TAPS
-from reslab.core.text import aligned
 from reslab.observe.probes import quantities
 from reslab.observe.probes._view import CannotAnswer, View
 from reslab.observe.probes._watch import watching_stream_gradient
 from reslab.observe.writers import jsonl
 from reslab.parallel.compiler import compiler_options
 from reslab.parallel.mesh import batch_parts, make_mesh, place_on, replicated, use_mesh
+from reslab.runtime.files import write_whole
+from reslab.runtime.inside import check_links
+from reslab.runtime.text import aligned
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.memory import check_memory
 from reslab.train.run import Run

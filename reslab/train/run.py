@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
-from reslab.core.files import make_directory, write_whole
-from reslab.core.inside import check_links, open_inside
 from reslab.core.records import Form, read_record
-from reslab.core.storage import local_path, storage_error, storage_errors
+from reslab.runtime.files import make_directory, write_whole
+from reslab.runtime.inside import check_links, open_inside
+from reslab.runtime.storage import local_path, storage_error, storage_errors
 from reslab.train import identity
 
 # Files that a run writes; its config makes them its own.

@@ -13,10 +13,10 @@ from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.depth import arrange_layers, block_layers
 from reslab.core.errors import ReslabError
-from reslab.core.files import whole_directory
 from reslab.core.model_state import ModelState, check_updated, model_state_of
 from reslab.core.trees import named_leaves, nested_leaves
 from reslab.parallel.mesh import make_mesh
+from reslab.runtime.files import whole_directory
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.loop import describe
 from reslab.train.run import Run

@@ -9,7 +9,7 @@ import pytest
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout, read
-from reslab.core.spectra import spectrum_quantiles
+from reslab.ops.spectra import spectrum_quantiles
 from reslab.optim.noise_adaptive_muon import build as noise_adaptive
 from reslab.optim.noise_adaptive_muon import dual_norms
 from reslab.optim.orthogonalization import coefficients, orthogonalized

@@ -12,7 +12,7 @@ import pytest
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout, read
-from reslab.core.spectra import correlated_tail, eigenvalues, tail_exponents
+from reslab.ops.spectra import correlated_tail, eigenvalues, tail_exponents
 from reslab.optim import heavy_tail, importance_sparse, lisa, normalize_and_project
 from reslab.optim.groups import grouped, parse_groups
 from reslab.optim.tract import build as tract

@@ -13,8 +13,8 @@ import pytest
 from reslab.cli import main
 from reslab.core.errors import ReslabError
 from reslab.core.platform import available_cores, cpu_threads
-from reslab.core.python import command
 from reslab.parallel.hosts import configure_cpu
+from reslab.runtime.python import command
 from reslab.study.comparison import at_equal_tokens
 from reslab.study.plan import plan
 from reslab.study.results import read_results

@@ -20,8 +20,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reslab.core.errors import ReslabError
-from reslab.core.storage import StorageFailed
 from reslab.drill.disk import Disk, after_cut
+from reslab.runtime.storage import StorageFailed
 from reslab.train import checkpoint
 from reslab.train.checkpoint import (
     Checkpoints,

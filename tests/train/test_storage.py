@@ -6,8 +6,8 @@ import os
 import pytest
 
 from reslab.core.errors import ReslabError
-from reslab.core.storage import StorageFailed
 from reslab.observe.writers.jsonl import JsonLines
+from reslab.runtime.storage import StorageFailed
 from reslab.train import loop
 from reslab.train.ending import end
 from reslab.train.run import Run

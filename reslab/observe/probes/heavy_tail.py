@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import jax
 
-from reslab.core.spectra import eigenvalues, tail_exponents
 from reslab.core.trees import named_leaves
 from reslab.observe.probes._kernels import mean_by_layer
 from reslab.observe.probes._view import Quantity, View
+from reslab.ops.spectra import eigenvalues, tail_exponents
 
 
 class HeavyTailProbe:
@@ -20,7 +20,7 @@ class HeavyTailProbe:
     Reference: Martin & Mahoney, 2021, https://arxiv.org/abs/1810.01075.
 
     Args:
-      estimator: How the exponent is fitted; see `reslab.core.spectra`.
+      estimator: How the exponent is fitted; see `reslab.ops.spectra`.
     """
 
     quantities: ClassVar[Mapping[str, Quantity]] = {

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import jax
 
-from reslab.core.spectra import spectrum_quantiles
 from reslab.core.trees import named_leaves
 from reslab.observe.probes._kernels import mean_by_layer
 from reslab.observe.probes._view import CannotAnswer, Quantity, View
+from reslab.ops.spectra import spectrum_quantiles
 
 # What optimizers call the average or sum of their gradients.
 _NAMES = ("momentum", "mu", "trace", "mean")

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from reslab.core.files import sync, write_whole
-from reslab.core.inside import open_inside
 from reslab.core.records import check_form
-from reslab.core.storage import storage_errors
+from reslab.runtime.files import sync, write_whole
+from reslab.runtime.inside import open_inside
+from reslab.runtime.storage import storage_errors
 
 
 class JsonLines:

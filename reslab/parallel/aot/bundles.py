@@ -13,7 +13,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
-from reslab.core.files import scratch_directory
+from reslab.runtime.files import scratch_directory
 
 _LINE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:\s*(>*)\s*\{")
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:")

@@ -12,7 +12,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from reslab.core.errors import ReslabError
-from reslab.core.files import scratch_directory
+from reslab.runtime.files import scratch_directory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,11 @@
 import subprocess
 import sys
 
-from reslab.core.watchdog import Watchdog, watching
+from reslab.runtime.watchdog import Watchdog, watching
 
 STALL = """
 import time
-from reslab.core import watchdog
+from reslab.runtime import watchdog
 watchdog.PATIENCE = 1.0
 with watchdog.watching(2.0) as dog:
     for _ in range(5):

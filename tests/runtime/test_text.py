@@ -5,7 +5,7 @@ import io
 import pytest
 
 from reslab.core.errors import LONGEST_VALUE, ReslabError
-from reslab.core.text import PrintableStream, spreadsheet_cell
+from reslab.runtime.text import PrintableStream, spreadsheet_cell
 
 COMMANDS = ["\x1b[31m", "\x07", "\x00", "\r", "\x9b31m", "\u202e", "\u2028", "\ud800"]
 

@@ -2,7 +2,7 @@
 
 from reslab.core import extension
 from reslab.core.errors import ReslabError
-from reslab.core.storage import StorageFailed, is_transient
+from reslab.runtime.storage import StorageFailed, is_transient
 
 BAD_INPUT = 2  # A mistake in the request: one line, nothing written.
 FAILED = 1  # Part of a request failed; or the watchdog ended a stalled process.

@@ -7,9 +7,9 @@ import pathlib
 import pytest
 
 from reslab.cli import main
-from reslab.core import files
 from reslab.core.errors import ReslabError
-from reslab.core.storage import StorageFailed, local_path, storage_error
+from reslab.runtime import files
+from reslab.runtime.storage import StorageFailed, local_path, storage_error
 
 MISTAKES = ("EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "ELOOP")
 FAILURES = ("EIO", "ESTALE", "ENOSPC", "EDQUOT", "ETIMEDOUT", "ENOTCONN", "EMFILE")

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from reslab.core.errors import ReslabError
-from reslab.core.storage import (
+from reslab.runtime.storage import (
     StorageFailed,
     local_path,
     storage_error,

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 
 from reslab.core.errors import ReslabError
-from reslab.core.storage import local_path
+from reslab.runtime.storage import local_path
 
 
 def place(text: str) -> str:

@@ -6,14 +6,14 @@ import stat
 import pytest
 
 from reslab.core.errors import ReslabError
-from reslab.core.files import (
+from reslab.runtime.files import (
     Place,
     make_directory,
     scratch_directory,
     whole_directory,
     write_whole,
 )
-from reslab.core.storage import StorageFailed
+from reslab.runtime.storage import StorageFailed
 
 
 def test_a_directory_is_there_when_it_is_whole(tmp_path):

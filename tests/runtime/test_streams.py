@@ -8,16 +8,16 @@ import sys
 import jax
 import pytest
 
+from reslab.commands.options import number, place, whole
 from reslab.core.errors import ReslabError
-from reslab.core.exits import INTERNAL, explain
 from reslab.core.literals import literal
-from reslab.core.options import number, place, whole
 from reslab.core.records import read_record
 from reslab.observe.progress import progress
+from reslab.runtime.exits import INTERNAL, explain
 
 PROGRAM = """
 import os, sys
-from reslab.core.streams import outlive_readers, write_failure
+from reslab.runtime.streams import outlive_readers, write_failure
 outlive_readers()
 for _ in range(3):
     print("told \\u0441 " * 5000, flush=True)

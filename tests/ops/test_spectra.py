@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reslab.core.spectra import bisected_singular_values, singular_values
+from reslab.ops.spectra import bisected_singular_values, singular_values
 from reslab.parallel.aot.program import compile_program
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,1 @@
+"""The commands of `reslab`: one file a verb."""

@@ -1,0 +1,1 @@
+"""Processes, files and storage: what runs a model, whatever the model is."""

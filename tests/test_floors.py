@@ -16,7 +16,7 @@ FAMILIES += ("positions", "value_paths", "blocks", "stacks")
 BELOW_TRAIN = ("core", "runtime", "ops", "models", "optim", "data", "parallel")
 BELOW_TRAIN += ("observe",)
 
-# What each floor may import besides itself. `nn.base` is the files directly in nn/.
+# What each floor may import besides itself.
 ALLOWED = {
     "core": set(),
     "runtime": {"core"},

@@ -25,7 +25,7 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS, model_state_of
 from reslab.core.trees import unbox
-from reslab.nn.norm import needs_batch
+from reslab.nn.base.norm import needs_batch
 from reslab.observe.environment import environment
 from reslab.parallel.aot.cost import Machine, program_cost
 from reslab.parallel.aot.program import compile_program

@@ -74,7 +74,7 @@ class Context:
     Attributes:
       depth: Number of layers applied, counting every pass of a loop.
       sites: First site of every layer applied, and one past the last; () is unknown
-        (see `reslab.nn.sites`).
+        (see `reslab.nn.base.sites`).
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
       norm: Default normalization, for parts that normalize inside.
@@ -127,7 +127,7 @@ class Residual(Protocol):
     `reduces_to_plain_at_init` says whether a network with this residual
     computes, at initialization, what it would compute with `plain`. One whose
     sublayers read what many earlier ones wrote says `is_history = True`, and its
-    stream is a `reslab.nn.history.History`. `build` is told which `sublayer` it is
+    stream is a `reslab.nn.base.history.History`. `build` is told which `sublayer` it is
     for, its `sublayer_index` among the `sublayers` of a layer, and the `depth` and
     `sites` applied.
     """

@@ -11,9 +11,9 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Context
 from reslab.models._growth import check_growth
-from reslab.nn import sites as sites_of
-from reslab.nn.dropout import check_rate
-from reslab.nn.norm import make_norm
+from reslab.nn.base import sites as sites_of
+from reslab.nn.base.dropout import check_rate
+from reslab.nn.base.norm import make_norm
 from reslab.ops.tiles import IMPLEMENTATIONS
 
 Specs = registry.Spec | Sequence[registry.Spec]

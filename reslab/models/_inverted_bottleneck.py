@@ -13,8 +13,8 @@ from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.trees import unbox
 from reslab.models._convolution import Convolution
-from reslab.nn.coupling import Coupled, undo
-from reslab.nn.norm import norm_and_activation
+from reslab.nn.base.coupling import Coupled, undo
+from reslab.nn.base.norm import norm_and_activation
 
 
 def branch_names(depth: int) -> list[str]:

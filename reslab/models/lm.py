@@ -13,8 +13,8 @@ from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import State
 from reslab.models._body import Body, tiled
-from reslab.nn.dropout import check_rate, dropout
-from reslab.nn.norm import mask_for
+from reslab.nn.base.dropout import check_rate, dropout
+from reslab.nn.base.norm import mask_for
 from reslab.ops.cross_entropy.api import token_losses
 
 

@@ -12,7 +12,7 @@ from reslab.core.precision import statistics_dtype
 from reslab.models._classifier import Classifier, as_floats
 from reslab.models._convolution import Convolution
 from reslab.models._inverted_bottleneck import ReversibleBottlenecks, branch_names
-from reslab.nn.norm import norm_and_activation
+from reslab.nn.base.norm import norm_and_activation
 from reslab.ops.grams import patch_gram
 
 

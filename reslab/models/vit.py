@@ -11,7 +11,7 @@ from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.models._body import Body, tiled
 from reslab.models._classifier import Classifier, as_floats
-from reslab.nn.norm import mask_for
+from reslab.nn.base.norm import mask_for
 from reslab.ops.grams import gram
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import ModelState
-from reslab.nn import sites
+from reslab.nn.base import sites
 from reslab.transforms import _stream
 
 # Parameters that the new model has beside the old ones' start as in a new model, and

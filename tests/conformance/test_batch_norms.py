@@ -14,7 +14,7 @@ from reslab.core.model_state import (
     model_state_of,
 )
 from reslab.core.trees import named_leaves, unbox
-from reslab.nn.norm import needs_batch
+from reslab.nn.base.norm import needs_batch
 from reslab.parallel.mesh import batch_sharding, use_mesh
 from reslab.train.step import gradient_in_parts
 

@@ -8,7 +8,7 @@ import pytest
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS, model_state_of
-from reslab.nn.norm import needs_batch
+from reslab.nn.base.norm import needs_batch
 
 ALONE = [
     name

@@ -17,7 +17,7 @@ import pytest
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
-from reslab.nn.norm import needs_batch
+from reslab.nn.base.norm import needs_batch
 
 KINDS = ("residual", "placement", "norm", "block")
 ELSEWHERE = (1, 2)

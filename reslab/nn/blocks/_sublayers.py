@@ -9,9 +9,9 @@ import jax
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Branch, Context, Shared, State, Stream
-from reslab.nn import sites
-from reslab.nn.dropout import dropout
-from reslab.nn.norm import mask_for
+from reslab.nn.base import sites
+from reslab.nn.base.dropout import dropout
+from reslab.nn.base.norm import mask_for
 
 
 class Sublayer(NamedTuple):

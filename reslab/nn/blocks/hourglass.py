@@ -10,8 +10,8 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.precision import scaled
 from reslab.core.types import Branch
+from reslab.nn.base.norm import make_norm
 from reslab.nn.blocks._sublayers import Sublayer, SublayerBlock
-from reslab.nn.norm import make_norm
 
 
 class HourglassBlock(SublayerBlock):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Branch, Shared
-from reslab.nn import sites
+from reslab.nn.base import sites
+from reslab.nn.base.coupling import Coupled, undo
 from reslab.nn.blocks.standard import StandardBlock
-from reslab.nn.coupling import Coupled, undo
 
 
 class ReversibleBlock(StandardBlock):

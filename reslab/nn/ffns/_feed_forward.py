@@ -8,7 +8,7 @@ import jax
 
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
-from reslab.nn.projection import ProjectingModule
+from reslab.nn.base.projection import ProjectingModule
 
 
 class FeedForward(ProjectingModule):

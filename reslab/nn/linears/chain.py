@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.nn import chains as chains_of
+from reslab.nn.base import chains as chains_of
 from reslab.nn.linears._linear import LinearModule
 from reslab.nn.linears.dense import Dense
 

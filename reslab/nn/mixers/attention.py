@@ -11,9 +11,9 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.randomness import training_key
 from reslab.core.types import Inputs, Shared, State
-from reslab.nn.dropout import check_rate
-from reslab.nn.norm import make_norm
-from reslab.nn.projection import ProjectingModule
+from reslab.nn.base.dropout import check_rate
+from reslab.nn.base.norm import make_norm
+from reslab.nn.base.projection import ProjectingModule
 from reslab.ops.attention.api import attention
 
 

@@ -12,8 +12,8 @@ from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Shared, State
+from reslab.nn.base.projection import ProjectingModule
 from reslab.nn.mixers._convolution import ShortConvolution
-from reslab.nn.projection import ProjectingModule
 from reslab.ops.gated_delta.api import gated_delta_rule
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.precision import statistics_dtype
-from reslab.nn import chains as chains_of
+from reslab.nn.base import chains as chains_of
 from reslab.nn.norms._features import FeatureNorm
 
 

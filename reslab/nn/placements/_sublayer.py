@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Branch, Context, Residual, Stream
-from reslab.nn.norm import make_norm, needs_batch
+from reslab.nn.base.norm import make_norm, needs_batch
 
 
 class Placement(nn.Module):

@@ -6,7 +6,7 @@ import jax
 
 from reslab.core.precision import scaled
 from reslab.core.types import Branch, Context, Residual, Stream
-from reslab.nn import sites
+from reslab.nn.base import sites
 from reslab.nn.placements.post import PostNorm
 
 

@@ -7,7 +7,7 @@ import jax
 
 from reslab.core import registry
 from reslab.core.types import Branch
-from reslab.nn import sites
+from reslab.nn.base import sites
 from reslab.nn.placements._sublayer import Placement
 
 

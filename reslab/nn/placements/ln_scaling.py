@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from reslab.core.precision import scaled, statistics_dtype
 from reslab.core.types import Branch, Context
-from reslab.nn import sites
+from reslab.nn.base import sites
 from reslab.nn.placements._sublayer import Placement
 
 

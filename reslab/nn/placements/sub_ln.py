@@ -5,7 +5,7 @@ import math
 from typing import ClassVar
 
 from reslab.core.types import Context
-from reslab.nn import sites
+from reslab.nn.base import sites
 from reslab.nn.placements._sublayer import Placement
 
 

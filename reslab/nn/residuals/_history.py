@@ -11,8 +11,8 @@ from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.types import Branch
-from reslab.nn import sites
-from reslab.nn.history import History, Sources
+from reslab.nn.base import sites
+from reslab.nn.base.history import History, Sources
 from reslab.ops.depth_attention.api import (
     depth_mix,
     depth_mix_through,

@@ -17,8 +17,8 @@ from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import TAPS, tap
 from reslab.core.types import Branch
-from reslab.nn import sites
-from reslab.nn.history import History
+from reslab.nn.base import sites
+from reslab.nn.base.history import History
 from reslab.nn.residuals._history import DepthAttention, HistoryResidual
 from reslab.ops.depth_attention.api import (
     depth_read,

@@ -11,7 +11,7 @@ from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.taps import tap
 from reslab.core.types import Branch, Inputs
-from reslab.nn.history import History
+from reslab.nn.base.history import History
 from reslab.nn.residuals._history import HistoryResidual
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
-from reslab.nn import sites
-from reslab.nn.history import History
+from reslab.nn.base import sites
+from reslab.nn.base.history import History
 from reslab.nn.residuals._history import LayerHistory, mixtures
 
 

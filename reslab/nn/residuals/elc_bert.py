@@ -11,7 +11,7 @@ from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
 from reslab.core.types import Branch
-from reslab.nn.history import History
+from reslab.nn.base.history import History
 from reslab.nn.residuals._history import LayerHistory, mixtures
 
 FORMS = ("base", "zero", "normalized", "weighted_output")

@@ -8,7 +8,7 @@ import jax
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
-from reslab.nn.projection import ProjectingModule
+from reslab.nn.base.projection import ProjectingModule
 
 
 class Highway(ProjectingModule):

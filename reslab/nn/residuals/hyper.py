@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from reslab.core.taps import tap
 from reslab.core.types import Branch
-from reslab.nn.norm import make_norm
+from reslab.nn.base.norm import make_norm
 from reslab.nn.residuals._streams import SeveralStreams, Streams, pass_through
 
 

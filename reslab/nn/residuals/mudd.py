@@ -10,7 +10,7 @@ from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
 from reslab.core.types import Inputs
-from reslab.nn.history import History
+from reslab.nn.base.history import History
 from reslab.nn.residuals._history import Kernel, LayerHistory, mixtures
 
 

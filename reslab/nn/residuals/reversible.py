@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from reslab.core.types import Branch
-from reslab.nn.coupling import Coupled
+from reslab.nn.base.coupling import Coupled
 
 
 class Reversible(nn.Module):

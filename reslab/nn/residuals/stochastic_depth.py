@@ -7,7 +7,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.core.randomness import training_key
 from reslab.core.types import Branch
-from reslab.nn import sites
+from reslab.nn.base import sites
 from reslab.nn.residuals._single import SingleStream
 
 

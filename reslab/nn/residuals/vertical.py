@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from reslab.core.parameters import parameter
 from reslab.core.taps import tap
-from reslab.nn.history import History
+from reslab.nn.base.history import History
 from reslab.nn.residuals._history import Kernel, LayerHistory
 
 

@@ -10,7 +10,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from reslab.core.platform import platform
 from reslab.core.types import Shared
-from reslab.nn.history import History
+from reslab.nn.base.history import History
 
 # (variables, history, shared, x) -> (history, written, updates)
 Step = Callable[..., tuple[History, Shared, Any]]

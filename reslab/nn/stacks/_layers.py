@@ -16,8 +16,8 @@ from reslab.core.randomness import DROPOUT, without_randomness
 from reslab.core.taps import TAPS, is_watched
 from reslab.core.trees import unbox
 from reslab.core.types import Shared, State, Stream
-from reslab.nn.depth_memory import DEPTH_READ
-from reslab.nn.history import History
+from reslab.nn.base.depth_memory import DEPTH_READ
+from reslab.nn.base.history import History
 from reslab.nn.stacks import _history
 from reslab.nn.stacks._reversible import reversible_scan
 

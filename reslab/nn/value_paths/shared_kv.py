@@ -8,7 +8,7 @@ import jax
 
 from reslab.core.errors import ReslabError
 from reslab.core.types import Shared
-from reslab.nn.depth_memory import Kept
+from reslab.nn.base.depth_memory import Kept
 from reslab.nn.value_paths._path import Keep, Make, ValuePath
 
 

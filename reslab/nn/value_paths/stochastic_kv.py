@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from reslab.core.errors import ReslabError
 from reslab.core.randomness import training_key
 from reslab.core.types import Shared
-from reslab.nn.depth_memory import kept_read
+from reslab.nn.base.depth_memory import kept_read
 from reslab.nn.value_paths._path import Keep, Make, ValuePath
 
 _NAME = "keys_values"

@@ -6,7 +6,7 @@ import pytest
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves, unbox
 from reslab.models.lm import LanguageModel
-from reslab.nn.coupling import Coupled
+from reslab.nn.base.coupling import Coupled
 
 TOKENS = np.random.default_rng(0).integers(0, 21, (2, 8), dtype=np.int32)
 

@@ -7,7 +7,7 @@ import pytest
 
 from reslab.core.errors import ReslabError
 from reslab.core.losses import total_loss
-from reslab.nn.history import History
+from reslab.nn.base.history import History
 from reslab.nn.residuals._history import DepthAttention
 from reslab.nn.residuals.attnres import AttentionResiduals
 from reslab.ops.depth_attention.reference import attend, merge

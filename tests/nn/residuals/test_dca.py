@@ -5,7 +5,7 @@ import pytest
 
 from reslab.core.errors import ReslabError
 from reslab.core.types import Inputs
-from reslab.nn.history import History
+from reslab.nn.base.history import History
 from reslab.nn.residuals.dca import DeepCrossAttention, GeneralizedSum
 
 

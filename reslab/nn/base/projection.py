@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
-from reslab.nn.norm import make_norm
+from reslab.nn.base.norm import make_norm
 
 
 class ProjectingModule(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 
 from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
-from reslab.nn import sites
+from reslab.nn.base import sites
 from reslab.nn.placements.deepnorm import DeepNorm
 from reslab.nn.placements.sub_ln import SubNorm
 

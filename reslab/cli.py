@@ -675,15 +675,15 @@ def _transform(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from reslab.describe import list_variants, variants_table
+    from reslab.commands.variants import list_variants, variants_table
 
     print(variants_table() if options.markdown else list_variants(options.family))
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
+    from reslab.commands.variants import show_config, show_variant
     from reslab.core import registry
-    from reslab.describe import show_config, show_variant
     from reslab.train.run import Run
 
     family, _, variant = options.what.partition("/")
@@ -702,8 +702,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from reslab.compile import as_json, compile_configs, table
     from reslab.core import config as configs
+    from reslab.train.compiled import as_json, compile_configs, table
 
     named: dict[str, ConfigDict] = {}
     for source in options.configs:
@@ -735,7 +735,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from reslab.bench import as_csv, bench_ops
+    from reslab.commands.kernels import as_csv, bench_ops
     from reslab.runtime.files import write_whole
 
     def tell(line: str) -> None:

@@ -6,8 +6,8 @@ import io
 import jax.numpy as jnp
 import pytest
 
-from reslab import bench
 from reslab.cli import main
+from reslab.commands import kernels as bench
 from reslab.ops import evidence
 from reslab.ops.add_norm import pallas_tpu
 

@@ -14,8 +14,8 @@ import pytest
 
 from reslab import drill
 from reslab.cli import main
+from reslab.commands.variants import variants_table
 from reslab.core import registry
-from reslab.describe import variants_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -32,7 +32,7 @@ ALLOWED = {
     "train": {*BELOW_TRAIN, "transforms"},
     "study": {*BELOW_TRAIN, "train"},
     "drill": {"core", "runtime", "data", "parallel", "train", "top"},
-    "commands": {"core", "runtime"},
+    "commands": {*BELOW_TRAIN, "train", "study", "drill"},
     "top": {*BELOW_TRAIN, "train", "study", "drill", "commands"},
 }
 

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from reslab import compile as costs
-from reslab.compile import compile_configs
 from reslab.core import config as configs
 from reslab.core.trees import count_parameters, named_leaves
 from reslab.parallel.aot.estimate import bandwidth
 from reslab.parallel.aot.topology import CHIPS, topology
 from reslab.parallel.mesh import device_bytes, make_mesh
+from reslab.train import compiled as costs
+from reslab.train.compiled import compile_configs
 from reslab.train.state import check_batch, make_setup
 
 pytestmark = pytest.mark.tpu_compile

@@ -28,7 +28,6 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from reslab.compile import ATTENTION, causal_share
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
@@ -39,6 +38,7 @@ from reslab.parallel.aot.estimate import estimate
 from reslab.parallel.aot.program import OutOfMemory, compile_program
 from reslab.parallel.aot.topology import Topology, topology
 from reslab.parallel.mesh import batch_sharding, make_mesh, tree_sharding, use_mesh
+from reslab.train.compiled import ATTENTION, causal_share
 
 TABLE = pathlib.Path(__file__).with_suffix(".csv")
 DEPTHS = (24, 48)

@@ -31,12 +31,12 @@ import time
 import jax
 from _table import append
 
-from reslab.compile import compile_configs
 from reslab.core import config as configs
 from reslab.observe.environment import environment
 from reslab.observe.meter import PEAK_FLOPS
 from reslab.parallel.mesh import make_mesh, place_on
 from reslab.train import loop
+from reslab.train.compiled import compile_configs
 from reslab.train.state import make_setup
 from reslab.train.tasks import make_task
 

@@ -23,12 +23,12 @@ import time
 import jax
 from _table import append
 
-from reslab.compile import compile_configs
 from reslab.core import config as configs
 from reslab.core import registry
 from reslab.observe.environment import environment
 from reslab.parallel.hosts import configure_cpu
 from reslab.parallel.mesh import place_on, use_mesh
+from reslab.train.compiled import compile_configs
 from reslab.train.loop import prepare
 from reslab.train.step import jit_step
 

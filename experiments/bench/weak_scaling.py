@@ -34,13 +34,13 @@ import subprocess
 import sys
 import tempfile
 
-from reslab.compile import compile_configs
 from reslab.core import config as configs
 from reslab.core.trees import named_leaves
 from reslab.observe.charts import Series, line_chart
 from reslab.observe.environment import environment
 from reslab.parallel.aot.topology import topology
 from reslab.parallel.mesh import make_mesh
+from reslab.train.compiled import compile_configs
 from reslab.train.state import make_setup
 
 TABLE = pathlib.Path(__file__).with_suffix(".csv")

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reslab.compile import compile_configs
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
@@ -16,6 +15,7 @@ from reslab.ops import tiles
 from reslab.ops.depth_attention import mix_tpu, pallas_tpu, rows_tpu
 from reslab.ops.stream_mix import pallas_tpu as stream_tpu
 from reslab.parallel.mesh import make_mesh
+from reslab.train.compiled import compile_configs
 from reslab.train.state import make_setup
 
 exhaustive = pytest.mark.exhaustive

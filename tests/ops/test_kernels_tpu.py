@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from reslab import bench
+from reslab.commands import kernels as bench
 from reslab.ops import catalogue
 from reslab.ops.add_norm import pallas_tpu
 from reslab.ops.add_norm.reference import reference_add_norm

@@ -228,7 +228,7 @@ def compiled(
     request = operations, target, shapes, dtype, implementations, directions
     with bundles.environment() as (variables, directory):
         done = subprocess.run(
-            command("reslab.bench", json.dumps([*request, directory])),
+            command("reslab.commands.kernels", json.dumps([*request, directory])),
             env={**variables, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from reslab.commands.costs import as_json, table
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.models.cost import training_flops_per_token
 from reslab.parallel.aot import program, topology
 from reslab.parallel.mesh import make_mesh, use_mesh
 from reslab.train import compiled as costs
-from reslab.train.compiled import as_json, compile_configs, plain_flops, table
+from reslab.train.compiled import compile_configs, plain_flops
 from reslab.train.state import make_setup
 from reslab.train.step import jit_step
 

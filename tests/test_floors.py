@@ -31,9 +31,9 @@ ALLOWED = {
     "transforms": {"core", "nn.base"},
     "train": {*BELOW_TRAIN, "transforms"},
     "study": {*BELOW_TRAIN, "train"},
-    "drill": {"core", "runtime", "data", "parallel", "train", "top"},
+    "drill": {"core", "runtime", "data", "parallel", "train"},
     "commands": {*BELOW_TRAIN, "train", "study", "drill"},
-    "top": {*BELOW_TRAIN, "train", "study", "drill", "commands"},
+    "top": {"core", "runtime", "commands"},
 }
 
 

@@ -78,13 +78,13 @@ def write_run(folder, **fields):
 def test_every_kind_of_attack_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count = 2 * (len(dict(attacks())) - len(FIELDS) * len(COMMANDS)) + 20
-    assert [found for found in hostile(tmp_path / "h", count, 0.0) if found] == []
+    assert [found for found in hostile(tmp_path / "h", count, 0.0, main) if found] == []
 
 
 @pytest.mark.exhaustive
 def test_every_attack_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    every = hostile(tmp_path / "h", len(list(attacks())), 0.0)
+    every = hostile(tmp_path / "h", len(list(attacks())), 0.0, main)
     assert [found for found in every if found] == []
 
 

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from reslab.commands.costs import table
 from reslab.core import config as configs
 from reslab.core.trees import count_parameters, named_leaves
 from reslab.parallel.aot.estimate import bandwidth
 from reslab.parallel.aot.topology import CHIPS, topology
 from reslab.parallel.mesh import device_bytes, make_mesh
-from reslab.train import compiled as costs
 from reslab.train.compiled import compile_configs
 from reslab.train.state import check_batch, make_setup
 
@@ -112,7 +112,7 @@ def test_fsdp_and_tensor_on_v5p():
     assert found["tensor",] >= 2 * 4 * rows
     exposed, hidden = report.estimated_mfu
     assert 0 < exposed <= hidden < 1
-    assert "over fsdp" in costs.table([report], "v5p:2x2x2")
+    assert "over fsdp" in table([report], "v5p:2x2x2")
 
 
 @pytest.mark.exhaustive  # A minute of compiling.

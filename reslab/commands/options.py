@@ -61,3 +61,26 @@ def _expected(least: float, most: float, large: float, text: str) -> str:
     form = "a finite number, " if isinstance(most, float) and most > large else ""
     end = f" and at most {most}" if most < large else ""
     return f"expected {form}at least {least}{end}; got {text!r}"
+
+
+def importing(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that lets a recorded config name modules."""
+    parser.add_argument(
+        "--allow-import",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="let the config of a run name this module, such as lab, or ones below",
+    )
+
+
+def configurable(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that read a config."""
+    importing(parser)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change one field of the config; may be repeated",
+    )

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from reslab.core.errors import ReslabError, nearest
 from reslab.drill import exchange, rows, storage
+from reslab.drill.commands import Program
 from reslab.drill.runs import Workshop
 
 
@@ -65,6 +66,7 @@ def drill(
     directory: str | pathlib.Path,
     names: Sequence[str] = (),
     *,
+    program: Program,
     is_nightly: bool = False,
     seed: int = 0,
     tell: Callable[[str], None] = lambda line: None,
@@ -74,6 +76,7 @@ def drill(
     Args:
       directory: For the runs; what is in it is deleted.
       names: Rows; all of them if empty.
+      program: Runs a command line and returns its exit code.
       is_nightly: Whether to plant the many faults of a night.
       seed: Chooses where they are planted.
       tell: Is given a line about every row, and how far it is while it goes on.
@@ -117,7 +120,7 @@ def drill(
         return outcome
 
     # Two rows at once: much of a fault is waiting.
-    with Workshop(directory) as workshop, ThreadPoolExecutor(2) as pool:
+    with Workshop(directory, program) as workshop, ThreadPoolExecutor(2) as pool:
         return list(pool.map(one, names or ROWS))
 
 

@@ -1,7 +1,5 @@
 """Requests that cannot be carried out."""
 
-import contextlib
-import io
 import itertools
 import os
 import pathlib
@@ -10,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from reslab.core import config as configs
+from reslab.drill.commands import Program, answer
 from reslab.drill.runs import SMALL
 
 # Fields of the config and values that make no sense for them.
@@ -158,7 +157,7 @@ def requests(directory: pathlib.Path) -> Iterator[list[str]]:
 
 
 def bad_inputs(
-    directory: pathlib.Path, count: int, seed: float
+    directory: pathlib.Path, count: int, seed: float, program: Program
 ) -> Iterator[str | None]:
     """Makes bad requests of the command line; in a process of its own.
 
@@ -166,12 +165,11 @@ def bad_inputs(
       directory: For the files that they name; becomes the working directory.
       count: How many.
       seed: Chooses which, after the first of every kind.
+      program: Runs a command line and returns its exit code.
 
     Yields:
       None, or the request that is not refused in one line.
     """
-    from reslab.cli import main
-
     (directory / "work").mkdir(parents=True)
     os.chdir(directory / "work")
     first, rest = itertools.tee(requests(directory))
@@ -179,13 +177,8 @@ def bad_inputs(
     others = list(itertools.islice(rest, count // 2, None))
     chosen += random.Random(seed).sample(others, min(count - len(chosen), len(others)))
     for request in chosen:
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            try:
-                code = main(request)
-            except SystemExit as stop:
-                code = stop.code
-        lines = said.getvalue().splitlines()
+        code, out, errors = answer(program, request)
+        lines = out + errors
         written = [path.name for path in pathlib.Path().iterdir()]
         for name in written:
             shutil.rmtree(name, ignore_errors=True)

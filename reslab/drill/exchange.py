@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from reslab.core import config as configs
+from reslab.drill.commands import Program, answer
 from reslab.drill.runs import Workshop, fingerprint, small
 
 STEPS = 8
@@ -41,10 +42,14 @@ def exchange(
 
     Lines of metrics that are not its own are set aside, and told; it ends the same.
     """
-    yield from workshop.call(_exchange, workshop.new(), count, chance.random())
+    yield from workshop.call(
+        _exchange, workshop.new(), count, chance.random(), workshop.program
+    )
 
 
-def _exchange(directory: pathlib.Path, count: int, seed: float) -> Iterator[str | None]:
+def _exchange(
+    directory: pathlib.Path, count: int, seed: float, program: Program
+) -> Iterator[str | None]:
     chance = random.Random(seed)
     has_files = importlib.util.find_spec("tokenizers") is not None
     known = [name for name in CHANGES if has_files or name != "tokenizer"]
@@ -63,7 +68,8 @@ def _exchange(directory: pathlib.Path, count: int, seed: float) -> Iterator[str 
         runs = _copies(made[kind], directory / f"{number}")
         change(runs, data, chance)
         command = [word.format(run=runs[0]) for word in READERS[reader]]
-        code, lines = _say(command)
+        code, _, lines = answer(program, command)
+        lines = [line[:300] for line in lines if not line.startswith("train ")]
         found = f"{name}, {reader}: {code}, {lines}"
         if name in TOLD:
             is_right = code == 0 and len(lines) == 1 and "metrics.jsonl" in lines[0]
@@ -130,20 +136,6 @@ def _copies(runs: Runs, place: pathlib.Path) -> Runs:
         (place / run.name / "result.json").unlink()
         shutil.rmtree(place / run.name / "checkpoints" / str(STEPS))
     return place / runs[0].name, place / runs[1].name
-
-
-def _say(command: list[str]) -> tuple[Any, list[str]]:
-    """The exit code of a command, and its lines on standard error but the progress."""
-    from reslab.cli import main
-
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            code: Any = main(command)
-        except SystemExit as stop:
-            code = stop.code
-    lines = said.getvalue().splitlines()
-    return code, [line[:300] for line in lines if not line.startswith("train ")]
 
 
 def _swap(one: pathlib.Path, other: pathlib.Path) -> None:

@@ -1,7 +1,5 @@
 """Files that somebody else wrote, with code, paths and links that are to do harm."""
 
-import contextlib
-import io
 import itertools
 import json
 import os
@@ -12,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from reslab.core import config as configs
+from reslab.drill.commands import Program, answer
 from reslab.drill.runs import SMALL
 
 # Where a config may name a variant: as a field's value, and inside of one.
@@ -167,7 +166,9 @@ def _write_run(given: pathlib.Path, field: tuple[str, str], module: str) -> None
     (given / "config.json").write_text(configs.canonical_json(config) + "\n")
 
 
-def hostile(directory: pathlib.Path, count: int, seed: float) -> Iterator[str | None]:
+def hostile(
+    directory: pathlib.Path, count: int, seed: float, program: Program
+) -> Iterator[str | None]:
     """Gives the command line what somebody else wrote; in a process of its own.
 
     The module that is named lies in the working directory, and the path begins there:
@@ -177,6 +178,7 @@ def hostile(directory: pathlib.Path, count: int, seed: float) -> Iterator[str | 
       directory: For the files; becomes the working directory.
       count: How many attacks.
       seed: Chooses which, after the first of every kind.
+      program: Runs a command line and returns its exit code.
 
     Yields:
       None, or the attack that was not refused, or did harm.
@@ -202,7 +204,9 @@ def hostile(directory: pathlib.Path, count: int, seed: float) -> Iterator[str | 
             harm = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
             (package / "__init__.py").write_text(harm)
             (package / "norm.py").write_text("")
-            code, said = _run(plant(here, f"{package.name}.norm"))
+            command = plant(here, f"{package.name}.norm")
+            code, out, errors = answer(program, command)
+            said = out + errors
             problems = [
                 problem
                 for problem, is_true in (
@@ -218,15 +222,3 @@ def hostile(directory: pathlib.Path, count: int, seed: float) -> Iterator[str | 
             yield f"{name}: {', '.join(problems)}; {last}" if problems else None
     finally:
         sys.path.remove(str(here))
-
-
-def _run(command: list[str]) -> tuple[int, list[str]]:
-    from reslab.cli import main
-
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            code = main(command)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, said.getvalue().splitlines()

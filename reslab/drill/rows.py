@@ -372,9 +372,13 @@ def _bad_steps(directory: pathlib.Path, seed: float) -> Found:
 
 def bad_input(workshop: Workshop, count: int, chance: random.Random) -> Found:
     """A mistake is one line, exit code 2, and nothing is written."""
-    yield from workshop.call(bad_inputs, workshop.new(), count, chance.random())
+    yield from workshop.call(
+        bad_inputs, workshop.new(), count, chance.random(), workshop.program
+    )
 
 
 def hostile(workshop: Workshop, count: int, chance: random.Random) -> Found:
     """A directory of somebody else runs no code and writes nothing outside its run."""
-    yield from workshop.call(hostile_files, workshop.new(), count, chance.random())
+    yield from workshop.call(
+        hostile_files, workshop.new(), count, chance.random(), workshop.program
+    )

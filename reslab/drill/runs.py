@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from reslab.core import config as configs
+from reslab.drill.commands import Program
 from reslab.drill.disk import Disk
 
 STEPS = 40
@@ -82,10 +83,12 @@ class Workshop:
 
     Args:
       directory: For runs and the compile cache.
+      program: Runs a command line and returns its exit code.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, program: Program):
         self.directory = directory
+        self.program = program
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__, "reslab.train.ending"])
         self._kept: dict[str, pathlib.Path] = {}

@@ -1,11 +1,7 @@
-"""Cost without the chip: steps compiled for an absent TPU, side by side."""
+"""Cost without the chip: steps compiled for an absent TPU."""
 
 import dataclasses
-import importlib.metadata
-import json
-import math
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +17,6 @@ from reslab.parallel.aot.cost import Cost
 from reslab.parallel.aot.estimate import estimate, link_seconds
 from reslab.parallel.aot.program import Memory, OutOfMemory, compile_program
 from reslab.parallel.aot.topology import Topology, topology
-from reslab.parallel.aot.wires import Traffic, Wire
 from reslab.parallel.mesh import (
     batch_parts,
     batch_sharding,
@@ -38,24 +33,6 @@ from reslab.train.step import jit_step, make_step
 WORK = ("train", "eval", "generate")
 # What the names of attention's kernels begin with.
 ATTENTION = "splash_mha"
-
-NOTES = (
-    "Everything is per device and step, and nothing was run.",
-    "memory: XLA's own analysis; peak = arguments + outputs - donated + temporaries",
-    "FLOPs: matrix products, a kernel's as the plain operation that it stands for; "
-    "those of the model leave out what is computed again",
-    "HBM traffic and what follows: the compiled program, loops as often as they run; "
-    "a collective's bytes are those of the whole array that it makes or splits",
-    "estimated step: an estimate for ratios between variants: the compiled schedule as "
-    "a timeline, on which copies and collectives go on beside what runs and only "
-    "what is left of them is waited for; from the compiler's cycles, kernels by their "
-    "own schedules, in which what stands under a condition always runs, but for the "
-    "blocks that a causal mask empties; some 15% off where matrix products dominate",
-    "estimated MFU: model FLOPs over the peak in that time, collectives at the full "
-    "rate of their links, to where all of them are hidden; the error of the estimated "
-    "step is its error",
-    "compile time: on this machine",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,156 +311,3 @@ def size(count: float) -> str:
         count /= 1024
         units.pop()
     return f"{count:.0f} B" if units[-1] == "B" else f"{count:,.2f} {units[-1]}"
-
-
-def flops(count: float) -> str:
-    """Writes FLOPs for people.
-
-    >>> flops(256), flops(1.234e13)
-    ('256', '12.34 T')
-    """
-    prefixes = ["P", "T", "G", "M", "k", ""]
-    while count >= 1000 and len(prefixes) > 1:
-        count /= 1000
-        prefixes.pop()
-    return f"{count:,.2f} {prefixes[-1]}" if prefixes[-1] else f"{count:.0f}"
-
-
-def _traffic(traffic: Traffic) -> str:
-    return f"{size(traffic.bytes)} in {traffic.count:,}"
-
-
-def table(reports: Sequence[Report], topology_name: str) -> str:
-    """Reports as text, one column each.
-
-    Args:
-      reports: At least one.
-      topology_name: The slice they were compiled for.
-    """
-    wires = list(
-        dict.fromkeys(wire for one in reports if one.cost for wire in one.cost.wires)
-    )
-    first = next(
-        (one.estimated_seconds for one in reports if one.estimated_seconds), None
-    )
-
-    def memory(write):
-        return lambda one: "-" if one.memory is None else write(one.memory)
-
-    def cost(write):
-        def cell(one):
-            if one.memory is None:
-                return "-"
-            return "unreadable" if one.cost is None else write(one.cost)
-
-        return cell
-
-    def collective(wire):
-        return cost(lambda c: _traffic(c.wires.get(wire, Traffic())))
-
-    def estimate(one):
-        if one.estimated_seconds is None or first is None:
-            return cost(lambda c: "-")(one)
-        return f"{one.estimated_seconds / first:.2f}"
-
-    def utilization(one):
-        if one.estimated_mfu is None:
-            return cost(lambda c: "-")(one)
-        return " to ".join(f"{share:.2f}" for share in one.estimated_mfu)
-
-    def seconds(one):
-        return "-" if one.compile_seconds is None else f"{one.compile_seconds:.1f} s"
-
-    devices = math.prod(reports[0].mesh.values())
-    heading = f"{topology_name}, {devices} device{'s' if devices > 1 else ''}"
-    heading += {"train": "", "eval": ", evaluation", "generate": ", generation"}[
-        reports[0].work
-    ]
-    rows: list[tuple[str, Callable[[Report], str]]] = [
-        (heading, lambda one: one.name),
-        ("mesh", _mesh),
-        ("parameters", lambda one: f"{one.parameters:,}"),
-        ("memory", lambda one: f"of {size(one.available)}"),
-        ("  arguments", memory(lambda m: size(m.arguments))),
-        ("  outputs", memory(lambda m: size(m.outputs))),
-        ("  donated", memory(lambda m: size(m.aliased))),
-        ("  temporaries", memory(lambda m: size(m.temporaries))),
-        ("  code", memory(lambda m: size(m.code))),
-        ("  peak", lambda one: size(one.needed)),
-        ("  share", lambda one: f"{one.needed / one.available:.1%}"),
-        ("FLOPs", lambda one: flops(one.counted_flops)),
-        ("  of the model", lambda one: flops(one.model_flops)),
-        ("  ratio", lambda one: f"{one.counted_flops / one.model_flops:.3f}"),
-        ("HBM traffic", cost(lambda c: size(c.hbm_bytes))),
-        ("  copies", cost(lambda c: _traffic(c.copies))),
-        ("  kernels", cost(lambda c: _traffic(c.kernels))),
-        *((_over(wire), collective(wire)) for wire in wires),
-        ("estimated step, ratio", estimate),
-        ("estimated MFU", utilization),
-        ("compile time", seconds),
-    ]
-    for title, count in (
-        ("loops of unknown length", lambda c: c.unknown_loops),
-        ("kernels without schedule", lambda c: c.unknown_kernels),
-    ):
-        if any(one.cost and count(one.cost) for one in reports):
-            rows.append((title, cost(lambda c, count=count: str(count(c)))))
-    cells = [[title, *(write(one) for one in reports)] for title, write in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        f"{title:{widths[0]}}  "
-        + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths[1:], strict=True))
-        for title, *row in cells
-    ]
-    verdicts = [f"{one.name}: {one.verdict}" for one in reports if not one.is_fitting]
-    notes = [line for note in NOTES for line in textwrap.wrap(note, 88)]
-    return "\n".join([*lines, "", *verdicts, *notes])
-
-
-def _over(wire: Wire) -> str:
-    return f"{wire.kind} over {' x '.join(wire.axes)}" if wire.axes else wire.kind
-
-
-def _mesh(report: Report) -> str:
-    axes = [f"{axis}={size}" for axis, size in report.mesh.items() if size > 1]
-    return " ".join(axes) or "one device"
-
-
-def as_json(reports: Sequence[Report], topology_name: str) -> str:
-    """Reports as JSON: bytes, FLOPs and seconds of one device, as plain numbers."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    body = {
-        "topology": topology_name,
-        "versions": versions,
-        "notes": list(NOTES),
-        "programs": [_fields(one) for one in reports],
-    }
-    return json.dumps(body, indent=1, allow_nan=False)
-
-
-# The report has the first itself; the second is no figure by itself.
-_TIMES = ("seconds", "memory")
-
-
-def _fields(report: Report) -> dict[str, Any]:
-    # Wires are keys that JSON has no form for; they are written below.
-    bare = dataclasses.replace(report, cost=None)
-    fields: dict[str, Any] = dataclasses.asdict(bare)
-    fields |= {"is_fitting": report.is_fitting, "verdict": report.verdict}
-    fields["estimated_mfu"] = report.estimated_mfu
-    if report.memory is not None:
-        fields["memory"] = {**fields["memory"], "peak": report.memory.peak}
-    if report.cost is not None:
-        cost = dataclasses.asdict(dataclasses.replace(report.cost, wires={}))
-        fields["cost"] = {k: v for k, v in cost.items() if k not in _TIMES} | {
-            "collectives": {
-                kind: dataclasses.asdict(traffic)
-                for kind, traffic in report.cost.collectives.items()
-            },
-            "wires": [
-                {"kind": wire.kind, "axes": list(wire.axes), "devices": wire.size}
-                | dataclasses.asdict(traffic)
-                for wire, traffic in report.cost.wires.items()
-            ],
-        }
-    return fields

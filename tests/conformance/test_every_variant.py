@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from reslab.commands.variants import EXAMPLES
 from reslab.core import registry
 from reslab.core.trees import is_box
 from reslab.core.types import LOGICAL_AXES
+from reslab.models.examples import EXAMPLES
 
 VARIANTS = [(family, name) for family in EXAMPLES for name in registry.names(family)]
 

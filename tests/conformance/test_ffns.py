@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reslab.commands.variants import EXAMPLES
 from reslab.core import registry
 from reslab.core.trees import unbox
+from reslab.models.examples import EXAMPLES
 from reslab.parallel.mesh import batch_sharding, tree_sharding, use_mesh
 
 WIDTH = 16

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reslab.commands.variants import EXAMPLES
 from reslab.core import registry
 from reslab.core.model_state import model_state_of
 from reslab.core.trees import unbox
+from reslab.models.examples import EXAMPLES
 from reslab.parallel.mesh import batch_sharding, use_mesh
 
 WIDTH = 16

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reslab.commands.variants import EXAMPLES
 from reslab.core import registry
 from reslab.core.trees import unbox
+from reslab.models.examples import EXAMPLES
 
 WIDTH = 16
 

@@ -1,0 +1,48 @@
+"""`reslab generate`: sample text from a run."""
+
+import argparse
+
+from reslab.commands.options import importing, number, place, whole
+from reslab.commands.runs import open_run
+from reslab.commands.sampling import sample
+
+HELP = "sample text from a run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    importing(parser)
+    parser.add_argument("run", type=place, metavar="RUN", help="a run directory")
+    parser.add_argument("--prompt", help="text to continue (default: a new document)")
+    parser.add_argument(
+        "--length", type=whole(1, 2**20), help="tokens to add (default: 200)"
+    )
+    parser.add_argument(
+        "--temperature", type=number(0), default=0.8, help="0 is greedy"
+    )
+    parser.add_argument("--top-k", type=whole(0), default=0, help="0 keeps all tokens")
+    parser.add_argument(
+        "--top-p", type=number(0, 1), default=1.0, help="1 keeps all tokens"
+    )
+    parser.add_argument("--samples", type=whole(1, 2**12), default=1, help="how many")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="chooses the samples"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints samples of a run."""
+    config = open_run(options)
+    samples = sample(
+        options.run,
+        config,
+        prompt=options.prompt,
+        length=options.length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        samples=options.samples,
+        seed=options.seed,
+    )
+    print("\n---\n".join(samples))
+    return 0

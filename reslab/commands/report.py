@@ -1,0 +1,34 @@
+"""`reslab report`: report a study, or runs, as one page."""
+
+import argparse
+
+from reslab.commands.options import place
+
+HELP = "report a study, or runs, as one page"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument(
+        "paths", nargs="+", type=place, metavar="STUDY|RUN", help="directories"
+    )
+    parser.add_argument(
+        "--out", type=place, metavar="FILE.html", help="default: in the study"
+    )
+    parser.add_argument("--baseline", metavar="NAME", help="the case to compare with")
+    parser.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="runs with different corpora or budgets in one table, marked",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the page of a report and prints its tables."""
+    from reslab.study.report import answer, write_report
+
+    choices = {"baseline": options.baseline, "allow_mixed": options.allow_mixed}
+    page = write_report(options.paths, options.out, **choices)
+    print(answer(options.paths, **choices))
+    print(f"\nreport  {page}")
+    return 0

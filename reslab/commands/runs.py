@@ -1,0 +1,67 @@
+"""Configs and parameters of runs, as commands ask for them."""
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from reslab.core import imports
+from reslab.core.errors import ReslabError
+from reslab.runtime.storage import local_path
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def configure(
+    options: argparse.Namespace, source: str, *, is_run: bool
+) -> "ConfigDict":
+    """Loads the config of a file, a name or a run directory and applies `--set`."""
+    from reslab.core import config as configs
+    from reslab.parallel.hosts import configure_cpu
+    from reslab.train.run import Run
+
+    config = Run(pathlib.Path(source)).config() if is_run else configs.load(source)
+    changes = [configs.parse_override(text) for text in options.set]
+    configs.update(config, changes)
+    # What a person wrote, in a file of Python or on the command line.
+    words = changes if is_run else configs.flatten(config)
+    imports.allow(*(module for _, module in configs.outside(dict(words))))
+    configure_cpu(config.mesh.cpu_devices)
+    return config
+
+
+def check_is_run(directory: str) -> None:
+    """Refuses a path that is no directory."""
+    if not local_path(directory, "run directory").is_dir():
+        raise ReslabError(directory, expected="a run directory", got="nothing there")
+
+
+def open_run(options: argparse.Namespace) -> "ConfigDict":
+    """Loads the config of the run that a command is about."""
+    check_is_run(options.run)
+    options.set = []
+    return configure(options, options.run, is_run=True)
+
+
+def restore(
+    directory: Any, config: "ConfigDict", devices: Any, record: Any = None
+) -> Any:
+    """The setup of a run on `devices`, and its newest parameters and state.
+
+    `record` is what is compared of the data; None compares the corpus too.
+    """
+    from reslab.parallel.mesh import make_mesh
+    from reslab.train.checkpoint import Checkpoints
+    from reslab.train.memory import check_memory
+    from reslab.train.run import Run
+    from reslab.train.state import make_setup, restore_variables
+
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+    setup = make_setup(config, mesh)
+    check_memory(setup, is_training=False)
+    run = Run(pathlib.Path(directory))
+    identity = run.identity(setup.task.record() if record is None else record)
+    with Checkpoints(
+        run.checkpoints, is_read_only=True, identity=identity
+    ) as checkpoints:
+        return setup, restore_variables(checkpoints, setup)

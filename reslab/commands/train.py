@@ -1,0 +1,161 @@
+"""`reslab train`: train a model, or go on training it."""
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from reslab.commands.options import configurable, number, place, whole
+from reslab.commands.runs import check_is_run, configure
+from reslab.commands.sampling import sample
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+HELP = "train a model, or go on training it"
+# Larger corpora are not counted for the summary: the counts take memory.
+LARGEST_COUNTED = 2**28
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument(
+        "--config",
+        type=place,
+        help="a config file, or the name of one; a file is Python and is executed",
+    )
+    group.add_argument(
+        "--from-run",
+        type=place,
+        metavar="DIR",
+        help="the config recorded in a run directory",
+    )
+    configurable(parser)
+    parser.add_argument(
+        "--run",
+        type=place,
+        metavar="DIR",
+        help="the run directory (default: by config)",
+    )
+    parser.add_argument(
+        "--strict-restore",
+        action="store_true",
+        help="refuse a damaged newest checkpoint instead of going on from an older one",
+    )
+    parser.add_argument(
+        "--watchdog",
+        type=number(0),
+        default=300.0,
+        metavar="SECONDS",
+        help="end the process after this long without a step, or 20 steps; 0 never",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="trace these steps, such as 10:13, to profile/ in the run directory",
+    )
+    parser.add_argument(
+        "--debug-nans",
+        action="store_true",
+        help="stop where the first NaN is made, with a traceback; slow",
+    )
+    many = parser.add_argument_group(
+        "several hosts", "on Cloud TPU they find each other; elsewhere they are told"
+    )
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    many.add_argument("--processes", type=whole(1), metavar="N", help="how many")
+    many.add_argument("--process", type=whole(0), metavar="I", help="which this is")
+    parser.add_argument(
+        "--continue-from",
+        type=place,
+        metavar="RUN",
+        help="start from the parameters of a run; data.replay mixes in its text",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains a model and prints a summary."""
+    from reslab.train.run import default_directory
+
+    source = options.config or options.from_run
+    if options.from_run:
+        check_is_run(source)
+    if options.continue_from:
+        check_is_run(options.continue_from)
+        options.set.append(f"train.continue_from={options.continue_from!r}")
+    config = configure(options, source, is_run=bool(options.from_run))
+    from reslab.parallel.hosts import is_writer, join
+
+    join(options.coordinator, options.processes, options.process)
+    name = pathlib.Path(source).stem
+    if options.from_run:
+        name += "-rerun"
+    directory = options.run or default_directory(name, config)
+
+    import jax
+
+    from reslab.train import loop
+    from reslab.train.ending import end
+
+    if options.debug_nans:
+        jax.config.update("jax_debug_nans", True)
+    try:
+        result = loop.train(
+            config,
+            directory,
+            watchdog=options.watchdog,
+            is_strict=options.strict_restore,
+            profile=options.profile,
+        )
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, "reslab train: ")
+    if jax.process_count() > 1:
+        if is_writer():
+            print(f"{result}\nrun directory  {directory}")
+        return 0
+    _summarize(config, directory, result, source)
+    return 0
+
+
+def _summarize(
+    config: "ConfigDict", directory: Any, result: dict[str, Any], source: str
+) -> None:
+    """Prints what the run came to, beside count models of the same text."""
+    from reslab.data.corpus import load_corpus
+    from reslab.data.ngrams import ngram_bits_per_byte
+    from reslab.train.run import Run
+
+    if "eval_bpb" not in result:
+        for name, value in result.items():
+            if name.startswith("eval_"):
+                print(f"{name} {value:.6g}")
+        print(f"run directory  {directory}")
+        return
+    rows = [("this model", result["eval_bpb"])]
+    if config.train.continue_from:
+        before = Run(pathlib.Path(config.train.continue_from)).result() or {}
+        if "eval_bpb" in before:
+            rows.append(("continued from", before["eval_bpb"]))
+    print("\nheld-out bits per byte")
+    corpus = load_corpus(config.data.source, config.data.tokenizer)
+    if (
+        config.data.tokenizer == "bytes"
+        and corpus.bytes <= LARGEST_COUNTED
+        and not corpus.others
+    ):
+        for order, name in ((3, "trigram"), (2, "bigram"), (1, "unigram")):
+            bits = ngram_bits_per_byte(corpus.train, corpus.validation, order)
+            rows.append((f"{name} counts", bits))
+    for name, bits in rows:
+        print(f"  {name:15}  {bits:.3f}")
+    print("\nsample")
+    for line in sample(directory, config, length=None)[0].splitlines():
+        print(f"  {line}")
+    if "tokens_per_second" in result:
+        print(f"\n{result['tokens_per_second']:,.0f} tokens/s")
+    print(f"run directory  {directory}")
+    print("next")
+    print(f"  reslab generate {directory} --prompt 'def '")
+    print(f"  reslab show {directory}")
+    print(f"  reslab train --config {source} --set model.residual='hyper(streams=4)'")
+    print("  reslab list")

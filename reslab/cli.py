@@ -20,7 +20,7 @@ from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import BAD_INPUT, INTERNAL, INTERRUPTED, explain
 from reslab.runtime.streams import outlive_readers, write_failure
-from reslab.runtime.text import PrintableStream
+from reslab.runtime.text import PrintableStream, warnings_in_one_line
 
 # The files of `reslab/commands`, in the order of --help.
 VERBS = ("train", "sweep", "report", "eval", "generate", "inspect", "transform")
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with (
         contextlib.redirect_stdout(PrintableStream(sys.stdout)),
         contextlib.redirect_stderr(PrintableStream(sys.stderr)),
+        warnings_in_one_line(),
     ):
         return _run(arguments)
 

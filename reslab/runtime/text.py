@@ -1,9 +1,12 @@
 """Text for a terminal: tables, and nothing that a terminal would obey."""
 
-from collections.abc import Sequence
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
-from reslab.core.errors import escaped, printable
+from reslab.core.errors import escaped, one_line, printable
 
 # Spreadsheets take what begins so for a formula, which may read files and send them.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -33,6 +36,36 @@ class PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.beneath, name)
+
+
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Shows a warning of Python's as one printable line, the first of each place alone.
+
+    Python adds the line of source that warned, and a damaged compile cache warns of
+    every program that it holds.
+    """
+    places = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        del category, file, line
+        if (filename, lineno) not in places:
+            places.add((filename, lineno))
+            print(f"warning: {one_line(str(message))}", file=sys.stderr)
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def spreadsheet_cell(value: Any) -> Any:

@@ -21,6 +21,7 @@ from reslab.core import config as configs
 from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import STOPPED
+from reslab.runtime.text import warnings_in_one_line
 from reslab.train.run import InUse
 
 # Cores that this process may use, comma-separated; the sweep sets it.
@@ -93,5 +94,5 @@ def main(verb: str, *arguments: str) -> int:
     """Does what the sweep asks for, and returns the exit code."""
     if CORES in os.environ and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
-    with imports.guarded():
+    with imports.guarded(), warnings_in_one_line():
         return {"check": check, "train": train}[verb](*arguments)

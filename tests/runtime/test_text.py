@@ -1,11 +1,14 @@
 """What reaches a terminal or a file is printable, and one line where it must be."""
 
 import io
+import subprocess
+import sys
+import warnings
 
 import pytest
 
 from reslab.core.errors import LONGEST_VALUE, ReslabError
-from reslab.runtime.text import PrintableStream, spreadsheet_cell
+from reslab.runtime.text import PrintableStream, spreadsheet_cell, warnings_in_one_line
 
 COMMANDS = ["\x1b[31m", "\x07", "\x00", "\r", "\x9b31m", "\u202e", "\u2028", "\ud800"]
 
@@ -52,3 +55,45 @@ def test_values_are_cut_and_sentences_are_not():
 )
 def test_cells_are_no_formulas(value, cell):
     assert spreadsheet_cell(value) == cell
+
+
+def test_warnings_are_one_line_each_place_once(capsys):
+    with warnings.catch_warnings(), warnings_in_one_line():
+        warnings.simplefilter("always")
+        for number in range(3):
+            warnings.warn(f"told\n{number} \x1b[31m", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    said = capsys.readouterr().err
+    assert said == "warning: told\\n0 \\x1b[31m\nwarning: another\n"
+
+
+DAMAGED_CACHE = """
+import pathlib, sys
+import jax
+from reslab.runtime.text import warnings_in_one_line
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+def compute():
+    print([float(jax.jit(lambda x: f * x)(2.0)) for f in (3.0, 5.0)])
+with warnings_in_one_line():
+    compute()
+    entries = [*pathlib.Path(sys.argv[1]).glob("*-cache")]
+    assert len(entries) >= 2
+    for entry in entries:
+        entry.write_bytes(b"damaged")
+    jax.clear_caches()
+    compute()
+"""
+
+
+def test_a_damaged_compile_cache_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", DAMAGED_CACHE, tmp_path / "cache"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[6.0, 10.0]\n" * 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: Error reading persistent compilation cache")

@@ -1,6 +1,7 @@
 """JSON files as they may be found: absent, damaged, or of another form."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -91,6 +92,32 @@ def read_record(
     found = parse_record(content, str(path))
     check_form(found, {} if form is None else form, str(path))
     return found
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record with its own digest, as `seal`.
+
+    >>> sealed({"a": 1})["seal"][:12]
+    'f9d86028c6e0'
+    """
+    text = json.dumps(record, sort_keys=True)
+    return {**record, "seal": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def check_seal(record: Mapping[str, Any], where: str, hint: str) -> None:
+    """Checks a record against its seal; those of older versions have none.
+
+    Args:
+      record: The record.
+      where: What to call it in errors.
+      hint: What to try.
+
+    Raises:
+      ReslabError: If it was changed.
+    """
+    content = {key: value for key, value in record.items() if key != "seal"}
+    if "seal" in record and sealed(content) != record:
+        raise ReslabError(f"{where} was changed since it was written", hint=hint)
 
 
 def check_form(found: Any, form: Form, where: str) -> None:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
-from reslab.core.records import Form, read_record
+from reslab.core.records import Form, check_seal, read_record
 from reslab.runtime.storage import local_path
 from reslab.study.algebra import Case, Sweep
 
@@ -337,9 +337,11 @@ def read_study(path: pathlib.Path) -> dict[str, Any]:
     """Reads `study.json`.
 
     Raises:
-      ReslabError: If it is damaged.
+      ReslabError: If it is damaged, or was changed since the sweep wrote it.
     """
-    return read_record(path, _FORM)
+    record = read_record(path, _FORM)
+    check_seal(record, str(path), "remove it; `reslab sweep` writes it again")
+    return record
 
 
 def run_directory(study: pathlib.Path, name: Any) -> pathlib.Path:

@@ -3,9 +3,10 @@
 import bisect
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from reslab.core.records import read_record
 from reslab.observe.writers import jsonl
 from reslab.runtime.exits import DIVERGED
 from reslab.study.plan import read_study, run_directory
+from reslab.train.identity import of_data
 from reslab.train.run import Run
 
 
@@ -255,6 +257,7 @@ def _read_study(folder: pathlib.Path) -> Results:
     if stray:
         raise ReslabError(f"{path}: a run of no case", got=sorted(stray)[0])
     _check_once(runs)
+    _check_cases(runs)
     return Results(name, question, study.get("command") or "", cases, baselines, runs)
 
 
@@ -375,6 +378,32 @@ def _check_once(runs: Sequence[Outcome]) -> None:
         seen[key] = run
 
 
+def _check_cases(runs: Sequence[Outcome]) -> None:
+    """Checks that the runs of a case are of one config, but for their seeds.
+
+    Raises:
+      ReslabError: If a run is of another case or seed than the study says.
+    """
+    firsts: dict[str, Outcome] = {}
+    for run in runs:
+        if not run.config:
+            continue
+        if run.config["seed"] != run.seed:
+            raise ReslabError(
+                f"{run.directory} is not of the seed that the study says",
+                expected=str(run.seed),
+                got=str(run.config["seed"]),
+            )
+        first = firsts.setdefault(run.case, run)
+        differing = differing_fields([first.config, run.config])
+        if others := [key for key in differing if key != "seed"]:
+            raise ReslabError(
+                f"{first.directory} and {run.directory} are not of one case",
+                expected=f"configs of {run.case!r} that differ in their seed alone",
+                got=f"different {', '.join(others[:3])}",
+            )
+
+
 def differing_fields(fields: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of the fields that do not have the same value everywhere.
 
@@ -435,6 +464,7 @@ def _marks(results: Results, allow_mixed: bool) -> list[str]:
                 hint="--allow-mixed marks the table and goes on",
             )
         marks.append(f"Runs with different {what} stand in one table: {told}.")
+    marks += _mark_tokens(results.present)
     windows = {
         tuple(run.config[key] for key in _WINDOWS)
         for run in results.present
@@ -446,6 +476,32 @@ def _marks(results: Results, allow_mixed: bool) -> list[str]:
             f"{', '.join(_WINDOWS)} differ."
         )
     return marks
+
+
+def _mark_tokens(runs: Sequence[Outcome]) -> Iterator[str]:
+    """Tells apart data that have the same name: in the config, or by its documents."""
+    for what, known in (
+        ("tokenizer files", lambda run: run.config.get("data.tokenizer")),
+        ("tokens of the same documents", _documents),
+    ):
+        part = "tokens" if known is _documents else "tokenizer"
+        groups: dict[Any, dict[str, Outcome]] = {}
+        for run in runs:
+            if digest := of_data(run.record.get("corpus", {})).get(part):
+                groups.setdefault(known(run), {}).setdefault(digest, run)
+        for found in groups.values():
+            if len(found) > 1:
+                told = ", ".join(
+                    f"{run.directory.name} {digest[:12]}"
+                    for digest, run in itertools.islice(found.items(), 2)
+                )
+                yield f"Runs with different {what} stand in one table: {told}."
+
+
+def _documents(run: Outcome) -> tuple[Any, ...]:
+    """What decides a run's tokens: its documents, and its tokenizer."""
+    found = of_data(run.record["corpus"])
+    return found.get("corpus"), found.get("tokenizer")
 
 
 _WINDOWS = ("eval.batch", "eval.batches", "data.length")

@@ -16,7 +16,7 @@ from reslab.core import config as configs
 from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.core.platform import available_cores
-from reslab.core.records import read_record
+from reslab.core.records import read_record, sealed
 from reslab.observe.progress import progress
 from reslab.runtime.exits import DIVERGED, STOPPED
 from reslab.runtime.files import make_directory, scratch_directory, write_whole
@@ -131,7 +131,7 @@ def write_record(plan: Plan, cores: int) -> None:
     directory = plan.directory
     try:
         make_directory(directory)
-        study = json.dumps({**plan.record(), "cores": cores}, indent=1)
+        study = json.dumps(sealed({**plan.record(), "cores": cores}), indent=1)
         write_whole(directory / "study.json", study + "\n")
         write_whole(directory / "manifest.jsonl", "\n".join(plan.manifest()) + "\n")
     except OSError as error:

@@ -33,7 +33,7 @@ _CODE = ("versions", "commit")
 _FORM: Form = {
     "config_sha256": str,
     "continued_from": {"step": int, "sha256": str},
-    "corpus": {"sha256": str},
+    "corpus": {key: (None, str) for key in identity.DATA.values()},
     "ended": {...: str},
     "environment": {"versions": {}},
     "id": str,

@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from reslab.cli import main
 from reslab.core.errors import ReslabError
+from reslab.core.records import sealed
 from reslab.study.comparison import (
     at_equal_time,
     at_equal_tokens,
     reaching_the_baseline,
 )
+from reslab.study.report import answer
 from reslab.study.results import read_results
 
 
@@ -252,3 +255,81 @@ def test_a_study_that_has_not_begun_has_no_report(tmp_path, study_writer):
     folder = study_writer(tmp_path / "s", {"a": {"states": missing}})
     with pytest.raises(ReslabError, match="none has any yet"):
         read_results([folder])
+
+
+@pytest.fixture
+def sealed_study(places):
+    """The study of four cases as a sweep writes it now."""
+    path = places / "study.json"
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()))))
+    return places
+
+
+def swap(runs, key):
+    """Exchanges a field of the first run with that of the first that differs."""
+    other = next(run for run in runs if run[key] != runs[0][key])
+    runs[0][key], other[key] = other[key], runs[0][key]
+
+
+EDITS = {
+    "a label": lambda study: swap(study["runs"], "case"),
+    "a seed": lambda study: swap(study["runs"], "seed"),
+    "a directory": lambda study: swap(study["runs"], "directory"),
+    "a name": lambda study: study["runs"][0].update(case="post"),
+    "a baseline": lambda study: study["baselines"].update(post=None),
+    "the question": lambda study: study.update(question="Is post better?"),
+    "the cores": lambda study: study.update(cores=64),
+    "a run less": lambda study: study["runs"].pop(),
+    "the seal": lambda study: study.update(seal=3),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_an_edited_study_is_refused(kind, sealed_study, tmp_path, capsys):
+    read_results([sealed_study])
+    path = sealed_study / "study.json"
+    study = json.loads(path.read_text())
+    EDITS[kind](study)
+    path.write_text(json.dumps(study))
+    for command in (["report"], ["inspect", "--probe", "stream"]):
+        assert main([*command, str(sealed_study)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "study.json was changed since it was written" in line
+    assert not (sealed_study / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("a label", "are not of one case"),
+        ("a seed", "is not of the seed that the study says"),
+        ("a directory", "is not the run that the study planned"),
+    ],
+)
+def test_labels_and_seeds_are_held_to_the_configs(kind, message, places):
+    path = places / "study.json"
+    study = json.loads(path.read_text())
+    EDITS[kind](study)
+    path.write_text(json.dumps(study))
+    with pytest.raises(ReslabError, match=message):
+        read_results([places])
+
+
+def test_other_data_of_the_same_name_are_marked(tmp_path, study_writer):
+    folder = study_writer(tmp_path / "s", {"one": {}, "other": {"model__depth": 2}})
+
+    def record(run, **digests):
+        path = folder / f"{run:012x}" / "run.json"
+        edit(path, corpus=json.loads(path.read_text())["corpus"] | digests)
+
+    for run in range(6):
+        record(run, tokens_sha256="1" * 64, tokenizer_sha256="2" * 64)
+    assert not read_results([folder]).marks
+    record(3, tokens_sha256="3" * 64)
+    (mark,) = read_results([folder]).marks
+    assert mark.startswith("Runs with different tokens of the same documents stand in")
+    assert "000000000000 111111111111, 000000000003 333333333333" in mark
+    assert f"note: {mark}\n" in answer([folder])
+    record(3, tokenizer_sha256="4" * 64)  # So the tokens have to be others.
+    (mark,) = read_results([folder]).marks
+    assert mark.startswith("Runs with different tokenizer files stand in one table")

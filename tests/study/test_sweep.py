@@ -83,7 +83,10 @@ def test_cores_are_those_of_the_study(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert f"99 cores a run, the study began with {here + 3}" in said
     assert len(said.splitlines()) == 1
-    for damaged in ("", "[]", '{"cores": "many"}'):
+    text = (tmp_path / "out" / "study.json").read_text()
+    edited = text.replace(f'"cores": {here + 3}', '"cores": 1')
+    assert edited != text
+    for damaged in ("", "[]", '{"cores": "many"}', edited):
         (tmp_path / "out" / "study.json").write_text(damaged)
         with pytest.raises(ReslabError, match=r"study\.json"):
             cores_of(planned)

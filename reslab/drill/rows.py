@@ -104,7 +104,8 @@ def damage(workshop: Workshop, count: int, chance: random.Random) -> Found:
 
 def _damage(run: pathlib.Path, copy: pathlib.Path, count: int, seed: float) -> Found:
     from reslab.train import loop
-    from reslab.train.checkpoint import Checkpoints, DamagedCheckpoint, digests
+    from reslab.train.checkpoint import Checkpoints, DamagedCheckpoint
+    from reslab.train.digests import digests
 
     chance = random.Random(seed)
     config = configs.from_json((run / "config.json").read_text(), "config")
@@ -198,7 +199,8 @@ def _reshard(
 
     from reslab.core.types import MESH_AXES
     from reslab.parallel.mesh import make_mesh, place_on, use_mesh
-    from reslab.train.checkpoint import Checkpoints, digests
+    from reslab.train.checkpoint import Checkpoints
+    from reslab.train.digests import digests
     from reslab.train.state import make_setup
     from reslab.train.step import make_step
 

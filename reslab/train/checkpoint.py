@@ -10,33 +10,26 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
-import functools
-import gc
-import hashlib
-import json
 import logging
 import math
 import os
 import pathlib
 import shutil
 import sys
-import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from reslab.core.errors import ReslabError
-from reslab.core.trees import named_leaves
 from reslab.parallel.hosts import agree, is_writer, wait_for_all
 from reslab.runtime.files import Place, make_directory, sync, sync_tree
 from reslab.runtime.storage import StorageFailed, local_path, storage_error
+from reslab.train.abandoned import WithoutLateReports, await_abandoned_reads, quiet
+from reslab.train.digests import Tree, describe, differing, examine, seal
 from reslab.train.identity import compare
-
-Tree = Any
 
 
 class DamagedCheckpoint(ReslabError):
@@ -123,8 +116,8 @@ class Checkpoints:
     ):
         # Failures are raised here, in one line; Orbax would also log them in many.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        if not isinstance(sys.unraisablehook, _WithoutLateReports):
-            sys.unraisablehook = _WithoutLateReports(sys.unraisablehook)
+        if not isinstance(sys.unraisablehook, WithoutLateReports):
+            sys.unraisablehook = WithoutLateReports(sys.unraisablehook)
         self._every, self._keep, self._keep_every = every, keep, keep_every
         self._path = local_path(directory, "checkpoint directory").absolute()
         self._place: Place | None = None
@@ -216,7 +209,7 @@ class Checkpoints:
             for name, value in (metrics or {}).items()
             if math.isfinite(value)
         }
-        found, wrong = _examine(state)
+        found, wrong = examine(state)
         if wrong:
             raise NotFinite(
                 f"the state of step {step} is not saved",
@@ -226,11 +219,11 @@ class Checkpoints:
         record = {
             "step": step,
             "data_index": int(data_index),
-            "leaves": _describe(state, found),
+            "leaves": describe(state, found),
             "identity": dict(self._identity or {}),
             "summary": dict(summary or {}),
         }
-        integrity = {"record": record, "sha256": _seal(record)}
+        integrity = {"record": record, "sha256": seal(record)}
         with self._reporting():
             # `force` only skips Orbax's own interval, which is decided above.
             return self._manager.save(
@@ -389,7 +382,7 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: If the record of the step is damaged.
         """
-        return _seal(self._record(step))
+        return seal(self._record(step))
 
     def wait(self) -> None:
         """Waits for the save in progress.
@@ -469,7 +462,7 @@ class Checkpoints:
         )
         try:
             record = items["integrity"]["record"]
-            is_sound = items["integrity"]["sha256"] == _seal(record)
+            is_sound = items["integrity"]["sha256"] == seal(record)
             is_sound &= record["step"] == step
             is_sound &= record["data_index"] == items["data"]["index"]
         except (KeyError, TypeError):
@@ -486,7 +479,7 @@ class Checkpoints:
     def _read(self, step: int, target: Tree, stored: Mapping[str, Any]) -> Tree:
         """Restores the leaves of `target`, compared with `stored` before and after."""
         target = jax.tree.map(_abstract, target)
-        if differences := _differences(stored, _describe(target)):
+        if differences := differing(stored, describe(target)):
             raise ReslabError(
                 f"the checkpoint of step {step} holds other parameters than the "
                 f"config asks for: {'; '.join(differences[:3])}"
@@ -500,8 +493,8 @@ class Checkpoints:
         )
         with self._together(step):
             state = self._load(step, state=arguments)["state"]
-        found, infinite = _examine(state)
-        restored = _describe(state, found)
+        found, infinite = examine(state)
+        restored = describe(state, found)
         if wrong := [name for name in stored if restored[name] != stored[name]]:
             raise self._damaged(
                 step, f"other bits in {', '.join(wrong[:3])} ({len(wrong)} in all)"
@@ -523,7 +516,7 @@ class Checkpoints:
             raise found or self._damaged(step, "files that another process cannot read")
 
     def _load(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        with _quiet():
+        with quiet():
             try:
                 return self._manager.restore(step, args=ocp.args.Composite(**items))
             except jax.errors.JaxRuntimeError:
@@ -531,7 +524,7 @@ class Checkpoints:
             except Exception as error:
                 # Orbax has no error of its own: JSON, TensorStore, bare exceptions.
                 lines = str(error).splitlines() or [type(error).__name__]
-            _await_abandoned_reads()
+            await_abandoned_reads()
         raise self._damaged(step, lines[0][:160])
 
     def _damaged(self, step: int, got: str) -> DamagedCheckpoint:
@@ -542,182 +535,8 @@ class Checkpoints:
         )
 
 
-class _WithoutLateReports:
-    """Drops what parts of a save report to its event loop after it has failed.
-
-    They report from threads of C++, at any time, as tracebacks that nobody can catch.
-    """
-
-    def __init__(self, hook: Callable[[Any], object]):
-        self._hook = hook
-
-    def __call__(self, told: Any) -> None:
-        if str(told.exc_value) != "Event loop is closed":
-            self._hook(told)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what is printed when the first failed read abandons the others."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    logger = logging.getLogger("asyncio")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        sys.unraisablehook, logger.disabled = hook, was_disabled
-
-
-def _await_abandoned_reads(seconds: float = 5.0) -> None:
-    """Waits for the reads that Orbax left running, and takes note of their errors."""
-    end = time.monotonic() + seconds
-    is_pending = True
-    while is_pending and time.monotonic() < end:
-        gc.collect()
-        is_pending = False
-        for thing in gc.get_objects():
-            if isinstance(thing, asyncio.Future) and thing.get_loop().is_closed():
-                if not thing.done():
-                    is_pending = True
-                elif not thing.cancelled():
-                    thing.exception()  # An error that nobody asks for is printed.
-        time.sleep(0.01)
-
-
-def digests(tree: Tree) -> dict[str, int]:
-    """Digests every leaf; the same on any mesh, without gathering.
-
-        digest = sum_i bits_i * (2 i + 1)  mod 2**32
-
-    `bits_i` is element i (row-major) as an unsigned integer; 64-bit elements count
-    as two of 32 bits, random keys as their key data. Unsigned addition wraps
-    around, hence is associative: the order in which shards are summed does not
-    matter. Odd weights make every single flipped bit visible.
-
-    Args:
-      tree: Pytree of JAX arrays.
-
-    Returns:
-      The digest by leaf name.
-
-    Raises:
-      ReslabError: If a leaf is not a JAX array.
-
-    >>> digests({"w": jnp.arange(3, dtype=jnp.uint32)})
-    {'w': 13}
-    """
-    return _examine(tree)[0]
-
-
-def _examine(tree: Tree) -> tuple[dict[str, int], list[str]]:
-    """Digests every leaf, and names those that hold infinities or NaN, in one pass."""
-    leaves = named_leaves(tree)
-    for name, leaf in leaves.items():
-        if not isinstance(leaf, jax.Array):
-            raise ReslabError(
-                f"state leaf {name}", expected="a JAX array", got=type(leaf).__name__
-            )
-    is_sharded = any(len(leaf.devices()) > 1 for leaf in leaves.values())
-    found, finite = jax.device_get(_examine_all(list(leaves.values()), is_sharded))
-    wrong = [
-        name for name, is_finite in zip(leaves, finite, strict=True) if not is_finite
-    ]
-    return dict(zip(leaves, map(int, found), strict=True)), wrong
-
-
-@functools.partial(jax.jit, static_argnames="is_sharded")
-def _examine_all(
-    leaves: list[jax.Array], is_sharded: bool
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    if is_sharded:
-        return list(map(_digest, leaves)), [jnp.all(_is_finite(x)) for x in leaves]
-    found = list(map(_digest_and_finiteness, leaves))
-    return [digest for digest, _ in found], [is_finite for _, is_finite in found]
-
-
-def _digest(leaf: jax.Array) -> jax.Array:
-    return jnp.sum(_weighted_bits(leaf), dtype=jnp.uint32)
-
-
-def _digest_and_finiteness(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both by one reduction, which a CPU takes a tenth of the time for.
-
-    Of an array on several devices it would gather what each has come to.
-    """
-    bits, is_finite = _weighted_bits(leaf), _is_finite(leaf)
-    new_axes = range(is_finite.ndim, bits.ndim)
-    is_finite = jnp.broadcast_to(jnp.expand_dims(is_finite, new_axes), bits.shape)
-    return jax.lax.reduce(
-        (bits, is_finite),
-        (jnp.uint32(0), jnp.asarray(True)),
-        lambda a, b: (a[0] + b[0], a[1] & b[1]),
-        tuple(range(bits.ndim)),
-    )
-
-
-def _weighted_bits(leaf: jax.Array) -> jax.Array:
-    bits = _as_uint32(leaf)
-    # The flat index from one iota per axis: `reshape(-1)` would gather the shards.
-    index = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        index = index * jnp.uint32(size % 2**32) + position
-    return bits * (2 * index + 1)
-
-
-def _is_finite(leaf: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):  # Random keys, too.
-        return jnp.asarray(True)
-    return jnp.isfinite(leaf)
-
-
-def _as_uint32(leaf: jax.Array) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(leaf)
-    if leaf.dtype == jnp.bool_:
-        return leaf.astype(jnp.uint32)
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
-    # A 64-bit element becomes a new last axis of two.
-    word = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-    return jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
-
-
-def _seal(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _describe(tree: Tree, digest: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The names, shapes and dtypes of a tree as JSON, with digests when given."""
-    return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        | ({"digest": digest[name]} if digest else {})
-        for name, leaf in named_leaves(tree).items()
-    }
-
-
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _differences(stored: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
-    """Says how two descriptions differ, parameters before the rest of the state."""
-    found = []
-    for name in sorted({*stored, *target}, key=lambda n: (n[:7] != "params/", n)):
-        if name not in stored:
-            found.append(f"{name} is missing in the checkpoint")
-        elif name not in target:
-            found.append(f"{name} is only in the checkpoint")
-        else:
-            for field in ("shape", "dtype"):
-                old, new = stored[name][field], target[name][field]
-                if old != new:
-                    show = tuple if field == "shape" else str
-                    found.append(
-                        f"{name} has {field} {show(old)} in the checkpoint, "
-                        f"{show(new)} in the config"
-                    )
-    return found

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from reslab.observe import charts
+from reslab.observe import charts, drawing
 
 SVG = "{http://www.w3.org/2000/svg}"
 WORDS = {"identifier": "one", "title": "A & B", "description": "what is shown"}
@@ -44,7 +44,7 @@ def test_the_colour_map_is_even_in_lightness():
     "low, high", [(0, 1), (1.83, 2.21), (-3e-7, 5e-7), (0, 123456), (2, 2.0001)]
 )
 def test_ticks_are_round_and_within(low, high):
-    found = charts.ticks(low, high)
+    found = drawing.ticks(low, high)
     assert 3 <= len(found) <= 8
     assert low - 1e-12 <= found[0] < found[-1] <= high * (1 + 1e-9) + 1e-12
     step = (found[-1] - found[0]) / (len(found) - 1)
@@ -54,7 +54,7 @@ def test_ticks_are_round_and_within(low, high):
 
 @pytest.mark.parametrize("low, high", [(1, 10), (55, 281), (3e11, 8e18), (2.0, 2.4)])
 def test_log_ticks_are_several_and_within(low, high):
-    found = charts.log_ticks(low, high)
+    found = drawing.log_ticks(low, high)
     assert 2 <= len(found) <= 8
     assert low * 0.998 <= found[0] < found[-1] <= high * 1.002
 
@@ -97,7 +97,10 @@ def test_bands_lines_and_names_are_there():
 
 def test_twenty_lines_differ_without_colour():
     styles = {
-        (charts.DASHES[i % len(charts.DASHES)], charts.MARKERS[i % len(charts.MARKERS)])
+        (
+            drawing.DASHES[i % len(drawing.DASHES)],
+            drawing.MARKERS[i % len(drawing.MARKERS)],
+        )
         for i in range(20)
     }
     assert len(styles) == 20

@@ -23,12 +23,12 @@ from reslab.core.errors import ReslabError
 from reslab.drill.disk import Disk, after_cut
 from reslab.runtime.storage import StorageFailed
 from reslab.train import checkpoint
+from reslab.train.digests import digests, examine
 from reslab.train.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
     NotFinite,
     SaveFailed,
-    digests,
 )
 
 
@@ -479,15 +479,15 @@ def test_values_that_are_not_finite_are_found_in_every_dtype():
             good = jnp.ones((3, 5), dtype)
             tree = {"good": good, "nan": good.at[2, 4].set(jnp.nan)}
             tree["inf"] = good.at[0, 0].set(-jnp.inf)
-            assert checkpoint._examine(tree)[1] == ["inf", "nan"]
+            assert examine(tree)[1] == ["inf", "nan"]
             assert digests(tree)["nan"] == oracle(np.asarray(tree["nan"]))
         mesh = Mesh(np.array(jax.devices()[:8]), "a")
         sharding = NamedSharding(mesh, PartitionSpec("a"))
         sharded = {"x": jax.device_put(jnp.ones(16).at[9].set(jnp.nan), sharding)}
-        assert checkpoint._examine(sharded)[1] == ["x"]
+        assert examine(sharded)[1] == ["x"]
         assert digests(sharded) == digests({"x": jnp.ones(16).at[9].set(jnp.nan)})
     rest = {"integers": jnp.full(3, 2**31 - 1), "keys": jax.random.key(0)}
-    assert not checkpoint._examine(rest | {"nothing": jnp.zeros(0)})[1]
+    assert not examine(rest | {"nothing": jnp.zeros(0)})[1]
 
 
 def test_a_state_that_is_not_finite_is_neither_saved_nor_restored(

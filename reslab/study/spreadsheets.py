@@ -1,0 +1,87 @@
+"""Rows of a report's CSV files."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from reslab.runtime.text import spreadsheet_cell
+from reslab.study import tables
+from reslab.study.comparison import (
+    Row,
+    reaching_the_baseline,
+)
+from reslab.study.results import (
+    Results,
+)
+
+
+def of_runs(results: Results, time: Sequence[Row]) -> list[list[Any]]:
+    """Returns a header and a row per run."""
+    places = {row.case: row.at for row in time}
+    ends = {row.case: row.bits for row in reaching_the_baseline(results)}
+    header = ["case", "seed", "directory", "state", "step", "tokens", "eval_bpb"]
+    header += ["training_seconds", "equal_time_seconds", "equal_time_bpb"]
+    header += ["steps_to_baseline", "seconds_to_baseline"]
+    header += ["tokens_per_second", "parameters", "training_flops_per_token", "commit"]
+    rows: list[list[Any]] = [header]
+    for run in results.runs:
+        at = places[run.case]
+        step = run.rows[-1]["step"] if run.rows else None
+        end = ends[run.case] if run.is_finished else None
+        reached = None if end is None else run.step_reaching(end)
+        rows.append(
+            [
+                run.case,
+                run.seed,
+                run.label,
+                run.state,
+                step,
+                None if step is None else step * run.tokens_per_step,
+                run.bits_per_byte,
+                run.seconds,
+                at if run.is_finished else None,
+                run.bits_at_time(at) if at is not None and run.is_finished else None,
+                reached,
+                None if reached is None else run.seconds_at(reached),
+                tables.median_speed([run]),
+                run.record.get("parameters"),
+                run.record.get("training_flops_per_token"),
+                run.record.get("environment", {}).get("commit"),
+            ]
+        )
+    return rows
+
+
+def of_comparisons(tokens: Sequence[Row], time: Sequence[Row]) -> list[list[Any]]:
+    """Returns a header and a row per comparison."""
+    header = ["at_equal", "at", "case", "baseline", "n", "mean", "sd", "low", "high"]
+    header += ["baseline_n", "baseline_mean", "baseline_sd", "difference"]
+    header += ["difference_low", "difference_high", "p", "p_holm", "verdict"]
+    rows: list[list[Any]] = [header]
+    for name, table in (("tokens", tokens), ("seconds", time)):
+        for row in table:
+            against = row.against[:3] if row.against else (None,) * 3
+            found = row.comparison or (None,) * 4
+            rows.append(
+                [
+                    name,
+                    row.at,
+                    row.case,
+                    row.baseline,
+                    *row.summary,
+                    *against,
+                    *found,
+                    row.corrected,
+                    row.verdict,
+                ]
+            )
+    return rows
+
+
+def as_csv(rows: Sequence[Sequence[Any]]) -> str:
+    """Writes rows as CSV, safe to open in a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([spreadsheet_cell(cell) for cell in row] for row in rows)
+    return text.getvalue()

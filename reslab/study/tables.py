@@ -1,0 +1,189 @@
+"""Tables of a report: bits per byte, time and cost."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reslab.study import figures, numbers
+from reslab.study.comparison import (
+    LEVEL,
+    Row,
+    reaching_the_baseline,
+)
+from reslab.study.document import Table
+from reslab.study.results import (
+    Outcome,
+    Results,
+)
+from reslab.study.statistics import summarize
+
+
+def of_tokens(results: Results, rows: Sequence[Row]) -> Table:
+    """Compares cases at equal training tokens."""
+    budgets = {run.budget for run in results.runs if run.is_finished}
+    at = f"{min(budgets):,} training tokens" if budgets else "no finished run"
+    if len(budgets) > 1:
+        at += ", the smallest budget, read off the curves: the budgets are mixed"
+    caption = f"At equal tokens ({at}), means over seeds. {_method(rows)}"
+    header, cells = _comparison_cells(results, rows)
+    return Table(caption, header, cells)
+
+
+def of_time(results: Results, rows: Sequence[Row]) -> Table:
+    """Compares cases at equal training time."""
+    header, cells = _comparison_cells(results, rows)
+    times = [row.at for row in rows if row.at is not None]
+    unit, factor = figures.time_unit(max(times, default=0.0))
+    for row, line in zip(rows, cells, strict=True):
+        at = numbers.DASH if row.at is None else f"{row.at / factor:.4g}"
+        base = numbers.number(row.against.mean if row.against else None)
+        line[2:2] = [at, base]
+    header = [*header[:2], f"time ({unit})", "baseline then", *header[2:]]
+    caption = (
+        "At equal time: the shortest training time of all runs of a case and its "
+        "baseline, without compiling, evaluations and checkpoints. Curves on the first "
+        "evaluation batches are read off there, linear between evaluations, never "
+        "beyond their ends. Times are those of the machines as they were: runs that "
+        f"shared one slowed each other. {_method(rows)}"
+    )
+    return Table(caption, header, cells)
+
+
+def of_reaching(results: Results) -> Table:
+    """Lists when each case reaches the baseline's loss."""
+    rows = reaching_the_baseline(results)
+    unit, factor = figures.time_unit(
+        max((row.baseline_seconds or 0.0 for row in rows), default=0.0)
+    )
+    header = ["case", "reached it", "steps", "of the baseline's"]
+    header += [f"time ({unit})", "of the baseline's"]
+    cells = []
+    for row in rows:
+        steps, seconds = summarize(row.steps), summarize(row.seconds)
+        cells.append(
+            [
+                row.case,
+                f"{len(row.steps)} of {row.runs}",
+                numbers.plain(steps.mean),
+                numbers.share(steps.mean, row.baseline_steps),
+                numbers.plain(seconds.mean, factor),
+                numbers.share(seconds.mean, row.baseline_seconds),
+            ]
+        )
+    caption = (
+        "To where the baseline ends: mean steps and training time until the held-out "
+        "curve on the first evaluation batches, linear between evaluations, is down to "
+        "the mean end of the baseline's curves; over the runs that get there at all. "
+        "The schedule of the learning rate is that of the whole run, so a run that "
+        "was shorter by design might get there sooner."
+    )
+    return Table(caption, header, cells)
+
+
+def _method(rows: Sequence[Row]) -> str:
+    tests = sum(row.corrected is not None for row in rows)
+    count = numbers.counted(tests, "test")
+    return (
+        "Intervals are 95% t intervals; p is Welch's two-sided t-test against the "
+        f"baseline, corrected by Holm over the {count} of this table. {numbers.DASH}: "
+        "cannot be computed (fewer than two finished runs, no figure there, or no "
+        "variance at all)."
+    )
+
+
+def _comparison_cells(
+    results: Results, rows: Sequence[Row]
+) -> tuple[list[str], list[list[str]]]:
+    several = len({row.baseline for row in rows if row.baseline}) > 1
+    header = ["case", "finished", "n", "mean", "sd", "95% interval", "difference"]
+    header += ["its 95% interval", "p", "p (Holm)", f"at {LEVEL:.0%}"]
+    cells = []
+    for row in rows:
+        one, found = row.summary, row.comparison
+        verdict = row.verdict
+        if several and row.baseline:
+            verdict += f" (to {row.baseline})"
+        cells.append(
+            [
+                row.case,
+                _state(results.of(row.case)),
+                str(one.count),
+                numbers.number(one.mean),
+                numbers.number(one.deviation),
+                numbers.interval(one.low, one.high),
+                numbers.number(found.difference if found else None, "+"),
+                numbers.interval(found.low, found.high, "+") if found else numbers.DASH,
+                numbers.p_value(found.p if found else None),
+                numbers.p_value(row.corrected),
+                verdict,
+            ]
+        )
+    return header, cells
+
+
+def _state(runs: Sequence[Outcome]) -> str:
+    finished = sum(run.is_finished for run in runs)
+    text = f"{finished} of {len(runs)}"
+    for state in ("diverged", "failed", "unfinished", "missing"):
+        if count := sum(run.state == state for run in runs):
+            text += f", {count} {state}"
+    return text
+
+
+def of_cost(results: Results) -> Table:
+    """Lists speed, parameters, FLOPs and memory of each case."""
+    memories = sorted({k for run in results.runs for k in _memory(run)})
+    rows = []
+    for case in results.cases:
+        runs = results.finished(case) or [r for r in results.of(case) if r.config]
+        if not runs:
+            rows.append([case, *[numbers.DASH] * (6 + len(memories))])
+            continue
+        record = runs[0].record
+        count, flops = record.get("parameters"), record.get("training_flops_per_token")
+        width = np.dtype("float32").itemsize
+        if runs[0].config["precision.parameters"] != "float32":
+            width = {"bfloat16": 2, "float64": 8}[
+                runs[0].config["precision.parameters"]
+            ]
+        times = [run.seconds for run in runs if run.is_finished and run.seconds]
+        rows.append(
+            [
+                case,
+                numbers.thousands(count),
+                numbers.size(None if count is None else count * width),
+                numbers.thousands(flops),
+                numbers.DASH if flops is None else f"{flops * runs[0].budget:.3g}",
+                numbers.thousands(median_speed(runs)),
+                f"{statistics.fmean(times):.4g}" if times else numbers.DASH,
+                *(numbers.size(_largest(runs, name)) for name in memories),
+            ]
+        )
+    header = ["case", "parameters", "their bytes", "training FLOPs/token"]
+    header += ["training FLOPs", "tokens/s", "training time (s)"]
+    header += [f"memory: {name}" for name in memories]
+    return Table(
+        "What a run of each case costs. Tokens per second: median over the rows of all "
+        "its runs. Time: mean over finished runs, of training steps alone. FLOPs are "
+        "those of matrix products, forward and backward.",
+        header,
+        rows,
+    )
+
+
+def _memory(run: Outcome) -> Mapping[str, Any]:
+    memory = run.record.get("memory")
+    return memory if isinstance(memory, dict) else {}
+
+
+def _largest(runs: Sequence[Outcome], name: str) -> float | None:
+    values = [_memory(run).get(name) for run in runs]
+    return max((v for v in values if isinstance(v, int | float)), default=None)
+
+
+def median_speed(runs: Sequence[Outcome]) -> float | None:
+    """Returns the median tokens per second of runs; None without any."""
+    values = [v for run in runs for v in run.values("tokens_per_second")]
+    return statistics.median(values) if values else None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from reslab.cli import main
-from reslab.commands import kernels as bench
+from reslab.commands.measurements import FIELDS
 from reslab.ops import evidence
 from reslab.ops.add_norm import pallas_tpu
 
@@ -64,7 +64,7 @@ def test_a_kernel_is_preferred_where_it_beats_the_least_of_xla():
 
 def test_the_evidence_is_rows_of_the_bench():
     rows = evidence._rows()
-    assert rows and set(rows[0]) == set(bench.FIELDS)
+    assert rows and set(rows[0]) == set(FIELDS)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures operations and prints or writes CSV."""
-    from reslab.commands.kernels import as_csv, bench_ops
+    from reslab.commands.kernels import bench_ops
+    from reslab.commands.measurements import as_csv
     from reslab.runtime.files import write_whole
 
     def tell(line: str) -> None:

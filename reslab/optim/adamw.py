@@ -2,7 +2,7 @@
 
 import optax
 
-from reslab.optim._widened import widened
+from reslab.optim.base.widened import widened
 
 
 def build(

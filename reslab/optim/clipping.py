@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core.precision import scaled
-from reslab.optim._leaves import Layouts, map_leaves, norm
+from reslab.optim.base.leaves import Layouts, map_leaves, norm
 
 
 def clip_by_layer_norm(

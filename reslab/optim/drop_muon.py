@@ -9,8 +9,8 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.optim._leaves import Layouts, map_leaves, resolve
-from reslab.optim._wrapping import depth_of, inside, update_active
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve
+from reslab.optim.base.wrapping import depth_of, inside, update_active
 
 
 class DropState(NamedTuple):

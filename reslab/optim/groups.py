@@ -1,7 +1,6 @@
 """Groups of parameters: who learns by which method, how fast, who decays, who rests."""
 
 import dataclasses
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -11,121 +10,16 @@ import numpy as np
 import optax
 
 from reslab.core import registry
-from reslab.core.errors import ReslabError, nearest
+from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
 from reslab.core.precision import scaled
-from reslab.core.trees import first_match, map_named, named_leaves
-from reslab.optim._leaves import Layouts, map_leaves, resolve
-from reslab.optim._widened import widened
-from reslab.optim._wrapping import unwrapped
+from reslab.core.trees import map_named, named_leaves
+from reslab.optim.base.group import Group, assign
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve
+from reslab.optim.base.scale import Rule, Scale
+from reslab.optim.base.widened import widened
+from reslab.optim.base.wrapping import unwrapped
 from reslab.optim.clipping import clip_by_layer_norm
-from reslab.optim.scalings._scale import Rule, Scale
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Update rule of a group of parameters.
-
-    Attributes:
-      method: Spec of the optimizer; "" is that of the run.
-      lr: Peak learning rate; None is that of the run.
-      lr_scale: Factor on the learning rate.
-      scaling: Spec of a scaling: a factor by depth and kind; "" is none.
-      schedule: Spec of the schedule; "" is that of the run.
-      weight_decay: Weight decay; None is that of the run.
-      clip: Bound of the gradient norm of each parameter in each layer; 0 is none.
-      freeze: Whether the parameters stay as they are.
-    """
-
-    method: str = ""
-    lr: float | None = None
-    lr_scale: float = 1.0
-    scaling: str = ""
-    schedule: str = ""
-    weight_decay: float | None = None
-    clip: float = 0.0
-    freeze: bool = False
-
-
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "method": (str,),
-    "lr": (int, float),
-    "lr_scale": (int, float),
-    "scaling": (str,),
-    "schedule": (str,),
-    "weight_decay": (int, float),
-    "clip": (int, float),
-    "freeze": (bool,),
-}
-_FAMILIES = {"method": "optimizers", "scaling": "scalings", "schedule": "schedules"}
-
-
-def parse_groups(
-    groups: Sequence[tuple[str, Mapping[str, Any]]],
-) -> list[tuple[str, Group]]:
-    """Turns `(pattern, {option: value})` pairs of a config into groups.
-
-    Raises:
-      ReslabError: On an unknown option, a value of the wrong type, or a spec that
-        names nothing.
-    """
-    parsed = []
-    for entry in groups:
-        if (
-            not isinstance(entry, list | tuple)
-            or len(entry) != 2
-            or not isinstance(entry[0], str)
-            or not isinstance(entry[1], Mapping)
-        ):
-            raise ReslabError(
-                "optim.groups",
-                expected="pairs (pattern, {option: value})",
-                got=repr(entry),
-            )
-        pattern, options = entry
-        for key, value in options.items():
-            where = f"optim.groups {pattern!r}"
-            if key not in _KINDS:
-                raise ReslabError(
-                    f"{where}: unknown option {key!r}", hint=nearest(key, _KINDS)
-                )
-            if type(value) not in _KINDS[key]:
-                expected = " or ".join(kind.__name__ for kind in _KINDS[key])
-                raise ReslabError(f"{where}: {key}", expected=expected, got=repr(value))
-            if key in ("lr", "lr_scale", "clip") and value < 0:
-                raise ReslabError(
-                    f"{where}: {key}", expected="at least 0", got=str(value)
-                )
-            if key in _FAMILIES and value:
-                registry.factory(_FAMILIES[key], value)
-        parsed.append((pattern, Group(**options)))
-    return parsed
-
-
-def assign(params: Any, groups: Sequence[tuple[str, Group]]) -> dict[str, Group]:
-    """Gives every parameter the first group whose pattern is found in its path.
-
-    Raises:
-      ReslabError: If a pattern is found in no path, or two groups that claim a
-        parameter name different methods for it. A last pattern for all the rest
-        claims nothing that an earlier one does.
-    """
-    names = list(named_leaves(params))
-    assigned = first_match(names, groups, Group())
-    for pattern, group in groups:
-        claimed = [name for name in names if re.search(pattern, name)]
-        if not group.method or len(claimed) == len(names):
-            continue
-        for name in claimed:
-            chosen = assigned[name].method
-            if chosen and chosen != group.method:
-                raise ReslabError(
-                    f"two groups claim {name}",
-                    expected="one method",
-                    got=f"{chosen!r}, and {group.method!r} by {pattern!r}",
-                    hint="patterns that do not overlap",
-                )
-    return assigned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
-from reslab.optim._leaves import wide
+from reslab.optim.base.leaves import wide
 
 # A spike is told from what is usual once this many steps are known.
 KNOWN = 16

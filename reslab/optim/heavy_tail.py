@@ -9,10 +9,10 @@ import optax
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.ops.spectra import ESTIMATORS, tail_exponents
-from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
-from reslab.optim._together import singular_values
-from reslab.optim._widened import widened
-from reslab.optim._wrapping import inside, scale_slices
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve, wide
+from reslab.optim.base.together import singular_values
+from reslab.optim.base.widened import widened
+from reslab.optim.base.wrapping import inside, scale_slices
 
 MAPS = ("linear", "sqrt", "log2", "sigmoid")
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core.errors import ReslabError, nearest
-from reslab.optim._leaves import Layouts, label_leaves, map_leaves, wide
-from reslab.optim._widened import widened
+from reslab.optim.base.leaves import Layouts, label_leaves, map_leaves, wide
+from reslab.optim.base.widened import widened
 from reslab.optim.lars import check_no_scalars, trust_ratio
 
 VARIANTS = ("optax", "google", "clamped")

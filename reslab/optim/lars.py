@@ -8,7 +8,7 @@ import optax
 
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import Layout
-from reslab.optim._leaves import Layouts, map_leaves, norm, resolve, wide
+from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide
 
 VARIANTS = ("google", "popular", "paper")
 

@@ -10,7 +10,7 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
 from reslab.optim import adamw
-from reslab.optim._leaves import (
+from reslab.optim.base.leaves import (
     Layouts,
     decay_and_scale,
     label_leaves,
@@ -18,7 +18,7 @@ from reslab.optim._leaves import (
     wide,
     zeros,
 )
-from reslab.optim._widened import widened
+from reslab.optim.base.widened import widened
 from reslab.optim.orthogonalization import coefficients, orthogonalize_leaves
 
 SCALES = ("moonlight", "keller", "spectral")

@@ -10,9 +10,9 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
-from reslab.optim._leaves import Layouts, map_leaves, norm, resolve, wide, zeros
-from reslab.optim._widened import widened
-from reslab.optim._wrapping import inside, scale_slices
+from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide, zeros
+from reslab.optim.base.widened import widened
+from reslab.optim.base.wrapping import inside, scale_slices
 from reslab.optim.muon import size_factor
 from reslab.optim.orthogonalization import orthogonalize_leaves, polar_express
 

@@ -8,9 +8,9 @@ import optax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.optim._leaves import Layouts, map_leaves, norm, resolve, wide
-from reslab.optim._widened import widened
-from reslab.optim._wrapping import inside
+from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide
+from reslab.optim.base.widened import widened
+from reslab.optim.base.wrapping import inside
 
 
 class ProjectionState(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core.layout import Layout
-from reslab.optim._leaves import (
+from reslab.optim.base.leaves import (
     Layouts,
     map_leaves,
     split,

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from reslab.core.errors import ReslabError, nearest
-from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
-from reslab.optim._together import by_shape, is_turned
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve, wide
+from reslab.optim.base.together import by_shape, is_turned
 
 Coefficients = tuple[tuple[float, float, float], ...]
 

@@ -8,7 +8,7 @@ import optax
 
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
-from reslab.optim._leaves import (
+from reslab.optim.base.leaves import (
     Layouts,
     Named,
     is_absent,
@@ -17,7 +17,7 @@ from reslab.optim._leaves import (
     split,
     wide,
 )
-from reslab.optim._widened import widened
+from reslab.optim.base.widened import widened
 
 ABSENT = optax.MaskedNode()
 

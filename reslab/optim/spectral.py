@@ -12,8 +12,8 @@ import optax
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.ops.spectra import singular_quantiles
-from reslab.optim._leaves import Layouts, map_leaves, resolve, split, wide, zeros
-from reslab.optim._together import singular_values
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve, split, wide, zeros
+from reslab.optim.base.together import singular_values
 from reslab.optim.muon import OTHERS, check, product_dtype, size_factor, with_adamw
 from reslab.optim.orthogonalization import (
     KELLER,

@@ -11,8 +11,8 @@ from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
 from reslab.core.trees import map_named
 from reslab.ops.grams import gram, patch_gram
-from reslab.optim._leaves import Layouts, map_leaves, resolve, wide
-from reslab.optim._wrapping import inside
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve, wide
+from reslab.optim.base.wrapping import inside
 
 __all__ = ["build", "gram", "patch_gram", "preconditioned", "wrap"]
 

@@ -17,7 +17,8 @@ from reslab.core.layout import layouts
 from reslab.core.model_state import model_state_of
 from reslab.core.trees import first_match, named_leaves, unbox
 from reslab.core.types import SEQUENCE_AXIS
-from reslab.optim.groups import Plan, grouped, parse_groups, plans
+from reslab.optim.base.group import parse_groups
+from reslab.optim.groups import Plan, grouped, plans
 from reslab.optim.guard import guarded, parse_policy
 from reslab.parallel.mesh import batch_parts, replicated, tree_sharding, use_mesh
 from reslab.train.checkpoint import Checkpoints

@@ -15,8 +15,8 @@ from reslab.core.model_state import (
     ModelState,
     model_state_of,
 )
-from reslab.optim._leaves import wide
-from reslab.optim._wrapping import cuts_of
+from reslab.optim.base.leaves import wide
+from reslab.optim.base.wrapping import cuts_of
 from reslab.optim.groups import stop_frozen
 from reslab.optim.guard import GuardState
 from reslab.parallel.compiler import compiler_options

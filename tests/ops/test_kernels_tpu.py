@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from reslab.commands import kernels as bench
+from reslab.commands.compiled_kernels import TARGETS, compiled
 from reslab.ops import catalogue
 from reslab.ops.add_norm import pallas_tpu
 from reslab.ops.add_norm.reference import reference_add_norm
@@ -33,10 +33,10 @@ SHAPES = ("llama_1b", "blocks_8", "layers_16", "last_of_4")
 
 @pytest.mark.tpu_compile
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", bench.TARGETS)
+@pytest.mark.parametrize("chip", TARGETS)
 def test_bytes_and_bundles(chip):
     pytest.importorskip("libtpu")
-    rows = bench.compiled(
+    rows = compiled(
         tuple(MOST_BYTES), chip, SHAPES, implementations=["pallas"], directions=["both"]
     )
     assert {row.operation for row in rows} == MOST_BYTES.keys()

@@ -4,7 +4,8 @@ import numpy as np
 import optax
 
 from reslab.core import registry
-from reslab.optim.groups import Group, assign, grouped, parse_groups
+from reslab.optim.base.group import Group, assign, parse_groups
+from reslab.optim.groups import grouped
 
 PARAMS = {
     "kernel": jnp.full((2, 2), 2.0),

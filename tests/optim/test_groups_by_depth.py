@@ -10,8 +10,9 @@ from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout, layouts, read
 from reslab.core.trees import named_leaves
 from reslab.models.lm import LanguageModel
+from reslab.optim.base.group import parse_groups
 from reslab.optim.clipping import clip_by_layer_norm
-from reslab.optim.groups import grouped, parse_groups, plans
+from reslab.optim.groups import grouped, plans
 
 STACK = read(("layers", "embed", "mlp"), (0, 1, 2))
 PARAMS = {

@@ -14,7 +14,8 @@ from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout, read
 from reslab.ops.spectra import correlated_tail, eigenvalues, tail_exponents
 from reslab.optim import heavy_tail, importance_sparse, lisa, normalize_and_project
-from reslab.optim.groups import grouped, parse_groups
+from reslab.optim.base.group import parse_groups
+from reslab.optim.groups import grouped
 from reslab.optim.tract import build as tract
 from reslab.optim.tract import gram, patch_gram, preconditioned
 

@@ -23,13 +23,13 @@ from reslab.core.errors import ReslabError
 from reslab.drill.disk import Disk, after_cut
 from reslab.runtime.storage import StorageFailed
 from reslab.train import checkpoint
-from reslab.train.digests import digests, examine
 from reslab.train.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
     NotFinite,
     SaveFailed,
 )
+from reslab.train.digests import digests, examine
 
 
 class State(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
-from reslab.optim.scalings._scale import Rule, Scale
+from reslab.optim.base.scale import Rule, Scale
 
 
 def build(decay: float = 0.9) -> Rule:

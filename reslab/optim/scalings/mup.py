@@ -2,7 +2,7 @@
 
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
-from reslab.optim.scalings._scale import Rule, Scale
+from reslab.optim.base.scale import Rule, Scale
 
 
 def build(wider: float = 1.0, deeper: float = 1.0, alpha: float = 1.0) -> Rule:

@@ -1,7 +1,7 @@
 """Blockwise learning rates by sharpness (Wang et al., 2025)."""
 
 from reslab.core.layout import Layout
-from reslab.optim.scalings._scale import Rule, Scale
+from reslab.optim.base.scale import Rule, Scale
 
 # By the name of the projection; whatever else is a matrix in a layer is a
 # feed-forward kernel.

@@ -5,7 +5,7 @@ import numpy as np
 
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
-from reslab.optim.scalings._scale import Rule, Scale
+from reslab.optim.base.scale import Rule, Scale
 
 
 def build(every: int = 100, rise: int = 0) -> Rule:

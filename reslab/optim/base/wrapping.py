@@ -12,7 +12,7 @@ from reslab.core import registry
 from reslab.core.layout import Layout
 from reslab.core.precision import scaled
 from reslab.core.trees import map_named, named_leaves
-from reslab.optim._leaves import Layouts, map_leaves, resolve
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve
 
 Wrap = Callable[..., optax.GradientTransformationExtraArgs]
 

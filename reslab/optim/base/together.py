@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from reslab.core.layout import Layout
 from reslab.core.types import MESH_AXES, SEQUENCE_AXIS
 from reslab.ops import spectra
-from reslab.optim._leaves import Layouts, map_leaves, resolve
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve
 
 
 def by_shape(

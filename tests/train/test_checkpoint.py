@@ -23,6 +23,7 @@ from reslab.core.errors import ReslabError
 from reslab.drill.disk import Disk, after_cut
 from reslab.runtime.storage import StorageFailed
 from reslab.train import checkpoint
+from reslab.train import digests as digest_module
 from reslab.train.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
@@ -499,8 +500,8 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_restored(
             checkpoints.save(2, small(np.inf), data_index=16)
         assert checkpoints.steps() == (1,)
         with monkeypatch.context() as older:  # It looked at nothing.
-            examine = checkpoint._examine
-            older.setattr(checkpoint, "_examine", lambda s: (examine(s)[0], []))
+            examine = checkpoint.examine
+            older.setattr(checkpoint, "examine", lambda s: (examine(s)[0], []))
             checkpoints.save(2, small(np.nan), data_index=16)
         with pytest.raises(DamagedCheckpoint, match="not finite in params/w"):
             checkpoints.restore(target_of(small(1)))
@@ -508,7 +509,7 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_restored(
 
 
 def digest_leaf(leaf):
-    return checkpoint._digest(leaf)
+    return digest_module._digest(leaf)
 
 
 def saved_steps(directory, *steps, **options):

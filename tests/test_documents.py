@@ -1,6 +1,7 @@
 """The documents are the front door: their commands and examples are executed."""
 
 import csv
+import json
 import os
 import pathlib
 import re
@@ -114,6 +115,21 @@ def test_the_loop_to_fork_trains(monkeypatch, capsys):
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 3
     assert losses[2] < losses[1] < losses[0]
+
+
+def test_the_notebook_runs():
+    """Its five cells one after the other, with a shorter horizon."""
+    notebook = json.loads(TUTORIAL.with_name("tutorial.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"]]
+    assert len(cells) == 5
+    assert not any(cell["outputs"] for cell in notebook["cells"])
+    names = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for number, cell in enumerate(cells, 1):
+            cell = cell.replace("steps=60", "steps=10")
+            exec(compile(cell, f"tutorial.ipynb, cell {number}", "exec"), names)
+    assert {*names["results"]} == {"plain", "leaky"}
+    assert all(losses[-1] < losses[0] for losses in names["results"].values())
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

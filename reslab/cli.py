@@ -28,7 +28,7 @@ VERBS += ("list", "show", "compile", "bench", "data", "drill", "doctor")
 
 
 def program() -> int:
-    """Runs the command of this process, whoever reads what it prints."""
+    """Runs the command of this process, even if its output is closed early."""
     outlive_readers()
     return main()
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     Args:
-      arguments: The command line without the program's name; that of the
+      arguments: The command line without the program's name; the one of the
         process if None.
     """
     with (

@@ -179,7 +179,7 @@ CONFIG |= {
     "no spectra": (["optim.name=heavy_tail(every=0)"], "every: expected at least 1"),
     "long table": (
         ["optim.name=muon(iterations=2,table=((1,0,0),(1,0,0),(1,0,0)))"],
-        "at most as many rows as steps (2)",
+        "at most one row per step (2)",
     ),
 }
 

@@ -19,8 +19,8 @@ NOTES = (
     "HBM traffic and what follows: the compiled program, loops as often as they run; "
     "a collective's bytes are those of the whole array that it makes or splits",
     "estimated step: an estimate for ratios between variants: the compiled schedule as "
-    "a timeline, on which copies and collectives go on beside what runs and only "
-    "what is left of them is waited for; from the compiler's cycles, kernels by their "
+    "a timeline, on which copies and collectives overlap computation and only "
+    "the remainder of each is waited for; from the compiler's cycles, kernels by their "
     "own schedules, in which what stands under a condition always runs, but for the "
     "blocks that a causal mask empties; some 15% off where matrix products dominate",
     "estimated MFU: model FLOPs over the peak in that time, collectives at the full "

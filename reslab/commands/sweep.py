@@ -1,4 +1,4 @@
-"""`reslab sweep`: do the runs of a study, or go on with them."""
+"""`reslab sweep`: do the runs of a study, or resume them."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ import sys
 from reslab.commands.options import configurable, place, whole
 from reslab.runtime.exits import STOPPED
 
-HELP = "do the runs of a study, or go on with them"
+HELP = "do the runs of a study, or resume them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         tally = sweep(planned, runs=runs, jobs=options.jobs, is_retrying=options.retry)
     except SweepStopped:
-        print("stopped and saved; the same command goes on from here", file=sys.stderr)
+        print("stopped and saved; the same command resumes it", file=sys.stderr)
         return STOPPED
     for run, message in tally.failed:
         print(f"failed: {run.case}, seed {run.seed}: {message}")

@@ -1,4 +1,4 @@
-"""`reslab train`: train a model, or go on training it."""
+"""`reslab train`: train a model, or resume its training."""
 
 import argparse
 import pathlib
@@ -11,7 +11,7 @@ from reslab.commands.sampling import sample
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-HELP = "train a model, or go on training it"
+HELP = "train a model, or resume its training"
 # Larger corpora are not counted for the summary: the counts take memory.
 LARGEST_COUNTED = 2**28
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict-restore",
         action="store_true",
-        help="refuse a damaged newest checkpoint instead of going on from an older one",
+        help="refuse a damaged newest checkpoint instead of using an older one",
     )
     parser.add_argument(
         "--watchdog",
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop where the first NaN is made, with a traceback; slow",
     )
     many = parser.add_argument_group(
-        "several hosts", "on Cloud TPU they find each other; elsewhere they are told"
+        "several hosts", "found automatically on Cloud TPU; elsewhere set these options"
     )
     many.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     many.add_argument("--processes", type=whole(1), metavar="N", help="how many")

@@ -1,4 +1,4 @@
-"""`reslab transform`: convert a run into one to go on from."""
+"""`reslab transform`: convert a run to another architecture."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from reslab.commands.options import importing, place
 from reslab.commands.runs import open_run
 from reslab.core import imports
 
-HELP = "convert a run into one to go on from"
+HELP = "convert a run to another architecture"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

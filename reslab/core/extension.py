@@ -92,7 +92,7 @@ def explain(error: BaseException) -> ReslabError | None:
 def buildable(what: str) -> Iterator[None]:
     """Tells in one line what building something from specs raises.
 
-    Each part may be right by itself, and what they make together not.
+    Parts that are valid alone may fail in combination.
 
     Args:
       what: What is built.
@@ -186,7 +186,7 @@ def _checked_update(part: _Part, update: Callable[..., Any]) -> Callable[..., An
 def held_to_protocols() -> Iterator[None]:
     """Checks what parts from outside reslab return while a model is traced.
 
-    Costs nothing where there are none, and nothing when a program runs.
+    Costs nothing without such parts, and nothing when a program runs.
     """
     if not _parts:
         yield

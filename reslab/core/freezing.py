@@ -12,8 +12,7 @@ def freezing_layers(count: int) -> Iterator[None]:
     """Says, while a model is traced, that its first layers need no gradient.
 
     The loop over layers then cuts the backward pass above them, so that nothing of
-    it is computed below: not the gradient of the parameters there, nor that of the
-    embedding.
+    it is computed below: no gradient of the parameters there or of the embedding.
 
     Args:
       count: How many layers, of all that are applied.

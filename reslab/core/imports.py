@@ -19,7 +19,7 @@ _is_guarded = False
 
 @contextlib.contextmanager
 def guarded(modules: Iterable[str] = ()) -> Iterator[None]:
-    """Limits specs to the modules that are allowed, whoever names them.
+    """Limits specs to the modules that are allowed.
 
     The command line and the processes of a sweep run guarded. Elsewhere the caller's
     own code names modules freely, and only what is read from a file is checked.
@@ -104,10 +104,10 @@ def check(what: str, name: str) -> None:
 
 @contextlib.contextmanager
 def from_working_directory() -> Iterator[None]:
-    """Lets code that a person named import from the working directory, after all else.
+    """Lets code that a person named import from the working directory, last in order.
 
     Outside of the block nothing is looked for there: not the optional packages of
-    dependencies, of which somebody else's directory may hold a file of that name.
+    dependencies, and an untrusted directory may hold a file of that name.
     """
     here = os.getcwd()
     if not _is_guarded or "" in sys.path or here in sys.path:

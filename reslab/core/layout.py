@@ -1,6 +1,6 @@
 """Layouts of parameters: stacked axes, input axes and output axes.
 
-An optimizer that treats a kernel as a matrix, or each layer by itself, must know
+An optimizer that treats a kernel as a matrix, or each layer separately, must know
 which axes are which. Their logical names say it: `layers` and `experts` hold
 separate parameters side by side, `heads` and `head_dim` are one axis in two pieces, and
 so are the window of a convolution and the `channels` that it reads.
@@ -32,7 +32,7 @@ class Layout:
 
     Attributes:
       kind: "matrix" for a kernel inside the model, "embedding" and "head" for the
-        tables at its ends, "vector" for all else: gains, biases, mixtures.
+        tables at its ends, "vector" for the others: gains, biases, mixtures.
       stack: Axes along which separate parameters lie.
       inputs: Axes that are contracted with the input, of all but vectors.
       outputs: Axes that the output has, of all but vectors.

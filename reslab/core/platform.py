@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def platform() -> str:
-    """The platform of the mesh in context, else that of the default devices.
+    """Returns the platform of the mesh in context, else of the default devices.
 
     A mesh may be made of devices that this machine does not have: a program
     compiled ahead of time for a TPU, on a machine without one, takes the TPU

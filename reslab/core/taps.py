@@ -51,7 +51,7 @@ def at_site(site: int | jax.Array) -> Iterator[None]:
 
 
 def tap(module: nn.Module, name: str, value: Any) -> None:
-    """Shows an array to whoever watches, with the sublayer that it belongs to.
+    """Records an array for probes, with the sublayer that it belongs to.
 
     Args:
       module: The module that knows the value.

@@ -83,9 +83,9 @@ class Context:
       init_std: Standard deviation of projection kernels; 0 is 1/sqrt(fan in).
       output_scale: Factor on the initial standard deviation of projections
         that write into the residual stream.
-      inner_scale: Factor on that of values and of projections that widen.
-      inner_norm: Norm before the projection into the stream; "" is none.
-      qkv_norm: Norm of every query, key and value head; "" is none.
+      inner_scale: The same factor for values and for projections that widen.
+      inner_norm: Norm before the projection into the stream; "" disables it.
+      qkv_norm: Norm of every query, key and value head; "" disables it.
       is_causal: Whether a position may see those before it alone.
       dropout: Rate at which outputs of sublayers are dropped during training.
       kernels: Implementation of the operations that have a kernel.
@@ -182,7 +182,7 @@ class Placement(Protocol):
 
 
 class FeedForward(Protocol):
-    """Maps every token by itself."""
+    """Maps every token independently."""
 
     def __call__(self, x: Array) -> Array:
         """Maps (batch, length, embed) to the same shape."""
@@ -200,9 +200,8 @@ class Linear(Protocol):
 class Mixer(Protocol):
     """A token mixer along the sequence.
 
-    `writes_shared` names what a layer may leave in the depth memory, and
-    `renews_shared`, where a mixer has it, what of that a later layer may leave anew;
-    else what is written once stays.
+    `writes_shared` names the entries of the depth memory that a layer may write.
+    Later layers may overwrite only entries that the optional `renews_shared` names.
     """
 
     writes_shared: Collection[str]

@@ -17,7 +17,7 @@ Example = dict[str, np.ndarray]
 class Examples(Protocol):
     """Random access to examples, each arrays of the same shapes by name.
 
-    Among them is `loss_mask`, whose shape is that of what counts in an example.
+    Among them is `loss_mask`, with one entry for every unit of an example.
     """
 
     def __len__(self) -> int: ...

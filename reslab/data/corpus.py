@@ -101,7 +101,7 @@ class Corpus:
       bytes: Number of bytes in both streams, before tokenization.
       tokens_sha256: Digest of the files that hold the tokens, where there are any.
       others: Streams that are also trained on, each with its share of the windows;
-        `train` has what is left.
+        `train` has the remaining documents.
     """
 
     train: TokenStream

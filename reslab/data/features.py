@@ -18,7 +18,7 @@ def check_dataset(what: str, name: str, directory: str) -> None:
     """Checks that a dataset makes TFDS import nothing but its own code.
 
     `features.json` names a class of every feature, which TFDS imports by that name;
-    a name with a namespace is code of somebody else's.
+    a name with a namespace refers to foreign code.
 
     Args:
       what: The source, for errors.

@@ -22,7 +22,7 @@ class File(NamedTuple):
     Attributes:
       path: Where it is on this machine.
       name: What to call it in messages.
-      is_listed: Whether it was found in a directory, and not named by itself.
+      is_listed: Whether it was found in a directory instead of being named.
     """
 
     path: pathlib.Path
@@ -33,7 +33,7 @@ class File(NamedTuple):
 def matching_files(path: str, what: str) -> Iterator[File]:
     """Yields the files that a path names, in the order of their bytes.
 
-    The order is that of the POSIX path as bytes, so it is the same on every
+    Files are ordered by POSIX path as bytes, so the order is the same on every
     machine and in every locale. Hidden files of a directory are left out. Files of
     buckets (`gs://bucket/shards` and other `BUCKETS`, by fsspec) are copied here one
     at a time; the copy is gone when the next is asked for.

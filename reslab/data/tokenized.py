@@ -88,7 +88,7 @@ def tokenize(
 ) -> dict[str, Any]:
     """Tokenizes a corpus into a directory, document after document.
 
-    The directory appears whole or not at all. The memory that it takes is that of
+    The directory appears whole or not at all. It takes the memory of
     one document, and 8 bytes for every document.
 
     Args:
@@ -148,11 +148,11 @@ def open_corpus(path: str | os.PathLike[str], tokenizer: registry.Spec) -> Corpu
       tokenizer: The tokenizer that is asked for.
 
     Returns:
-      The corpus, which is that of the documents: it has the same digest.
+      The corpus; its digest equals the one of the documents.
 
     Raises:
-      ReslabError: If there is none, it was tokenized otherwise, or its files are not
-        those that were written.
+      ReslabError: If it is missing, was tokenized otherwise, or its files have
+        changed.
     """
     folder = local_path(path, "source tokens: path")
     record = _record(folder)

@@ -2,7 +2,7 @@
 
 Every row breaks small runs on this machine's CPU in one way, many times, and counts
 the times that end as promised: bit for bit as if nothing had happened, or with an
-error that is told. Nothing of the run is stubbed; processes are killed, files damaged,
+explicit error. Nothing of the run is stubbed; processes are killed, files damaged,
 disks filled.
 """
 
@@ -79,7 +79,7 @@ def drill(
       program: Runs a command line and returns its exit code.
       is_nightly: Whether to plant the many faults of a night.
       seed: Chooses where they are planted.
-      tell: Is given a line about every row, and how far it is while it goes on.
+      tell: Called with a line about every row, and with its progress.
 
     Returns:
       The outcome of every row.

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote, with code, paths and links that are to do harm."""
+"""Untrusted files with code, paths and links that try to do harm."""
 
 import itertools
 import json
@@ -169,7 +169,7 @@ def _write_run(given: pathlib.Path, field: tuple[str, str], module: str) -> None
 def hostile(
     directory: pathlib.Path, count: int, seed: float, program: Program
 ) -> Iterator[str | None]:
-    """Gives the command line what somebody else wrote; in a process of its own.
+    """Gives untrusted files to the command line, in a process of its own.
 
     The module that is named lies in the working directory, and the path begins there:
     whatever tried to import it would run it.

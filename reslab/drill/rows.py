@@ -78,7 +78,7 @@ def losses_step(run: pathlib.Path) -> int:
 
 
 def stop(workshop: Workshop, count: int, chance: random.Random) -> Found:
-    """Asked to stop, all processes save one step, exit with 42, and go on exactly."""
+    """Asked to stop, all processes save one step, exit with 42, and resume exactly."""
     for number in range(count):
         options = TWO if number % 2 else {}
         whole = fingerprint(workshop.clean("two" if options else "one", **options))
@@ -344,7 +344,7 @@ def _bad_steps(directory: pathlib.Path, seed: float) -> Found:
     planted[at] = kind
     try:
         train("halt")
-        yield f"halt: {kind} in step {at + 1} goes on"
+        yield f"halt: {kind} in step {at + 1} does not end the run"
     except loop.Diverged as error:
         is_named = str(error).startswith(f"step {at + 1}: ")
         yield None if is_named else f"halt: step {at + 1}, told: {error}"
@@ -380,7 +380,7 @@ def bad_input(workshop: Workshop, count: int, chance: random.Random) -> Found:
 
 
 def hostile(workshop: Workshop, count: int, chance: random.Random) -> Found:
-    """A directory of somebody else runs no code and writes nothing outside its run."""
+    """An untrusted directory runs no code and writes nothing outside its run."""
     yield from workshop.call(
         hostile_files, workshop.new(), count, chance.random(), workshop.program
     )

@@ -68,7 +68,7 @@ class Fault:
         becomes of the run directory: `delete`, `rename`, and replaced by `empty` (a
         directory), `file` or `other` (another run's).
       step: The step after which it happens.
-      delay: Seconds later, while the run goes on and saves.
+      delay: Seconds after the step, during which the run continues and saves.
       paths: Where the run directory is moved to, and the other run.
     """
 
@@ -242,7 +242,7 @@ def fingerprint(run: pathlib.Path) -> dict[str, Any]:
 
 
 def newest_step(run: pathlib.Path) -> int:
-    """The newest committed step, 0 if there is none."""
+    """Returns the newest committed step, or 0."""
     found = (run / "checkpoints").glob("*/integrity")
     return max(
         (int(p.parent.name) for p in found if p.parent.name.isdigit()), default=0

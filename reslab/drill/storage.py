@@ -27,7 +27,7 @@ def power(workshop: Workshop, count: int, chance: random.Random) -> Found:
     """After a power cut at any moment, a run ends bit for bit the same.
 
     One that said that it is saved, or finished, is. The cut is simulated: the process
-    is killed, and the run goes on from what a disk may then hold, without most of what
+    is killed, and the run resumes from what a disk may then hold, without most of what
     was never synced (`reslab.drill.disk`).
     """
     clean = workshop.clean("one")

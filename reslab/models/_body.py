@@ -153,10 +153,10 @@ class Body(nn.Module):
         )
 
     def check_depth(self) -> None:
-        """Checks that there are layers, such kernels, and a stream that stays finite.
+        """Checks depth >= 1, the name in `kernels`, and that the stream stays finite.
 
         Raises:
-          ReslabError: If there are none, or the stream overflows.
+          ReslabError: If a check fails.
         """
         if self.depth < 1:
             raise ReslabError("model.depth", expected="at least 1", got=str(self.depth))

@@ -131,7 +131,7 @@ class ReversibleBottlenecks(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """Widens, convolves each channel by itself, weighs the channels, and narrows.
+    """Widens, convolves each channel separately, weighs the channels, and narrows.
 
         h = act(norm(expand(x)));  h = act(norm(depthwise(h)));  y = project(s * h)
         s = sigmoid(W act(V mean over positions(h) + c) + b)

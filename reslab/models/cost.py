@@ -58,7 +58,7 @@ def generation_bytes(model: LanguageModel, length: int) -> tuple[int, int]:
 
     Returns:
       Bytes of one sequence, and what they would be if every layer kept all that it
-      reads by itself, none another's keys or values.
+      reads only its own state, not another layer's keys or values.
     """
     stack = model.make_stack(parent=None)
 

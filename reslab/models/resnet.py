@@ -49,7 +49,7 @@ class ResNet(nn.Module):
       param_dtype: Dtype in which parameters are stored.
 
     Raises:
-      ReslabError: If the block is none of these, or stages have nothing to undo.
+      ReslabError: If the block is unknown, or stages have nothing to undo.
     """
 
     classes: int

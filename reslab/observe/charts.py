@@ -23,11 +23,11 @@ class Series(NamedTuple):
     """One line of a chart.
 
     Attributes:
-      name: What it is.
-      x: Where the points are.
-      y: How high; None or not finite breaks the line.
-      low: Lower edge of the band; None where there is none.
-      high: Its upper edge.
+      name: Name in the legend.
+      x: Abscissas.
+      y: Ordinates; None or not finite breaks the line.
+      low: Lower edge of the band, if any.
+      high: Upper edge of the band, if any.
     """
 
     name: str
@@ -85,7 +85,7 @@ def colour(share: float) -> str:
 
 
 def common_scale(values: Sequence[Number], *, is_logarithmic: bool = False) -> Scale:
-    """The scale of all finite values; a logarithmic one is that of the positive."""
+    """Returns a scale of all finite values, or of positive ones if logarithmic."""
     finite = [v for v in values if v is not None and math.isfinite(v)]
     if not finite:
         return Scale(0.0, 1.0, False)
@@ -111,7 +111,7 @@ def line_chart(
       series: The lines, baseline first.
       identifier: Unique in the page.
       title: What is shown.
-      description: The same in a sentence, for those who do not see it.
+      description: Alternative text, one sentence.
       x_label: What runs along, with its unit.
       y_label: What runs up, with its unit.
       is_log_x: Whether the horizontal axis is logarithmic; points at or below 0 are
@@ -194,7 +194,7 @@ def interval_chart(
       rows: The values, in order from the top.
       identifier: Unique in the page.
       title: What is shown.
-      description: The same in a sentence, for those who do not see it.
+      description: Alternative text, one sentence.
       x_label: What runs along, with its unit.
 
     Returns:
@@ -258,7 +258,7 @@ def heat_map(
       scale: The colours, shared by the maps that are to be compared.
       identifier: Unique in the page.
       title: What is shown.
-      description: The same in a sentence, for those who do not see it.
+      description: Alternative text, one sentence.
       columns: Names of the columns.
       rows: Names of the rows.
       x_label: What runs along.

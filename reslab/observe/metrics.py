@@ -18,7 +18,7 @@ class Writer(Protocol):
         """Writes the metrics of a step."""
 
     def truncate(self, step: int) -> None:
-        """Forgets every step after `step`: the run goes on from there."""
+        """Drops every step after `step`, from which the run resumes."""
 
     def close(self) -> None:
         """Writes what is pending and lets go of the files."""

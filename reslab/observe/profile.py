@@ -47,7 +47,7 @@ class Profile:
         """Refuses steps that a run has behind it.
 
         Args:
-          done: The step that it goes on from.
+          done: The step from which the run resumes.
 
         Raises:
           ReslabError: If the first step to be traced is not after it.
@@ -56,7 +56,7 @@ class Profile:
             raise ReslabError(
                 self._said,
                 expected="steps that are yet to be done",
-                got=f"a run that goes on from step {done}",
+                got=f"a run that resumes from step {done}",
             )
 
     def __call__(self, step: int, function: Callable[..., T], *arguments: Any) -> T:

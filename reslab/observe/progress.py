@@ -46,7 +46,7 @@ def progress(
     Args:
       total: The step at which the run ends.
       start: The step at which this process starts, after a resume.
-      label: What is going on.
+      label: Name of the current activity.
       every: Seconds between two plain lines.
       is_silent: Whether to show nothing at all.
       stream: Where to write; `sys.stderr` when None.

@@ -54,7 +54,7 @@ class Case:
       backward_bytes: The same for the gradient, with what the kernel keeps.
       loops: Loops of the forward and the backward kernel.
       constant: Index of the argument whose gradient is not asked for, because it is
-        that of another one.
+        the unit of another operation.
       unread_bytes: Of its arguments, what a pass of the kernel leaves in memory.
       gpu_kernel: The kernel for a GPU, where there is one for the shape.
     """

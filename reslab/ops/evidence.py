@@ -35,7 +35,7 @@ def preferred(operation: str) -> str:
 
     Returns:
       "pallas" where the kernel was cheaper when compiled for the chip at hand, or for
-      all of them together where that is a TPU that is none of `CHIPS`; else
+      all of them together on a TPU that is not in `CHIPS`; else
       "reference", so on a GPU, where nothing was measured.
     """
     if platform() == "gpu":
@@ -47,7 +47,7 @@ def preferred(operation: str) -> str:
 
 
 def kernel_gain(rows: Sequence[Mapping[str, str]]) -> float:
-    """Least time of plain XLA over that of the kernel, by these rows."""
+    """Returns the least time of plain XLA divided by the kernel's, by these rows."""
     times = {"reference": 0.0, "pallas": 0.0}
     for row in rows:
         costs = [float(row[key]) for key in ("dma_us", "compute_us") if row[key]]

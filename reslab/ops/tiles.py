@@ -43,7 +43,7 @@ def padded(width: int) -> int:
 def block_rows(
     row_bytes: int, dtype: Any, tokens: int, *, fixed: int = 0, most: int = 0
 ) -> int:
-    """Rows of a block: as many as fit, a power of two, no more than there are.
+    """Returns the rows of a block: the largest power of two that fits.
 
     Args:
       row_bytes: What one row takes in the chip, all arrays together, twice where one
@@ -181,12 +181,11 @@ def choose(
 
 
 def differentiable_once(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """One pass of a kernel, that says in one line that it has no second gradient.
+    """Wraps a kernel pass so that differentiating it twice raises a clear error.
 
     Args:
-      function: Either pass, of arrays; its gradient is asked for where that of the
-        backward pass is.
-      name: What it belongs to.
+      function: The forward or backward pass, of arrays.
+      name: Name of the operation, for the error.
     """
     wrapped = jax.custom_jvp(function)
 

@@ -1,4 +1,4 @@
-"""Clipping of each layer by itself."""
+"""Clipping per layer."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def clip_by_layer_norm(
     its like would take one over all. Norms are taken in float32.
 
     Args:
-      bound: The bound, or a tree of bounds like the parameters; 0 is none.
+      bound: The bound, or a tree of bounds like the parameters; 0 disables it.
       layouts: A tree of layouts like the parameters; None reads their shapes.
 
     Returns:

@@ -29,7 +29,7 @@ class Cuts(NamedTuple):
     """Depths at which the backward pass may stop, and the choice of each step.
 
     Attributes:
-      values: Numbers of first layers that rest, ascending from 0.
+      values: Numbers of first layers that are frozen, ascending from 0.
       logits: Weights of the values at the start and at the end of a run, as logits.
       steps: Length of the run.
       seed: Chooses the draws.
@@ -117,7 +117,7 @@ def build(
     learns only where the cut is below the first layer; head and final norm always.
     Under `reslab train` the backward pass stops at the cut: the step holds a program
     for each of the `buckets` cuts and runs one (`lax.switch`), so that the gradient
-    of what rests is never computed. Compile time grows with the buckets.
+    of frozen layers is never computed. Compile time grows with the buckets.
 
     With `shift` 0 all cuts are as likely. Above, low cuts are likelier at the start
     of a run and high ones at its end: weights exp(shift ((1 - p) (L - 1 - i) + p i))

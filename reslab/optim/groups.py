@@ -1,4 +1,4 @@
-"""Groups of parameters: who learns by which method, how fast, who decays, who rests."""
+"""Parameter groups: optimizer, learning rate, weight decay and freezing per group."""
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
@@ -29,10 +29,10 @@ class Plan:
     Attributes:
       method: Spec of its optimizer, or the optimizer's `build`.
       lr: Peak learning rate.
-      schedule: Spec of its schedule; "" is that of the run.
+      schedule: Spec of its schedule; "" means the run's.
       weight_decay: Weight decay.
       epsilon_scale: Factor on Adam's epsilon.
-      clip: Bound of the gradient norm of each layer; 0 is none.
+      clip: Bound of the gradient norm of each layer; 0 disables it.
       freeze: Whether it stays as it is.
       factor: Factor on the learning rate, as in `Scale.lr`; not part of equality.
     """
@@ -127,13 +127,12 @@ def grouped(
 
     Frozen parameters, and frozen slices of stacked ones, have their gradients
     zeroed first, so that they do not count in the norm that is clipped. Then come
-    the clip of all gradients together, that of each layer, the methods, and the
-    factors of the scalings. If the method is a wrapper, such as `lisa`, it goes around
-    all of that, and the method inside is that of groups that name none. All of it is
-    computed in float32 at least.
+    the global clip, the clips per layer, the methods, and the factors of the scalings.
+    A wrapper, such as `lisa`, wraps all of these, and its inner method serves groups
+    without a method. Everything is computed in float32 at least.
 
     Args:
-      method: The optimizer of groups that name none. Optimizers are called with
+      method: The optimizer of groups without one. Optimizers are called with
         `learning_rate` (a schedule), `weight_decay`, and what else they take of
         `layouts` and `epsilon_scale`.
       params: The parameters, or their shapes.
@@ -141,7 +140,7 @@ def grouped(
       learning_rate: Peak learning rate.
       schedule: Factor on it at each step.
       weight_decay: Decay of groups that name none.
-      clip: Bound of the global gradient norm; 0 is none.
+      clip: Bound of the global gradient norm; 0 disables it.
       layouts: A tree of layouts like the parameters; None reads their shapes.
       steps: Length of the run, for the schedules of groups.
 

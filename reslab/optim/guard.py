@@ -24,10 +24,10 @@ class Policy(NamedTuple):
     """Policy for a bad step.
 
     Attributes:
-      name: `halt` ends the run at a loss or gradient that is not finite; `skip` goes
-        on without the step; `rollback` goes back to the last checkpoint and on with
-        the data after the bad step.
-      window: Accepted steps that say what is usual.
+      name: `halt` ends the run at a loss or gradient that is not finite; `skip`
+        leaves the step out; `rollback` restores the last checkpoint and continues
+        with the data after the bad step.
+      window: Number of accepted steps that define the usual range.
       sigma: Standard deviations above their mean that make a spike.
       limit: Bad steps in a row that `skip` bears, or times that `rollback` goes back.
     """

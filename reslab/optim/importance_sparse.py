@@ -155,8 +155,8 @@ def build(
     Each step draws the layers that learn, with weights sigmoid(-score). Every
     `every` steps the scores learn: for some draws of layers, with weights
     sigmoid(score), the response of those is suppressed by `factor`, and a layer whose
-    suppression hurts less than that of others is less important. Embedding, head and
-    final norm always learn; layers that rest keep weights and state bit for bit, but
+    suppression hurts less than another's is less important. Embedding, head and
+    final norm are always trained; frozen layers keep weights and state bit for bit, but
     for a count of steps that all share.
 
     In the paper what learns and what is suppressed are adapters (LoRA). Here it is

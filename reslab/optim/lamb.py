@@ -17,7 +17,7 @@ def scale_by_layer_trust_ratio(
     """Gives every update the norm of its parameter, layer by layer.
 
     Args:
-      bound: Bound of the norm of the parameter; 0 is none.
+      bound: Bound of the norm of the parameter; 0 disables it.
       layouts: A tree of layouts like the parameters.
 
     Returns:

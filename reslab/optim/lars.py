@@ -42,7 +42,7 @@ def trust_ratio(
     epsilon: float = 0.0,
     bound: float = 0.0,
 ) -> jax.Array:
-    """The norm of each layer's parameter over that of its update; 1 if one is 0.
+    """Divides the norm of each layer's parameter by its update's; 1 if one is 0.
 
     Args:
       layout: What is stacked.
@@ -50,7 +50,7 @@ def trust_ratio(
       update: The update.
       coefficient: Factor on the ratio.
       epsilon: Added to the norm of the update.
-      bound: Bound of the norm of the parameter; 0 is none.
+      bound: Bound of the norm of the parameter; 0 disables it.
 
     Returns:
       The ratios; axes that are not stacked have size 1.

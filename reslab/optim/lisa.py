@@ -72,13 +72,13 @@ def build(
     every: int = 20,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Trains `active` layers at a time, drawn anew every `every` steps.
+    """Trains `active` layers at a time, redrawn every `every` steps.
 
-    Embedding, head and final norm always learn. Layers that rest keep their weights
+    Embedding, head and final norm are always trained. Other layers keep their weights
     and their optimizer state bit for bit, but for the number of steps that a method
-    counts for all its parameters (Adam's correction). The first draw is that of
-    step 0. Which layers learn depends on the seed and the step alone, so all devices
-    agree and a resumed run goes on as it would have. The whole gradient is computed:
+    counts for all its parameters (Adam's correction). The first draw is at
+    step 0. The choice of layers depends on the seed and the step alone, so all devices
+    agree and a resumed run continues exactly. The whole gradient is computed:
     time is not saved, nor memory.
 
     Reference: Pan et al., 2024, https://arxiv.org/abs/2403.17919, Algorithm 1; the

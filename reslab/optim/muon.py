@@ -123,7 +123,7 @@ def scale_by_muon(
 
 
 def check(scale: str, products: str) -> None:
-    """Refuses options that are none.
+    """Raises if an option is unknown.
 
     Raises:
       ReslabError: If one is not.
@@ -158,7 +158,7 @@ def with_adamw(
     b2: float,
     epsilon: float,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gives kernels to a direction, and all else to AdamW.
+    """Applies a direction to kernels, and AdamW to all other parameters.
 
     Args:
       direction: The transformation of kernels inside the model.
@@ -226,7 +226,7 @@ def build(
     `others_scale`, bias-corrected, epsilon added to the corrected root.
 
     `scale="moonlight"` makes updates as large as AdamW's, whose learning rates then
-    serve (Liu et al.); `"keller"` is that of the method's author, with learning
+    serve (Liu et al.); `"keller"` is the scale of the method's author, with learning
     rates near 0.02 and `others_scale` near 0.015.
 
     Reference: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; Liu

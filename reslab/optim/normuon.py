@@ -126,7 +126,7 @@ def build(
 
     Reference: Li et al., 2025, https://arxiv.org/abs/2510.05491, Algorithm 1;
     cautious decay: Chen et al., 2025, https://arxiv.org/abs/2510.12402. The evening
-    out equals that of modded-nanogpt to 1e-5; the whole step was not compared. There
+    out equals modded-nanogpt's to 1e-5; the whole step was not compared. There
     the decay is multiplied by the square of the learning rate; here by the rate.
 
     Args:

@@ -95,7 +95,7 @@ def coefficients(table: str | Sequence[Sequence[float]], steps: int) -> Coeffici
     """The coefficients of every step.
 
     Args:
-      table: "keller", "polar_express", or rows (a, b, c), of which the last is
+      table: "keller", "polar_express", or rows (a, b, c); the last one is
         repeated.
       steps: Number of steps.
 
@@ -122,7 +122,7 @@ def coefficients(table: str | Sequence[Sequence[float]], steps: int) -> Coeffici
     if len(rows) > steps:
         raise ReslabError(
             f"{where}: table",
-            expected=f"at most as many rows as steps ({steps})",
+            expected=f"at most one row per step ({steps})",
             got=str(len(rows)),
         )
     return rows + (rows[-1],) * (steps - len(rows))
@@ -177,7 +177,7 @@ def orthogonalize_leaves(
     margin: float = 1.0,
     steps: Any = None,
 ) -> Any:
-    """Orthogonalizes all kernels of a tree, each layer's by itself.
+    """Orthogonalizes all kernels of a tree, each layer's independently.
 
     Those of one shape are taken together, and over a mesh every matrix is multiplied
     on one device, not on all; see `by_shape`.

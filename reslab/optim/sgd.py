@@ -22,7 +22,7 @@ def build(
     Args:
       learning_rate: Step size or schedule.
       weight_decay: Decay, multiplied by the learning rate.
-      momentum: Decay of the average of gradients; 0 is none.
+      momentum: Decay of the average of gradients; 0 disables it.
       nesterov: Whether to look one step ahead.
 
     Returns:

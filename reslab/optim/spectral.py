@@ -1,4 +1,4 @@
-"""Muon whose layers take as many Newton-Schulz steps as their spectra need."""
+"""Muon with the number of Newton-Schulz steps chosen per layer by its spectrum."""
 
 import functools
 import math
@@ -88,11 +88,11 @@ def scale_by_spectral(
     products: str = "bfloat16",
     layouts: Layouts = None,
 ) -> optax.GradientTransformation:
-    """Orthogonalizes momentum, each layer by as many steps as its spectrum needs.
+    """Orthogonalizes momentum, with a number of steps per layer from its spectrum.
 
     Every `every` steps, inside the step (`lax.cond`), the singular values of each
     momentum are taken; the layer then takes the fewest steps that raise their
-    `quantile` to 0.68. All layers of a stack run as many products as the one that
+    `quantile` to 0.68. All layers of a stack run the number of products of the one that
     needs most could (`most`); what the others take is left as it was.
 
     Args:

@@ -97,7 +97,7 @@ def build(
     `grams`, a matrix for the path of each first kernel: `gram` for linear layers,
     `patch_gram` for convolutions and patch embeddings. The training step gives both,
     the latter from `first_grams` of models of images. A tied embedding's gradient also
-    holds that of the head. Before clipping; Adam undoes what is common to all entries.
+    holds the head's. Before clipping; Adam undoes what is common to all entries.
 
     Reference: Petersen et al., 2024, https://arxiv.org/abs/2410.23970, Eq. 8 (with
     inputs standardized). Linear layers and convolutions equal the authors' code to

@@ -2,7 +2,7 @@
 
 
 def compiler_options(platform: str) -> dict[str, str] | None:
-    """Options that sharded models are better off with; None where there are none.
+    """Returns compiler options that speed up sharded models, or None.
 
     A TPU's compiler would pass the shards of a large weight around while it multiplies
     with them, in one piece for every device. Compiled, a step that gathers each weight

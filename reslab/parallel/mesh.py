@@ -48,12 +48,12 @@ def make_mesh(
 
     With `sequence` above 1 it has that axis too, between `fsdp` and `tensor`: what is
     exchanged most lies closest together. With `dcn_data` above 1 the devices are those
-    of as many TPU slices; the replicas of `data` are divided among them, so that the
+    of `dcn_data` TPU slices; the replicas of `data` are divided among them, so that the
     other axes stay inside a slice and gradients alone pass between them.
 
     Args:
-      shape: Size of each axis, 1 where there is none; at most one may be -1, which
-        takes what is left.
+      shape: Size of each axis, 1 if not given; at most one may be -1, which
+        takes the remaining devices.
       devices: The devices; all of them if None.
 
     Returns:
@@ -61,7 +61,7 @@ def make_mesh(
 
     Raises:
       ReslabError: If the sizes do not multiply to the number of devices, or the
-        slices are not as many as `dcn_data` says.
+        number of slices is not `dcn_data`.
     """
     devices = jax.devices() if devices is None else list(devices)
     axes = MESH_AXES
@@ -77,7 +77,7 @@ def make_mesh(
             "mesh",
             expected=f"axes that multiply to the {len(devices)} devices",
             got=" x ".join(f"{a}={s}" for a, s in zip(axes, sizes, strict=True)),
-            hint="set one axis to -1 to take what is left",
+            hint="set one axis to -1 to take the remaining devices",
         )
     slices = _slices(devices, int(shape.get("dcn_data", 1)), sizes[0])
     kinds = (AxisType.Auto,) * len(axes)
@@ -120,7 +120,7 @@ def _wired(shape: Mapping[str, int], devices: Sequence[jax.Device]) -> np.ndarra
 def _slices(
     devices: Sequence[jax.Device], wanted: int, replicas: int
 ) -> list[list[jax.Device]]:
-    """The devices of each slice, of which there must be so many."""
+    """Returns the devices of each slice; checks the number of slices."""
     slices: dict[int, list[jax.Device]] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)

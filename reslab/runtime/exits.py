@@ -13,10 +13,10 @@ INTERRUPTED = 130
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and one line for an error whose traceback would help no one.
+    """Returns the exit code and one line for an error that needs no traceback.
 
     Args:
-      error: What ended a command.
+      error: The exception that ended a command.
 
     Returns:
       The code and the line; None for an error of reslab itself.

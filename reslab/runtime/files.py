@@ -98,7 +98,7 @@ def scratch_directory(
     """A directory for the length of a block, removed afterwards.
 
     A process that is killed cannot remove its own: the next call with the same
-    prefix does. The owner is told by a lock, which ends with its process.
+    prefix does. A lock identifies the owner and ends with its process.
 
     Args:
       prefix: What the name begins with.

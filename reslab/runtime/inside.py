@@ -1,4 +1,4 @@
-"""Writing inside a directory that may be somebody else's: no link leads out of it."""
+"""Writing inside an untrusted directory: no link leads out of it."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Standard streams that outlive their reader: work goes on when no one listens."""
+"""Standard streams that outlive their reader: a closed pipe does not end the run."""
 
 import errno
 import io

@@ -16,7 +16,7 @@ class PrintableStream:
     """A stream on which control characters are written escaped.
 
     Names, paths and what a model says may hold any; only tabs and ends of lines are
-    passed on. All else about the stream is as it was.
+    passed on. Every other property of the stream is unchanged.
 
     Args:
       stream: Where to write, also known as `beneath`, for what moves the cursor.

@@ -17,7 +17,7 @@ SLOWEST = 20.0
 class Watchdog:
     """Ends the process, with the stacks of its threads, unless it is fed in time.
 
-    The wait is that of a thread of C, so it also ends a process that holds Python's
+    A thread of C waits, so it also ends a process that holds Python's
     lock. The exit code is 1.
 
         limit = max(least, 20 * median seconds of a step)
@@ -31,7 +31,7 @@ class Watchdog:
         self._steps: deque[float] = deque(maxlen=64)
 
     def feed(self, step_seconds: float | None = None) -> None:
-        """Starts the wait anew.
+        """Restarts the wait.
 
         Args:
           step_seconds: How long a step takes; None before a first step and other

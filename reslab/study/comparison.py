@@ -64,8 +64,8 @@ def at_equal_tokens(results: Results) -> list[Row]:
 def at_equal_time(results: Results) -> list[Row]:
     """Held-out curves at the shortest training time of each pair of cases.
 
-    Time is that of the training steps alone, without compiling, evaluations and
-    checkpoints; the curve is linear between evaluations. A baseline by itself is
+    Time counts the training steps alone, without compiling, evaluations and
+    checkpoints; the curve is linear between evaluations. A baseline alone is
     given at the shortest time of its own runs.
     """
 

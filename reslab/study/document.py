@@ -50,7 +50,7 @@ class Figure:
 
     Attributes:
       drawings: `<svg>` elements; several are maps with one key, which comes last.
-      caption: What is shown, and of which runs.
+      caption: What is shown, and the runs it comes from.
       data: The numbers.
       title: A heading of its own, or an empty string.
     """

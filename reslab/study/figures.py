@@ -80,7 +80,7 @@ def differences(
 
 
 def curves(results: Results) -> list[Figure]:
-    """Held-out bits per byte over tokens, FLOPs and time, and that of training."""
+    """Draws held-out bits per byte over tokens, FLOPs and time, and training loss."""
     held_out = [_curve(results, c, lambda run: run.curve) for c in results.cases]
     training = [_curve(results, c, _training) for c in results.cases]
     found = (
@@ -200,7 +200,7 @@ def _lines(
 def _distinct(
     results: Results, lines: Sequence[charts.Series]
 ) -> tuple[list[charts.Series], str]:
-    """As many lines as can be told apart, and what a reader must know of them.
+    """Chooses as many lines as a reader can distinguish, and writes their caption.
 
     Of more, those that others are held against, the best and the worst at the end.
     """

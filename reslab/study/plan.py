@@ -75,7 +75,7 @@ class PlannedRun:
 
     @property
     def directory(self) -> str:
-        """Its directory, inside that of the study.
+        """Returns its directory, inside the study's.
 
         The same config is the same directory, whatever its case is called.
         """

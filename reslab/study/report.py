@@ -77,7 +77,7 @@ def write_report(
             raise ReslabError(
                 f"{written}",
                 expected="no file, or one that a report wrote",
-                got="somebody's own, which would be overwritten",
+                got="a file that reslab did not write",
                 hint="--out OTHER.html",
             )
     try:

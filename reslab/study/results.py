@@ -86,7 +86,7 @@ def read_results(
     if studies and len(folders) > 1:
         raise ReslabError(
             f"{studies[0]} is a study",
-            expected="one study by itself, or run directories",
+            expected="one study alone, or run directories",
             got=f"{len(folders)} paths",
         )
     results = _read_study(studies[0]) if studies else _read_runs(folders)
@@ -313,7 +313,7 @@ def _marks(results: Results, allow_mixed: bool) -> list[str]:
     """Checks that the runs may stand in one table.
 
     Raises:
-      ReslabError: If they may not, and nobody asked for it.
+      ReslabError: If they may not, and `--allow-mixed` was not given.
     """
     marks = []
     for what, unit, values in (
@@ -336,7 +336,7 @@ def _marks(results: Results, allow_mixed: bool) -> list[str]:
                 f"runs with different {what} in one table",
                 expected=f"the same {unit}",
                 got=told,
-                hint="--allow-mixed marks the table and goes on",
+                hint="--allow-mixed marks the table and continues",
             )
         marks.append(f"Runs with different {what} stand in one table: {told}.")
     marks += _mark_tokens(results.present)
@@ -374,7 +374,7 @@ def _mark_tokens(runs: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _documents(run: Outcome) -> tuple[Any, ...]:
-    """What decides a run's tokens: its documents, and its tokenizer."""
+    """Returns the digests of a run's documents and of its tokenizer."""
     found = of_data(run.record["corpus"])
     return found.get("corpus"), found.get("tokenizer")
 

@@ -32,7 +32,7 @@ _WORKER = "reslab.study.worker"
 
 
 class SweepStopped(Exception):
-    """The sweep was asked to stop; every run that was going on has been saved."""
+    """The sweep was asked to stop; every active run has been saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def sweep(
 ) -> Tally:
     """Does the runs of a study that are not done yet.
 
-    A run that is finished is skipped, one that was interrupted goes on, and one
+    A run that is finished is skipped, one that was interrupted resumes, and one
     that fails is reported and does not stop the others. A run that diverged stays
     so: it would diverge again.
 
@@ -165,8 +165,8 @@ def _failure(directory: pathlib.Path) -> str | None:
 def _check(runs: Sequence[PlannedRun], jobs: int, cores: int) -> dict[str, float]:
     """The FLOPs of a run of every case, after checking that each can be built.
 
-    In processes of their own, with a run's share of the machine: on a TPU, whoever
-    looks at the chips holds them, and JAX can count its CPU devices only once.
+    In processes of their own, with a run's share of the machine: on a TPU, a process
+    that lists the chips holds them, and JAX can count its CPU devices only once.
     """
     cases: dict[str, PlannedRun] = {}
     for run in runs:
@@ -231,7 +231,7 @@ def _line(run: PlannedRun, cores: int) -> str:
 
 
 class _Slots:
-    """The places in which runs go on, each with its share of the machine."""
+    """The slots in which runs execute, each with its share of the machine."""
 
     def __init__(self, directory: pathlib.Path, jobs: int, cores: int, cache: str):
         self._directory = directory
@@ -244,7 +244,7 @@ class _Slots:
         self._going: dict[int, tuple[PlannedRun, subprocess.Popen[str]]] = {}
 
     def free(self) -> list[int]:
-        """The slots in which nothing goes on."""
+        """Returns the idle slots."""
         return [i for i in range(len(self._environments)) if i not in self._going]
 
     def start(self, slot: int, run: PlannedRun) -> None:

@@ -76,7 +76,7 @@ def of_reaching(results: Results) -> Table:
         "To where the baseline ends: mean steps and training time until the held-out "
         "curve on the first evaluation batches, linear between evaluations, is down to "
         "the mean end of the baseline's curves; over the runs that get there at all. "
-        "The schedule of the learning rate is that of the whole run, so a run that "
+        "The learning-rate schedule spans the whole run, so a run that "
         "was shorter by design might get there sooner."
     )
     return Table(caption, header, cells)

@@ -13,7 +13,7 @@ from typing import Any
 class WithoutLateReports:
     """Drops what parts of a save report to its event loop after it has failed.
 
-    They report from threads of C++, at any time, as tracebacks that nobody can catch.
+    They report from threads of C++, at any time, as tracebacks that cannot be caught.
     """
 
     def __init__(self, hook: Callable[[Any], object]):

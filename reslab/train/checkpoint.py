@@ -89,13 +89,13 @@ class Checkpoints:
     Args:
       directory: Where the steps are; created unless `is_read_only`.
       keep: How many of the newest steps are kept.
-      keep_every: Steps that are multiples of this are kept, too; 0 is none.
+      keep_every: Steps that are multiples of this are kept, too; 0 disables it.
       every: Number of steps between two saves.
       identity: What the checkpoints are of (see `reslab.train.identity`): sealed into
         those that are saved, compared with those that are read. None does neither.
       is_async: Whether files are written behind the caller's back.
       is_read_only: Whether to leave the directory exactly as it is. Set it to
-        read the checkpoints of a run that may still be going on: otherwise
+        read the checkpoints of a run that may still be active: otherwise
         half-written steps are taken for the remains of a kill and removed.
 
     Raises:
@@ -178,7 +178,7 @@ class Checkpoints:
         """Saves a step if it is due, or if `force` is set.
 
         Args:
-          step: Number of completed steps, greater than that of any saved step.
+          step: Number of completed steps, greater than any saved step.
           state: Pytree of JAX arrays.
           data_index: The index of the next example.
           metrics: Kept beside the state for the reader; values that are not
@@ -249,7 +249,7 @@ class Checkpoints:
         )
 
     def _all_steps(self) -> tuple[int, ...]:
-        """The committed steps and what is left of those that lost their record."""
+        """Returns the committed steps and the remains of steps without a record."""
         directory = self._manager.directory
         if not directory.exists():
             return ()
@@ -320,7 +320,7 @@ class Checkpoints:
             raise DamagedCheckpoint(
                 f"no checkpoint in {self._path} is intact",
                 got=f"{len(steps)} damaged, set aside as corrupt-*",
-                hint="restore them from a copy, or start anew with another --run",
+                hint="restore them from a copy, or start again with another --run",
             )
         return None
 
@@ -353,7 +353,7 @@ class Checkpoints:
     def restore_parts(
         self, target: Mapping[str, Tree], step: int | None = None
     ) -> dict[str, Tree]:
-        """Restores and verifies some fields of the state; the rest is not read.
+        """Restores and verifies some fields of the state; others are not read.
 
         Args:
           target: Fields by name, given as in `restore`.

@@ -120,7 +120,7 @@ def compile_configs(
       topology_name: Such as `v5e:2x4`.
       tell: Is given a line as each config begins.
       work: "train" is a training step; "eval" an evaluation step, of `eval.batch`
-        rows; "generate" continues as many prompts of half a window to its end, with
+        rows; "generate" continues this many prompts of half a window to its end, with
         parameters where training has them.
       is_fitting: Whether, where a step does not fit, its remedies are compiled one
         after the other, until it does.

@@ -1,4 +1,4 @@
-"""A run that goes on from another."""
+"""A run that continues from another run's parameters."""
 
 import pathlib
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ def inherited(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of the run that a run continues from.
 
-    The optimizer begins anew and the schedule from its start: a warmup warms up
-    again, the plateau of `infinite(warmup=0, cooldown=0.0)` goes on. Statistics of the
-    model go on where both models keep the same.
+    The optimizer starts fresh and the schedule at its beginning: a warmup warms up
+    again, the plateau of `infinite(warmup=0, cooldown=0.0)` continues. The model's
+    statistics carry over where both models have the same.
 
     Args:
       setup: The setup of the new run.

@@ -23,7 +23,7 @@ def end(error: BaseException, prefix: str = "") -> int:
     """
     code = INTERNAL
     if isinstance(error, Stopped):
-        print(f"{error}; the same command goes on from here", file=sys.stderr)
+        print(f"{error}; the same command continues from here", file=sys.stderr)
         return STOPPED  # All processes stop at the same step.
     if isinstance(error, Diverged):
         print(f"{prefix}{error}", file=sys.stderr)

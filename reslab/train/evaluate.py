@@ -56,7 +56,7 @@ class Evaluator:
         Args:
           variables: The model's parameters and state.
           batches: Number of evaluation steps; None is the whole split.
-          first: Also gives the headline on this many first steps, by itself.
+          first: Also returns the headline of only this many first steps.
 
         Returns:
           The task's metrics and its number of units, each name after `eval_`: for

@@ -58,11 +58,11 @@ def check_data(began: Mapping[str, str], now: Mapping[str, str]) -> None:
 def compare(sealed: Mapping[str, str], now: Mapping[str, str], where: str) -> None:
     """Checks that a checkpoint is of this run, its config and its data.
 
-    Other code or libraries are told in one line.
+    Other code or libraries are reported in one line.
 
     Args:
       sealed: The identity that was saved in the checkpoint.
-      now: That of the run it is read for.
+      now: Identity of the run it is read for.
       where: What to call the checkpoint.
 
     Raises:

@@ -29,7 +29,7 @@ def layer_metrics(
     Returns:
       By layer: `learning_rate`, the mean over its kernels, with what scalings and
       optimizers such as `heavy_tail` multiply it by; `update_ratio`, the norm of the
-      update over that of the parameters; `gradient_norm`, before clipping.
+      update divided by the parameters'; `gradient_norm`, before clipping.
     """
     moved = sum_by_layer(sum_of_squares, updates)
     size = sum_by_layer(sum_of_squares, state.params)

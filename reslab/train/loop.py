@@ -106,7 +106,7 @@ def train(
     profile: str | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains, or goes on training, the run in a directory.
+    """Trains the run in a directory, or resumes it.
 
     Started again with the same config, a run continues from its newest
     checkpoint and ends bit for bit as if it had never been stopped.
@@ -118,7 +118,7 @@ def train(
       watchdog: Least seconds without a step after which the process ends itself; 0
         never does.
       is_strict: Whether a damaged newest checkpoint is an error; otherwise it is set
-        aside, and the run goes on from the newest that is intact.
+        aside, and the run resumes from the newest that is intact.
       profile: Steps to trace, as `reslab.observe.profile` takes them.
       after_step: Called with the number of every step, once it has been dispatched
         and what is due after it has begun.
@@ -355,7 +355,7 @@ class _Trainer:
         return {**row, "step": train.steps}
 
     def _look(self, step: int, state: TrainState, batch: Batch, meter: Meter) -> None:
-        """Looks inside before the batch is trained on, where a look is due."""
+        """Evaluates the probes before the batch is trained on, where one is due."""
         train, every = self._config.train, self._config.probes.every
         if self._prober and (step % every == 0 or step == train.steps):
             # Or else the pause would hide the rest of the step before.
@@ -414,7 +414,7 @@ class _Trainer:
                 raise Diverged(str(error), hint=_SLOWER) from None
 
     def _judge(self, step: int, metrics: Any) -> None:
-        """Looks at what a step came to, which has been computed."""
+        """Reads the metrics of a step, which has been computed."""
         health = np.asarray(metrics[HEALTH])
         loss, norm, in_a_row, leaf = (float(value) for value in health)
         if step == 1 and norm == 0 and not self._is_told and is_writer():

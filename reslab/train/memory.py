@@ -36,7 +36,7 @@ def host_bytes() -> int | None:
 
 
 def available_bytes(device: jax.Device) -> int | None:
-    """Memory of a device; that of the machine for a CPU; None where it is unknown.
+    """Returns the memory of a device (of the machine for a CPU), or None if unknown.
 
     The CPU devices of a process share its machine.
     """

@@ -1,4 +1,4 @@
-"""Looks inside a run: probes on its model and optimizer, while it trains or later."""
+"""Probes on a run's model and optimizer, during training or afterwards."""
 
 import dataclasses
 import math
@@ -91,7 +91,7 @@ class Prober:
             jax.eval_shape(self._all, setup.shapes, batch, held_out)
 
     def __call__(self, state: TrainState, batch: Batch) -> dict[str, Any]:
-        """Looks at a state.
+        """Evaluates probes on a state.
 
         Args:
           state: The train state.
@@ -176,7 +176,7 @@ def inspect_run(
     specs: Sequence[str] | None = None,
     step: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Looks at the checkpoints of a run, and records what it saw.
+    """Evaluates probes on the checkpoints of a run and records the results.
 
     The results go to `inspect.jsonl` in the run directory, one line a step; those of
     the same probes at the same step are replaced. Nothing else is changed.
@@ -184,7 +184,7 @@ def inspect_run(
     Args:
       directory: The run directory.
       specs: Spec strings of the probes; all that the model can answer if None.
-      step: Looks at this step alone; at every one that is kept if None.
+      step: Step to evaluate; every kept checkpoint if None.
 
     Returns:
       The records, in order of step.
@@ -246,7 +246,7 @@ def _answerable(setup: Setup) -> list[str]:
 
 
 def _merge(directory: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Adds records to those of earlier looks at the same steps."""
+    """Merges records with earlier ones of the same steps."""
     name = "inspect.jsonl"
     steps: dict[int, dict[str, Any]] = {}
     if (directory / name).is_file():

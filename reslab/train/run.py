@@ -105,14 +105,14 @@ class Run:
         return read_record(self.directory / "run.json", _FORM)
 
     def recorded(self) -> dict[str, Any]:
-        """Reads `run.json`; empty where there is none."""
+        """Reads `run.json`; empty if it is missing."""
         return self.record() if (self.directory / "run.json").is_file() else {}
 
     def result(self) -> dict[str, Any] | None:
         """Reads `result.json`; None while the run has not ended.
 
         Raises:
-          ReslabError: If it, or the metrics and looks that it stands for, are not
+          ReslabError: If it, or the metrics and probe results that it seals, are not
             those that the run ended with. Runs that an older version ended have no
             digests: there it must be of the config's last step.
         """
@@ -127,7 +127,7 @@ class Run:
                 f"{path}: step",
                 expected=f"{steps}, the last of the run",
                 got=str(found.get("step")),
-                hint="remove it and train again: the run goes on to its end",
+                hint="remove it and train again: the run continues to its end",
             )
         self._check_ended()
         return found
@@ -162,7 +162,7 @@ class Run:
     def end(self, result: Mapping[str, Any], lines: Mapping[str, str]) -> None:
         """Writes `result.json`, and before it the digests of all that it stands for.
 
-        A kill between the two leaves a run that has not ended, and goes on.
+        A kill between the two leaves a run that has not ended and can resume.
 
         Args:
           result: The last figures.
@@ -320,7 +320,7 @@ class Run:
     def warn_of_changes(self, about: Mapping[str, Any]) -> None:
         """Says on standard error what may keep a resumed run from being exact.
 
-        Changed code is told by its checkpoints, which name what saved them.
+        Changed code is detected by checkpoints, which name the code that saved them.
         """
 
         def leaves(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def training_objective(setup: Setup) -> Objective:
     Returns:
       A function `(params, gradient_stats, others, batch, total_units, key) ->
       (objective, (sums, batch_stats))`, of a batch that may be a part of
-      `total_units` units; `others` is the rest of the model state.
+      `total_units` units; `others` is the remaining model state.
     """
     planned = parameter_plans(setup.config, setup.boxed_params)
     known = layouts(setup.boxed_params)

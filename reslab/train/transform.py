@@ -57,7 +57,7 @@ def transform_run(
     The new run has the old one's config but for the fields that the conversion
     changes, and one checkpoint, of step 0: the converted parameters, a fresh
     optimizer and the first batch. So it can be evaluated and sampled from at once,
-    and training it goes on from those parameters, for as many steps as its config
+    and training it continues from those parameters, for the number of steps its config
     says. `transform.json` says where it comes from. The directory appears whole or
     not at all.
 

@@ -1,4 +1,4 @@
-"""From a plain residual to another that starts as one: trained models go on from it."""
+"""Conversion of a plain residual to another that equals it at initialization."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def build(
     would: `hyper`, of streams that are all alike; `ddl(blend=0.0)`, whose delta rule
     has no share yet; `denseformer`, which starts with the latest layer alone; Delta
     Attention Residuals, `attnres(routing="add", gate="alpha")`, whose gate is shut; any
-    other that says so. Training goes on from there.
+    other that says so. Training can continue from the result.
 
     Reference: the initial values of the residual's own paper.
 

@@ -33,7 +33,7 @@ def build(
       The new parameters, on the host, and the fields of the config that change.
 
     Raises:
-      ReslabError: If the model does not consist of chains, or not of so many.
+      ReslabError: If the model does not consist of chains, or has fewer.
     """
     chains, is_kv_shared = _chains(fields)
     if not 1 <= count <= len(chains):

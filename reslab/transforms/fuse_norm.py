@@ -25,7 +25,7 @@ def build(
         c = bias - mean (1 + gain) / sqrt(variance + epsilon)
 
     The projections get biases for c. No norm is left in the model, and no statistics.
-    What PowerNorm does to each token by itself (group scaling) is not affine: with one
+    PowerNorm's group scaling, done per token, is not affine: with one
     group it stays, as an RMS norm without a gain.
 
     The new model computes what the old one did when evaluated, up to rounding; it

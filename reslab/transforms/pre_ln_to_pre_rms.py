@@ -21,7 +21,7 @@ def build(
     projections that follow, and of the head. A head that was the transposed
     embedding becomes one of its own, since the head is not to be centred.
 
-    The new model computes what the old one did, up to rounding. Training may go on
+    The new model computes what the old one did, up to rounding. Training may continue
     from it, but not as the old model's would have: nothing keeps the mean of the
     stream zero from then on, and the gradients are those of other parameters.
 

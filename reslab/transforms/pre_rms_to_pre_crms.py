@@ -42,7 +42,7 @@ def build(
 
     Raises:
       ReslabError: If the model is not pre-norm with a plain residual and `rms`, or
-        if its stream has a mean, as that of a model trained with `rms` has.
+        if its stream has a mean, as it has in a model trained with `rms`.
     """
     _stream.check("pre_rms_to_pre_crms", fields, ("rms",))
     leaves = _stream.take(variables["params"])

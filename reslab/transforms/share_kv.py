@@ -37,7 +37,7 @@ def build(
       share: Distance of leaders, or the leader of every layer.
 
     Returns:
-      The parameters that are left, on the host, each layer by itself; and the field
+      The remaining parameters, on the host, each layer separately; and the field
       of the config that changes.
 
     Raises:

@@ -410,7 +410,7 @@ def test_bad_input_is_one_line():
         ),
         (
             lambda: attention(query, key[:, :4], value[:, :4], segments=segments),
-            "segments: expected as many keys as queries",
+            "segments: expected equally many keys and queries",
         ),
         (
             lambda: attention(query, key, value, implementation="splsh"),

@@ -108,7 +108,7 @@ def test_many_cases_are_not_all_drawn(tmp_path, study_writer):
 def test_a_file_of_somebody_else_is_not_overwritten(tmp_path, places):
     for name in ("x.html", "x.md", "x.csv", "x-comparisons.csv"):
         (tmp_path / name).write_text("case,seed\n# My notes\n")
-        with pytest.raises(ReslabError, match=f"{name}.*somebody's own"):
+        with pytest.raises(ReslabError, match=f"{name}.*that reslab did not write"):
             write_report([places], tmp_path / "x.html")
         assert [path.name for path in tmp_path.glob("x*")] == [name]
         (tmp_path / name).unlink()

@@ -210,7 +210,7 @@ def test_what_cannot_be_read_is_named(tmp_path, places, run_writer):
         read_results([tmp_path / "absent"])
     with pytest.raises(ReslabError, match=r"no study\.json and no config\.json"):
         read_results([tmp_path])
-    with pytest.raises(ReslabError, match="one study by itself"):
+    with pytest.raises(ReslabError, match="one study alone"):
         read_results([places, places])
     run_writer(tmp_path / "a", 0)
     with pytest.raises(ReslabError, match="are the same run"):

@@ -16,7 +16,7 @@ from reslab.data.corpus import Corpus, TokenStream, load_corpus
 class MixtureSource:
     """Windows of several sources, evenly interleaved by weight.
 
-    Each source is shuffled by itself and repeated when it is through; the shares hold
+    Each source is shuffled separately and repeated when exhausted; the shares hold
     from the first batch on, whatever the sizes. Held out is what each holds out, one
     after the other.
 

@@ -17,7 +17,7 @@ class SyntheticSource:
     """Sentences of a random Markov chain over fifty short words.
 
     Each word has four possible successors, equally likely, so the text costs 2
-    bits a word (about 0.4 bits per byte) to one who knows the chain: a model
+    bits a word (about 0.4 bits per byte) given the chain: a model
     that learns is soon below the count models. All choices come from SHA-256 of
     a counter, none from a random number library, so the bytes never change.
 

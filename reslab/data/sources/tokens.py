@@ -20,10 +20,10 @@ class TokensSource:
     path: str = ""
 
     def corpus(self, tokenizer: registry.Spec) -> Corpus:
-        """Opens it.
+        """Opens the tokenized corpus.
 
         Raises:
-          ReslabError: If there is none, or its tokens are of another tokenizer.
+          ReslabError: If it is missing, or another tokenizer made its tokens.
         """
         return open_corpus(self.path, tokenizer)
 

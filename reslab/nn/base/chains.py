@@ -1,4 +1,4 @@
-"""Chains: parts of a width, of which each sees only those before it (Song et al.)."""
+"""Chains: parts of a width; each reads only earlier chains (Song et al.)."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def check(where: str, chains: Sequence[int]) -> None:
       chains: How wide each is, relative to the others.
 
     Raises:
-      ReslabError: If there is none, or one is not a positive integer.
+      ReslabError: If `chains` is empty, or one is not a positive integer.
     """
     if not chains or not all(isinstance(c, int) and c > 0 for c in chains):
         raise ReslabError(

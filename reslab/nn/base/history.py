@@ -31,7 +31,7 @@ class History:
     *   what else it hands on is in `carried`, which is kept for every layer.
 
     Attributes:
-      sources: The sources, (rows, batch, length, embed), of which those not yet
+      sources: The sources, (rows, batch, length, embed); rows not yet
         written are zeros; or a tuple of those written, which grows.
       carried: Arrays (batch, length, embed) by name.
       ahead: What the next sublayers of a layer read, where the layer read for all of
@@ -178,7 +178,7 @@ class Sources:
 def _attributed(
     sources: jax.Array, x: jax.Array, row: jax.Array, is_in_place: bool
 ) -> jax.Array:
-    """The sources as they are; the gradient of a row becomes that of `x`."""
+    """Returns the sources; the gradient of a row becomes the gradient of `x`."""
     return sources
 
 

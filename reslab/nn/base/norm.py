@@ -24,8 +24,8 @@ def make_norm(
       The norm.
 
     Raises:
-      ReslabError: If it contains an activation, which must not stand there, or
-        needs a mask where there is none.
+      ReslabError: If it contains an activation, or needs a mask that the caller
+        does not have.
     """
     norm = registry.make("norms", spec, **context)
     if getattr(norm, "is_activation", False):

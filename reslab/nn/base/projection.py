@@ -17,9 +17,9 @@ class ProjectingModule(nn.Module):
     Attributes:
       linear: What a projection is.
       init_std: Initial standard deviation of the projections; 0 is 1/sqrt(fan in).
-      output_scale: Factor on that of the projection into the residual stream.
-      inner_scale: Factor on that of values and of projections that widen.
-      inner_norm: Norm before the projection into the stream; "" is none.
+      output_scale: The same factor for the projection into the residual stream.
+      inner_scale: The same factor for values and for projections that widen.
+      inner_norm: Norm before the projection into the stream; "" disables it.
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
     """

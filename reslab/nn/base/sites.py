@@ -1,8 +1,8 @@
 """Sites: how sublayers are numbered over all layers that are applied.
 
 Blocks may have any number of sublayers, and a pattern of blocks may mix them. A table
-of sites holds the first site of every layer applied, and one past the last; where
-there is none, all layers are taken to be alike.
+of sites holds the first site of every layer applied, and one past the last. Without
+a table, all layers are assumed alike.
 """
 
 import itertools

@@ -19,7 +19,7 @@ class Sublayer(NamedTuple):
 
     Attributes:
       name: Names its parameters, `<name>_placement` and `<name>_residual`.
-      kind: What its placement is told: "mixer", "ffn", or "joint" for both in one.
+      kind: Name passed to its placement: "mixer", "ffn", or "joint" for both in one.
       branch: What it computes, without norms.
     """
 
@@ -70,7 +70,7 @@ class SublayerBlock(nn.Module):
             self._check_mixer()
 
     def _check_placement(self) -> None:
-        """Refuses a placement that would write sources of a history anew."""
+        """Raises if a placement would rewrite sources of a history."""
         placement = self.unbound_placement(self.begins_with)
         if getattr(placement, "normalizes_stream", False):
             raise ReslabError(

@@ -43,7 +43,7 @@ class HourglassBlock(SublayerBlock):
 
     Attributes:
       bottlenecks: Number of narrow feed-forward layers.
-      lift: Width of the space in which they run; 0 is that of the stream.
+      lift: Width of the space in which they run; 0 keeps the width of the stream.
       seed: Seed of the fixed projection.
       (and those of `SublayerBlock`)
 

@@ -18,8 +18,8 @@ class ParallelBlock(SublayerBlock):
     `h` do not wait for each other.
 
     Reference: Chowdhery et al., 2022, https://arxiv.org/abs/2204.02311, Section 2
-    ("parallel layers"), where it trains about 15% faster at scale; the form is that
-    of Wang & Komatsuzaki, 2021 (GPT-J). There is no golden file of either.
+    ("parallel layers"), where it trains about 15% faster at scale; the form follows
+    Wang & Komatsuzaki, 2021 (GPT-J). There is no golden file of either.
 
     Attributes:
       (those of `SublayerBlock`)

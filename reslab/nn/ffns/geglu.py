@@ -11,7 +11,7 @@ class GEGLU(GatedFeedForward):
         y = (gelu(x . W_gate) * (x . W_up)) . W_down
 
     The GELU is its tanh approximation, taken in float32 at least and rounded to
-    `dtype`; the rest is computed in `dtype`.
+    `dtype`; everything else is computed in `dtype`.
 
     Reference: Shazeer, 2020, https://arxiv.org/abs/2002.05202, Eq. 6. Written from the
     equation; there is no golden file of the author's code.

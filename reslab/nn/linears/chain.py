@@ -27,7 +27,7 @@ class ChainLinear(LinearModule):
     heads, and `is_kv_cyclic=True` so that a head's keys do not depend on how many
     heads follow.
 
-    An `init_std` other than 0 is that of a kernel that reads all inputs; kernels that
+    An `init_std` other than 0 applies to a kernel that reads all inputs; kernels that
     read fewer start larger, so that all outputs start alike.
 
     Reference: Song et al., 2025, https://arxiv.org/abs/2505.11820. The authors have

@@ -36,7 +36,7 @@ class MemoryLookup(LinearModule):
     start them at 0.02, biases at 0.001, whatever the sizes.)
 
     Reference: Ding et al., 2024, https://arxiv.org/abs/2411.12992. Its equation
-    weighs a row by the product alone; the factor sum |z_k| is that of the authors'
+    weighs a row by the product alone; the factor sum |z_k| is from the authors'
     code. Tested against that code, forward and backward, with and without the
     projection.
 

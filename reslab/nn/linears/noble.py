@@ -23,7 +23,7 @@ class NOBLE(Dense):
     own; all cosines are bounded by 1, so is its share of the output at the start. The
     cosines are taken in float32, the products in `dtype`.
 
-    Initial values are the author's: the kernel half as large as that of a dense
+    Initial values are the author's: the kernel half as large as in a dense
     projection (`kernel_scale`), W_up normal with 0.01/sqrt(rank), M with
     0.5/sqrt(rank), b_M uniform within 1/sqrt(rank), f uniform in (0.8, 1.2), p normal
     with 0.1. The author also multiplies learning rates, which groups of parameters

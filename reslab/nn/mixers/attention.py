@@ -40,16 +40,16 @@ class Attention(ProjectingModule):
 
     Attributes:
       heads: Number of query heads.
-      kv_heads: Number of key-value heads; 0 is as many as `heads`.
+      kv_heads: Number of key-value heads; 0 means `heads`.
       is_kv_cyclic: Whether query head i reads key-value head i mod kv_heads, so that
         it stays the same when heads are added behind, instead of i // (heads /
         kv_heads).
       head_dim: Size of a head; 0 is features / heads.
       window: Number of latest tokens visible, the own one included; 0 is all.
       qk_norm: Spec of a norm over the features of each query and key head; ""
-        is none.
+        disables it.
       qkv_norm: The same for value heads too; it takes the place of `qk_norm`.
-      softcap: Bound of the logits, softcap * tanh(logits / softcap); 0 is none.
+      softcap: Bound of the logits, softcap * tanh(logits / softcap); 0 disables it.
       value_path: What keys and values owe to earlier layers.
       attention_dropout: Rate at which entries of the softmax are dropped during
         training; kernels have no form for it, so scores are then held in memory.
@@ -59,7 +59,7 @@ class Attention(ProjectingModule):
       linear: What a projection is.
       implementation: Passed to `reslab.ops.attention`.
       init_std: Initial standard deviation of the projections; 0 is by fan in.
-      output_scale: Factor on that of the output projection.
+      output_scale: The same factor for the output projection.
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
 

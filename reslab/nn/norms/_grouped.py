@@ -19,7 +19,7 @@ class GroupedNorm(AffineNorm):
     a token those behind it.
 
     Attributes:
-      groups: Number of groups, which divides that of the channels.
+      groups: Number of groups, a divisor of the number of channels.
       is_spatial: Whether statistics also run over the axes between batch and
         channels.
       epsilon: Added to the variance before the root.

@@ -125,7 +125,7 @@ def mean_over_all(h: jax.Array) -> jax.Array:
 
 
 def unbiased(variance: jax.Array, counted: jax.Array) -> jax.Array:
-    """Variance of a population, estimated from that of the positions counted."""
+    """Estimates a population's variance from the variance of the counted positions."""
     number = jnp.sum(counted.astype(variance.dtype))
     return variance * number / jnp.maximum(number - 1, 1)
 

@@ -21,7 +21,7 @@ class BatchNorm(RunningNorm):
     has the dtype of the input. Of several devices the batch is one.
 
     Reference: Ioffe & Szegedy, 2015, https://arxiv.org/abs/1502.03167, Algorithm 1;
-    the mask is that of SLAB (Guo et al., 2024, https://arxiv.org/abs/2405.11582).
+    the mask follows SLAB (Guo et al., 2024, https://arxiv.org/abs/2405.11582).
 
     Tested against Flax's and, through `rep_batch`, against SLAB's code, which is
     PyTorch's.

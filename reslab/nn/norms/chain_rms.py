@@ -1,4 +1,4 @@
-"""RMS normalization of every chain by itself (Song et al., 2025)."""
+"""RMS normalization of each chain separately (Song et al., 2025)."""
 
 import flax.linen as nn
 import jax

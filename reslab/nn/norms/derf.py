@@ -8,7 +8,7 @@ from reslab.nn.norms._features import AffineNorm, scalar
 
 
 class DynamicErf(AffineNorm):
-    """Squashes every feature by itself, with one learned slope and one shift.
+    """Applies erf to every feature, with one learned slope and one shift.
 
         y = erf(slope * x + shift) * (1 + gain) + bias
 

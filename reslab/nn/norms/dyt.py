@@ -9,7 +9,7 @@ from reslab.nn.norms._features import AffineNorm, scalar
 
 
 class DynamicTanh(AffineNorm):
-    """Squashes every feature by itself, with one learned slope.
+    """Applies tanh to every feature, with one learned slope.
 
         y = tanh(slope * x) * (1 + gain) + bias
 

@@ -16,18 +16,17 @@ class EvoNormB0(RunningNorm):
         y = x / max(sqrt(var_b + epsilon), slope * x + sqrt(var_i(x) + epsilon))
             * (1 + gain) + bias
 
-    It stands for norm and activation together. var_b is the variance of a channel
-    over the batch, running once training is over; var_i that of a channel of one
-    sample over its positions, always of the sample at hand. The slope (the paper's
-    v) is one number per channel and starts at one. Variances are biased, also the
-    running one, as in the authors' code; a third party's port (`timm`) makes that
-    one unbiased. Everything is computed in float32 whatever the input dtype; the
-    output has the dtype of the input. Not for causal models: positions of a sample
-    see each other.
+    It replaces both norm and activation. var_b is the variance of a channel over the
+    batch (the running one outside of training); var_i is the variance of a channel
+    over the positions of one sample, always computed from that sample. The slope (the
+    paper's v) is one number per channel and starts at one. All variances are biased, as
+    in the authors' code; a third party's port (`timm`) makes the running one
+    unbiased. Everything is computed in float32 whatever the input dtype; the output has
+    the dtype of the input. Not for causal models: positions of a sample see each other.
 
     Reference: Liu et al., 2020, https://arxiv.org/abs/2004.02967.
 
-    Tested against `timm`, whose equation is that of the authors' TensorFlow code.
+    Tested against `timm`, whose equation equals the authors' TensorFlow code.
 
     Attributes:
       momentum: Share of the running variance that a step keeps.

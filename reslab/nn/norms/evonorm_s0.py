@@ -10,7 +10,7 @@ from reslab.nn.norms._grouped import GroupedNorm
 
 
 class EvoNormS0(GroupedNorm):
-    """Gates each channel by itself and divides by the deviation of its group.
+    """Gates each channel with its own sigmoid and divides by its group's deviation.
 
         y = x * sigmoid(slope * x) / sqrt(var_g(x) + epsilon) * (1 + gain) + bias
 
@@ -22,10 +22,10 @@ class EvoNormS0(GroupedNorm):
     Reference: Liu et al., 2020, https://arxiv.org/abs/2004.02967.
 
     Tested, over positions, against a third party's port (`timm`), whose equation is
-    that of the authors' TensorFlow code; the reading over one token is ours.
+    the authors' TensorFlow code; the reading over one token is ours.
 
     Attributes:
-      groups: Number of groups, which divides that of the channels. The authors
+      groups: Number of groups, a divisor of the number of channels. The authors
         have 32, on images, and lower it silently until it divides; here a number
         that does not divide is refused.
       is_spatial: Whether statistics also run over the axes between batch and

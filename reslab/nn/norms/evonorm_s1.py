@@ -25,7 +25,7 @@ class EvoNormS1(GroupedNorm):
     authors for this one was not seen, and the reading over one token is ours.
 
     Attributes:
-      groups: Number of groups, which divides that of the channels; the port has
+      groups: Number of groups, a divisor of the number of channels; the port has
         32, on images.
       is_spatial: Whether statistics also run over the axes between batch and
         channels, as in the paper. Not for causal models.

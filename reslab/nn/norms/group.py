@@ -22,7 +22,7 @@ class GroupNorm(GroupedNorm):
     Tested against Flax's layer; there is no golden file of the authors' code.
 
     Attributes:
-      groups: Number of groups, which divides that of the channels. The paper has
+      groups: Number of groups, a divisor of the number of channels. The paper has
         32, on images; channels of one token are fewer numbers.
       is_spatial: Whether statistics also run over the axes between batch and
         channels. Not for causal models.

@@ -23,7 +23,7 @@ class RemovableLayerNorm(RunningNorm):
     With `penalty`, training adds to its objective that much times the mean over
     tokens of (d(x) - average d)**2, the average taken for given: tokens that differ
     less in size are hurt less by a constant. It belongs to the final
-    norm: one that is told its step by a placement adds nothing.
+    norm: one whose placement passes its step adds nothing.
 
     Statistics are taken in float32 whatever the input dtype; the output has the
     dtype of the input. Padding is not in the averages.

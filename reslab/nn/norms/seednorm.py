@@ -1,4 +1,4 @@
-"""SeeDNorm: RMS normalization whose gain looks at the token (Cai et al., 2025)."""
+"""SeeDNorm: RMS normalization with a gain per token (Cai et al., 2025)."""
 
 import flax.linen as nn
 import jax
@@ -15,10 +15,10 @@ class SelfRescaledNorm(FeatureNorm):
         y = ((1 + gain) + tanh(x . direction) * dynamic_gain)
             * x / sqrt(mean(x**2) + epsilon)
 
-    The product x . direction is that of the raw features, so their size, which
+    The product x . direction uses the raw features, so their size, which
     normalization removes, comes back through the gain. With several heads it is
-    taken in each of as many contiguous chunks, and each moves the gains of its own
-    chunk; the root mean square stays that of the whole vector. The paper's gamma,
+    taken in `heads` contiguous chunks, and each moves the gains of its own
+    chunk; the root mean square is over the whole vector. The paper's gamma,
     alpha and beta are 1 + `gain`, `dynamic_gain` and `direction`. `direction`
     starts at zero and `dynamic_gain` at one: at initialization this is `rms`, and
     the gradient reaches `direction` first. Everything is computed in float32

@@ -53,7 +53,7 @@ class UnifiedNorm(RunningNorm):
 
     Attributes:
       window: Steps over which the statistics of the forward pass are smoothed.
-      backward_window: Steps over which those of the backward pass are; 0 is as many.
+      backward_window: Steps over which backward statistics are averaged; 0 is `window`.
       warmup: Steps of the optimizer that only fill the windows; r stays 1 for at
         least 1,000, as in the authors' code.
       is_filtering: Whether outliers are left out; the authors do so for images
@@ -77,7 +77,7 @@ class UnifiedNorm(RunningNorm):
         if self.backward_window < 0:
             raise ReslabError(
                 "norms 'unified': backward_window",
-                expected="at least 1, or 0 for that of the forward pass",
+                expected="at least 1, or 0 for the window of the forward pass",
                 got=str(self.backward_window),
             )
         super().__post_init__()

@@ -20,7 +20,7 @@ class Placement(nn.Module):
         stream = stream_norm(residual(stream, h -> output_norm(f(input_norm(h)))))
 
     A placement that fits no row overrides `__call__`; one whose layers differ has a
-    `build` that looks at `layer`.
+    `build` that depends on `layer`.
 
     Attributes:
       norm: Spec of the normalization.

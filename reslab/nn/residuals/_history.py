@@ -154,7 +154,7 @@ def has_kernel(module: nn.Module, history: History, sums: int = 1) -> bool:
     """Returns whether `mixtures` runs a kernel that adds to gradients in place.
 
     Args:
-      module: Who reads; its `kernels` are those of `HistoryResidual`.
+      module: The reading module; its `kernels` are as in `HistoryResidual`.
       history: The history.
       sums: Number of sums at once.
 
@@ -173,7 +173,7 @@ def mixtures(
     """Weighted sums of the first sources.
 
     Args:
-      module: Who reads; its `kernels` are those of `HistoryResidual`.
+      module: The reading module; its `kernels` are as in `HistoryResidual`.
       history: The history.
       weights: Of every sum (sums, rows), or for every token (sums, rows, batch,
         length); zero for sources that are not to be read.

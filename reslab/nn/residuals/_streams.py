@@ -72,13 +72,13 @@ def pass_through(
     write: jax.Array | Sequence[jax.Array],
     kernels: str = "reference",
 ) -> Streams:
-    """Reads a mixture of streams, and mixes them anew with what the branch returns.
+    """Reads a mixture of streams and mixes the branch's output into them.
 
         H'[t] = sum_s mix[t][s] * H[s] + write[t] * branch(sum_s read[s] * H[s])
 
     Weights are numbers, or one for each token (..., 1), in the dtype to mix in.
-    Reading is left to the compiler, which does that at the speed of memory; all else,
-    with its gradient, is one operation that has a kernel (`stream_mix`).
+    The compiler already reads at the speed of memory; mixing and writing, with their
+    gradient, are one operation that has a kernel (`stream_mix`).
     """
     dtype = read[0].dtype
 

@@ -42,7 +42,7 @@ class AttentionResiduals(HistoryResidual):
     output y; with "cumulative" the embedding and every sum s. In blocks
     (`block=`, `block_layers=`) they are the embedding and, for every finished block,
     the sum of its outputs, or s after it; a block holds that many sublayers or
-    layers, the last one what is left.
+    layers, the last one the remainder.
 
     "replace" with "delta" is Attention Residuals, Full or Block: inside a block its
     unfinished sum is read too, and the features at the end are one more reading. "add"
@@ -62,7 +62,7 @@ class AttentionResiduals(HistoryResidual):
       block_layers: Layers in a block; 0 is no blocks.
       source: "delta" or "cumulative".
       routing: "replace" or "add".
-      window: Read the last so many sources and the embedding; 0 is all.
+      window: Number of latest sources to read beside the embedding; 0 reads all.
       gate: With "add": "" is 1, "scalar" sigmoid(g) from sigmoid(-2), "vector"
         sigmoid(W s + b) of the same start, "alpha" a factor that is 0 at first.
       use_null: Whether a learned vector is one more source.
@@ -75,7 +75,7 @@ class AttentionResiduals(HistoryResidual):
       (and those of `HistoryResidual`)
 
     Raises:
-      ReslabError: If an option is none of these, or a block is larger than the model.
+      ReslabError: If an option is unknown, or a block is larger than the model.
     """
 
     block: int = 0

@@ -40,7 +40,7 @@ class DeepCrossAttention(HistoryResidual):
       (and those of `HistoryResidual`)
 
     Raises:
-      ReslabError: If the version is none of these, or `last` is negative.
+      ReslabError: If the version is unknown, or `last` is negative.
     """
 
     version: int = 3

@@ -150,7 +150,7 @@ class DeepDeltaLearning(nn.Module):
 
         X' = X + a beta k (v^T - k^T X) + (1 - a) f(x)
 
-    so `blend=0.0` starts as, or goes on from, a plain residual.
+    so `blend=0.0` starts as, or continues from, a plain residual.
 
     Reference: Zhang et al., 2026, https://arxiv.org/abs/2601.00417. The update, in
     both forms of v, and the reading are tested against the authors' code and a

@@ -77,8 +77,8 @@ class WeightedSum(nn.Module):
     """Reads a history by weights that are parameters.
 
     Attributes:
-      is_read: Whether there is a reading after so many layers; where there is none,
-        the last source is it.
+      is_read: Whether sources are averaged after each layer; otherwise the last
+        source is read.
       dilation: Distance between the sources read.
       param_dtype: Dtype in which weights are stored.
       kernels: As in `HistoryResidual`.

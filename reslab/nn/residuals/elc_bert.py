@@ -28,7 +28,7 @@ class EveryLayerCounts(LayerHistory):
 
     The mixture takes the place of the residual connection: a layer's output does
     not hold what it has read. The logits start at zero, with a 1 for the latest layer
-    in "base". A layer of more sublayers goes on as the second does.
+    in "base". Further sublayers of a layer read as the second does.
 
     Logits are stored for all layers as sources, those to come among them, which never
     receive a gradient: layers that are scanned have parameters of one shape.
@@ -43,7 +43,7 @@ class EveryLayerCounts(LayerHistory):
       (and those of `LayerHistory`)
 
     Raises:
-      ReslabError: If the form is none of these.
+      ReslabError: If the form is unknown.
     """
 
     form: str = "base"

@@ -25,7 +25,7 @@ class ManifoldHyperConnectionsLite(ManifoldConnections):
     Every doubly stochastic matrix is such an average, so rows and columns sum to one
     exactly, without an iteration; but n! weights are many unless n is small. Weights
     depend on the token and are float32. `mix` starts at 0 for the identity and -8
-    for the other permutations; the rest as in `mhc`.
+    for the other permutations; everything else is as in `mhc`.
 
     Reference: Yang & Gao, 2026, https://arxiv.org/abs/2601.05732. Tested against the
     authors' code, whose norm divides by the length itself (`epsilon=0` here) and has

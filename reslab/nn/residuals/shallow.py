@@ -14,14 +14,14 @@ Streams = tuple[jax.Array, jax.Array]
 
 
 class ShallowResidual(nn.Module):
-    """Lets all sublayers of a group read what the group began with.
+    """Applies all sublayers of a group to the input of the group.
 
         x = x + sum_(i in group) f_i(x)
 
-    which is what is left of (1 + f_n) ... (1 + f_1) x without the terms of a branch
-    on a branch. A group of one sublayer is the usual stack, the whole model one
-    single wide layer. The sublayers of a group do not wait for each other; here they
-    are still computed in turn, not as one wide product.
+    This keeps the terms of (1 + f_n) ... (1 + f_1) x that contain at most one branch.
+    With groups of one sublayer this is the usual stack; with one group for the whole
+    model it is a single wide layer. The sublayers of a group are independent, but are
+    still computed in turn, not as one wide product.
 
     Reference: Bermeitinger et al., 2023, https://arxiv.org/abs/2309.08414 (known from
     its abstract; tried there on small convolutional networks).

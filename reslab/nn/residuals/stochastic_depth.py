@@ -54,7 +54,7 @@ class StochasticDepth(SingleStream):
     def __call__(
         self, stream: jax.Array, branch: Branch, *, site: int | jax.Array
     ) -> jax.Array:
-        """Returns `stream` plus what is left of `branch(stream)`."""
+        """Returns `stream` plus the kept rows of `branch(stream)`."""
         key = training_key(self)
         output = branch(stream)
         if key is None or not self.rate:

@@ -118,7 +118,7 @@ class Layers(nn.Module):
     same tree whether the scan is rolled or unrolled. Where a block is the first to
     leave something in the depth memory, its first period runs before the scan, which
     then closes over what it left: a value written once is saved once. What later
-    layers leave anew is carried by the scan.
+    layers renew is carried by the scan.
 
     Attributes:
       blocks: The pattern, tiled over depth. Layers may be scanned together where

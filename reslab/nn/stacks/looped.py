@@ -20,7 +20,7 @@ class LoopedStack(UniformStack):
 
         x = layers(layers(... layers(x)))
 
-    Parameters do not grow with `loops`. The depth memory starts anew in each
+    Parameters do not grow with `loops`. The depth memory starts empty in each
     pass, and each pass keeps a state of its own while generating. Layers are
     counted over all passes, for parts that scale by depth.
 

@@ -28,7 +28,7 @@ class SharedKeysValues(ValuePath):
     Tested by its properties; no output of the authors' code.
 
     Attributes:
-      is_leader: Whether to lead even where there is someone to follow.
+      is_leader: Whether to lead even if an earlier layer leads.
       group: Number of the group.
       window: Number of latest tokens visible; 0 is all.
 
@@ -45,7 +45,7 @@ class SharedKeysValues(ValuePath):
 
     @property
     def leaves(self) -> Collection[str]:
-        """Keys and values, where no one led before."""
+        """Returns the entries of keys and values that a leader writes."""
         return (self._name,)
 
     @property

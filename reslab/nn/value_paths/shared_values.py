@@ -13,7 +13,7 @@ class SharedValues(SharedKeysValues):
 
     Where all layers have this path, the first leads and the others have neither a
     kernel of values nor a cache for them: the paper's SVFormer, with half the cache
-    and one layer's values. As in `shared_kv`, of which this is a variant,
+    and one layer's values. As in `shared_kv`,
     others may lead by `is_leader`.
 
     Reference: Zhou et al., 2024, https://arxiv.org/abs/2410.17897, Section 3.3

@@ -37,7 +37,7 @@ class Quantity(NamedTuple):
 
 
 class Probe(Protocol):
-    """Looks at a view and returns arrays, one file of `observe/probes/` each.
+    """Measures a view and returns arrays; one file of `observe/probes/` each.
 
     `build(**options)` makes one. It runs inside jit.
     """
@@ -66,7 +66,7 @@ class Trace(NamedTuple):
       gain: How many times as large they are in the model.
       sites: The sites of the sublayers (sublayers,).
       layers: Number of layers applied.
-      is_even: Whether all layers have as many sublayers.
+      is_even: Whether all layers have the same number of sublayers.
       others: What parts tapped themselves, by name: a list of values with one
         entry for each sublayer that did, in order.
     """

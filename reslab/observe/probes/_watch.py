@@ -179,7 +179,7 @@ _seen_backwards.defvjp(_forwards, _backwards)
 
 @contextlib.contextmanager
 def watching_stream_gradient(slots: jax.Array, sites: jax.Array) -> Iterator[None]:
-    """Makes the gradient of `slots` that of the stream, squared.
+    """Makes the gradient of `slots` the squared gradient of the stream.
 
     The gradient of a loss by `slots[s]` then is the squared norm of its gradient by
     the stream that the sublayer at `sites[s]` reads. `slots` change nothing.

@@ -1,4 +1,4 @@
-"""The few activations that are orders of magnitude above the rest."""
+"""Massive activations: the few that exceed the others by orders of magnitude."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -16,7 +16,7 @@ class MassiveProbe:
         median               = mean over tokens of the median over features of |x|
         count                = activations with |x| > 100 and |x| > 1000 * median
 
-    The median is that of the token, so that no device must see all tokens.
+    The median is taken per token, so that no device must see all tokens.
     float16 ends at 65504.
 
     Reference: Sun et al., 2024, https://arxiv.org/abs/2402.17762 (the thresholds);

@@ -117,7 +117,7 @@ class JsonLines:
         """Rewrites the file with the whole lines that are kept, if any must go.
 
         Returns:
-          Their SHA-256, which goes on with what is appended.
+          Their SHA-256, which can be updated with appended bytes.
         """
         if not self.path.is_file():  # Whatever else it is will not be opened.
             return hashlib.sha256()

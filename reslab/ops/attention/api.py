@@ -202,6 +202,6 @@ def _check(query, key, value, segments, window):
     if segments is not None and segments.shape != (batch, length):
         refuse("segments", f"shape {(batch, length)}", segments.shape)
     if segments is not None and key.shape[1] != length:
-        refuse("segments", f"as many keys as queries ({length})", key.shape[1])
+        refuse("segments", f"equally many keys and queries ({length})", key.shape[1])
     if window is not None and window < 1:
         refuse("window", "at least 1", window)

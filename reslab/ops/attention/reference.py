@@ -1,4 +1,4 @@
-"""Attention in plain jnp: the definition, and the mask that the rest share."""
+"""Attention in plain jnp: the definition, and the mask of all implementations."""
 
 import functools
 
@@ -25,7 +25,7 @@ def visibility(
       length: Number of queries.
       key_length: Number of keys.
       segments: Document of each query (batch, length).
-      key_segments: That of each key (batch, key_length); as `segments` if None.
+      key_segments: Segment of each key (batch, key_length); `segments` if None.
       query_offset: Index of the first query among the keys.
       is_causal: Whether later keys are hidden.
       window: Number of latest keys visible, the query's own included.

@@ -114,7 +114,7 @@ def axes_of(names: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
 
 
 def _kernel(length, heads, parts, *, is_causal, window, softcap, interpret):
-    """The kernel of one device's heads, for queries in so many parts."""
+    """Builds the kernel of one device's heads, for queries in several parts."""
     # Imported where it is used: it takes 0.15 s, on machines of every kind.
     from jax.experimental.pallas.ops.tpu import splash_attention
 

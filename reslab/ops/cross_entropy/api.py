@@ -24,7 +24,7 @@ def token_losses(
         nll[t] = log_normalizer[t] - features[t] . kernel[:, targets[t]]
 
     With more than one chunk, the array of all logits never exists: memory is
-    that of one chunk, and the backward pass costs one more matrix product.
+    one chunk, and the backward pass costs one more matrix product.
     Products are taken in the dtype of `features` and accumulated, like all
     that follows, in float32, or in float64 for float64 features.
 

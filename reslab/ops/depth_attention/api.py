@@ -241,7 +241,7 @@ def block_merge(
         h  = o + sigmoid(q . b' / sqrt(mean(b'**2) + epsilon) - lse) (b' - o)
 
     which is what reading the finished blocks and b' at once would give. b' is rounded
-    to its dtype before it is read; the rest is float32 (float64 for float64).
+    to its dtype before it is read; everything else is float32 (float64 for float64).
 
     Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031 (two-phase form).
 

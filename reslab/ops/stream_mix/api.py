@@ -25,8 +25,8 @@ def stream_mix(
 
     for n streams, as hyper-connections and their manifold-constrained form do between
     one sublayer and the next. Each stream is rounded to its dtype before it is read;
-    all else is float32 (float64 for float64). The kernel reads n + 1 arrays and
-    writes as many; backward it reads 2 n + 2 and writes n + 1. Without weights of a
+    other arrays are float32 (float64 for float64). The kernel reads n + 1 arrays and
+    writes n + 1; backward it reads 2 n + 2 and writes n + 1. Without weights of a
     reading, nothing is read: where those depend on the new streams, they come later.
 
     Reference: Zhu et al., 2024, https://arxiv.org/abs/2409.19606, Eq. 1-5; Xie et al.,

@@ -15,13 +15,13 @@ class Group:
     """Update rule of a group of parameters.
 
     Attributes:
-      method: Spec of the optimizer; "" is that of the run.
-      lr: Peak learning rate; None is that of the run.
+      method: Spec of the optimizer; "" means the run's.
+      lr: Peak learning rate; None means the run's.
       lr_scale: Factor on the learning rate.
-      scaling: Spec of a scaling: a factor by depth and kind; "" is none.
-      schedule: Spec of the schedule; "" is that of the run.
-      weight_decay: Weight decay; None is that of the run.
-      clip: Bound of the gradient norm of each parameter in each layer; 0 is none.
+      scaling: Spec of a scaling: a factor by depth and kind; "" disables it.
+      schedule: Spec of the schedule; "" means the run's.
+      weight_decay: Weight decay; None means the run's.
+      clip: Bound of the gradient norm of each parameter in each layer; 0 disables it.
       freeze: Whether the parameters stay as they are.
     """
 
@@ -95,7 +95,7 @@ def assign(params: Any, groups: Sequence[tuple[str, Group]]) -> dict[str, Group]
 
     Raises:
       ReslabError: If a pattern is found in no path, or two groups that claim a
-        parameter name different methods for it. A last pattern for all the rest
+        parameter name different methods for it. A last pattern for all others
         claims nothing that an earlier one does.
     """
     names = list(named_leaves(params))

@@ -84,7 +84,7 @@ def _boxed_like(leaf: Any, result: Any) -> Any:
 
 
 def split(tree: Any, count: int) -> tuple[Any, ...]:
-    """Turns a tree of tuples of `count` results into as many trees."""
+    """Turns a tree of tuples of `count` results into `count` trees."""
 
     def is_results(node):
         return isinstance(node, tuple) and not is_absent(node)

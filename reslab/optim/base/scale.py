@@ -9,7 +9,7 @@ from reslab.core.layout import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Factors on what the optimizer is told.
+    """Factors on the options of the optimizer.
 
     Attributes:
       lr: Factor on the learning rate, decay included: a number, one for each layer

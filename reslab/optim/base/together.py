@@ -27,7 +27,7 @@ def by_shape(
 
     Args:
       function: Maps matrices (stacked, m, n), m <= n, and an array (stacked,) of each
-        other tree to an array (stacked, ...), each matrix by itself.
+        other tree to an array (stacked, ...), each matrix independently.
       tree: Kernels; all must be matrices by their layouts.
       layouts: A tree of layouts.
       *others: Trees with an entry for each stacked matrix.
@@ -66,7 +66,7 @@ def by_shape(
 def singular_values(tree: Any, layouts: Layouts) -> Any:
     """The singular values of all kernels of a tree, (stacked, m) each, descending.
 
-    One decomposition for each shape, each device's matrices by itself.
+    One decomposition for each shape; each device decomposes its own matrices.
     """
 
     def together(matrices):

@@ -24,7 +24,7 @@ def widened(
       inner: The transformation.
 
     Returns:
-      The same transformation; its state is that of `inner`.
+      The same transformation, with the state of `inner`.
     """
     inner = optax.with_extra_args_support(inner)
 

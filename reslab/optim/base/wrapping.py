@@ -114,10 +114,10 @@ def only_active(
       old: The same, before.
       params: The parameters.
       bottom: A tree that says which parameters lie below the first layer and are
-        active only where all layers are; None is none.
+        active only where all layers are; None means no such leaf.
 
     Returns:
-      The mixture; what belongs to no layer is that of `new`.
+      The mixture; leaves outside of layers come from `new`.
     """
     known = named_leaves(resolve(layouts, params))
     lowest = {} if bottom is None else named_leaves(bottom)

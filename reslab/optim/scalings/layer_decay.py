@@ -13,7 +13,7 @@ def build(decay: float = 0.9) -> Rule:
         factor of layer l (of L, from 1) = decay ** (L - l)
 
     The embedding counts as layer 0; head and final norm keep the full rate. Some
-    codes count the head as a layer more, which is a constant factor on all the rest.
+    codes count the head as a layer more, which is a constant factor on all others.
 
     Reference: Howard & Ruder, 2018, https://arxiv.org/abs/1801.06146, Section 3.2
     (with decay 1/2.6).

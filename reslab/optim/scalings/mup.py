@@ -10,7 +10,7 @@ def build(wider: float = 1.0, deeper: float = 1.0, alpha: float = 1.0) -> Rule:
 
         hidden matrices     lr wider^-1 deeper^(alpha - 1), decay wider
         vectors in layers   lr deeper^(alpha - 1)
-        all else            lr 1
+        others              lr 1
         Adam's epsilon      wider^-1, in layers also deeper^-alpha
 
     That is the optimizer's part. The model's is to be set beside it: initial
@@ -23,8 +23,8 @@ def build(wider: float = 1.0, deeper: float = 1.0, alpha: float = 1.0) -> Rule:
     nanoGPT, by hand; that transfer is exact was not tested here.
 
     Args:
-      wider: Width over that of the model that was tuned.
-      deeper: Depth over that of the model that was tuned.
+      wider: Width divided by the width of the tuned model.
+      deeper: Depth divided by the depth of the tuned model.
       alpha: Exponent of the depth.
 
     Returns:

@@ -14,7 +14,7 @@ def build() -> Rule:
         norms 1, queries and keys 8, values and outputs 4, feed-forward 6,
         embedding and head 10
 
-    The learning rate of the run is then that of the norms.
+    The learning rate of the run is then the rate of the norms.
 
     Reference: Wang et al., 2025, https://arxiv.org/abs/2502.19002; the factors are
     those that the code of the heavy-tail learning rates uses for this baseline.

@@ -13,7 +13,7 @@ def build(every: int = 100, rise: int = 0) -> Rule:
 
     Layer l (of L, from 1) learns from step (L - l + 1) `every` on, the embedding
     last. A schedule that depends on the layer: with `rise`, its factor grows from
-    0 to 1 over so many steps.
+    0 to 1 over this many steps.
 
     Reference: Howard & Ruder, 2018, https://arxiv.org/abs/1801.06146, Section 3.3,
     where an interval is an epoch.

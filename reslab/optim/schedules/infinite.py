@@ -1,4 +1,4 @@
-"""The infinite schedule: a plateau from which training can always go on."""
+"""The infinite schedule: a plateau from which training can always continue."""
 
 import math
 

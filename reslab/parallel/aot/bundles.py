@@ -48,7 +48,7 @@ class Schedule:
 
         Args:
           parts: Turns of a loop.
-          chunks: Steps of which one alone goes through all loops but the largest.
+          chunks: Number of steps; a single one runs all loops but the largest.
         """
         largest = max(self.loops, default=0)
         others = sum(self.loops) - largest
@@ -103,7 +103,7 @@ def dumped(directory: str) -> dict[str, Schedule]:
 
 
 def dumped_cycles(directory: str, stem: str) -> Cycles | None:
-    """The cycles of the kernel of this name that was compiled last; the rest is lost.
+    """Returns the cycles of the kernel of this name that was compiled last.
 
     Args:
       directory: Where schedules were dumped; it is emptied.

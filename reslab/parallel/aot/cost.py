@@ -1,10 +1,10 @@
 """Cost of a compiled TPU program, read from its text.
 
 XLA's own `cost_analysis` counts the body of a loop once, so a model scanned over
-its layers looks as cheap as one layer. Here every loop counts as often as it runs.
+its layers appears as cheap as one layer. Here every loop counts as often as it runs.
 
 The time of a step is a timeline: a compiled program is a schedule, its instructions
-run in the order of its text, and what it has started by a `-start` goes on beside them
+run in the order of its text, and operations begun by a `-start` overlap them
 until a `-done` waits for it (`timeline.py`). What runs takes the longer of
 
     computing   the compiler's cycles, those of a Pallas kernel by its own schedule
@@ -75,7 +75,7 @@ class Cost:
         memory, read and written; prefetches into the chip are not among them.
       wires: Collectives by kind and axes of the mesh, with the bytes of the whole
         array: what a gather results in, what a scatter starts from. A collective
-        that XLA spreads over several fusions counts once, an all-reduce of which
+        that XLA spreads over several fusions counts once, an all-reduce whose
         each device keeps its own part as the reduce-scatter that it is. What several
         slices send each other has the first axis, and the bytes of a device's part.
       kernels: Pallas kernels, with the bytes of their operands and results.
@@ -149,7 +149,7 @@ class Machine:
       chip: The clock of its cores, and the bandwidth of its memory.
       mesh: Size of each axis of the mesh that the program was compiled for, in order;
         collectives are told apart by axes where it is given.
-      link_seconds: How long a collective of so many bytes takes by itself; without
+      link_seconds: Seconds that a collective of given bytes takes alone; without
         it, collectives take no time.
       kernels: Cycles of Pallas kernels, by the name of their instruction. One that is
         not among them takes its bytes' time.
@@ -181,7 +181,7 @@ def program_cost(text: str, machine: Machine) -> Cost:
       The cost on one device.
 
     Raises:
-      ReslabError: If the text is not that of a compiled program.
+      ReslabError: If the text is not a compiled program.
     """
     module = parse(text)
     cost = _Reader(module, machine).computation(module.entry)
@@ -237,7 +237,7 @@ class _Reader:
           timeline: What ran before it.
           computation: Where it stands.
           one: The instruction.
-          cost: What it costs by itself.
+          cost: Its own cost.
           sent: The collectives that it begins.
         """
         if one.opcode.endswith("-done"):

@@ -51,7 +51,7 @@ def link_seconds(mesh: Mesh, chip: Chip, wire: Wire, traffic: Traffic) -> float:
 
 
 def _sent(wire: Wire, traffic: Traffic) -> float:
-    """Bytes that each device sends for collectives of so many bytes."""
+    """Returns the bytes that each device sends for collectives of given bytes."""
     if wire.kind in ("collective-permute", "collective-broadcast") or not wire.size:
         return traffic.bytes
     share = (wire.size - 1) / wire.size * traffic.bytes

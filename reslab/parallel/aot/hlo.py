@@ -168,7 +168,7 @@ def parse(text: str) -> Module:
     """Reads `compiled.as_text()`.
 
     Raises:
-      ReslabError: If the text is not that of a compiled program.
+      ReslabError: If the text is not a compiled program.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None

@@ -1,4 +1,4 @@
-"""The clock of a core, and what goes on beside what it runs."""
+"""The clock of a core, and the operations that overlap what it runs."""
 
 from collections.abc import Hashable, Mapping
 
@@ -6,12 +6,12 @@ MEMORY = "memory"
 
 
 class Timeline:
-    """Adds up a schedule: what runs takes turns, what was started goes on beside it.
+    """Adds up a schedule: operations run in order, asynchronous ones overlap them.
 
     Work is in seconds that it takes alone, of a resource: the memory, or links to
     other devices. What is under way on one resource shares it equally, and memory
     gives it what the running work leaves: all bytes that are moved in a stretch of
-    time fit that time. So a copy is free where enough runs beside it, and what is left
+    time fit that time. So a copy is free where enough runs beside it, and the remainder
     of it is waited for where its result is asked for.
 
     Attributes:
@@ -43,7 +43,7 @@ class Timeline:
         self._pass(seconds, seconds - memory)
 
     def start(self, name: str, work: Mapping[Hashable, float]) -> None:
-        """Starts something that goes on by itself, by the resources that it takes."""
+        """Starts an asynchronous operation, by the resources that it takes."""
         for resource, seconds in work.items():
             self._left.setdefault(resource, {})[name] = seconds
 
@@ -64,12 +64,12 @@ class Timeline:
             left.pop(name, None)
 
     def finish(self) -> None:
-        """Waits for everything: a result may be asked for by whoever comes next."""
+        """Waits for everything: the next operation may need any result."""
         for name in [name for left in self._left.values() for name in left]:
             self.wait(name)
 
     def _pass(self, seconds: float, memory: float) -> None:
-        """Lets time go by, of which the memory has so much left for others."""
+        """Advances the clock; asynchronous copies use the memory's idle share."""
         self.now += seconds
         for resource, left in self._left.items():
             capacity = memory if resource == MEMORY else seconds

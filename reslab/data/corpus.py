@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.data.verification import Stored
 
 # Every 20th document is held out; of a single document, the last 20th part.
 HOLD_OUT = 20
@@ -100,6 +101,7 @@ class Corpus:
       documents: Number of documents in both streams.
       bytes: Number of bytes in both streams, before tokenization.
       tokens_sha256: Digest of the files that hold the tokens, where there are any.
+      stored: The files that its tokens are read from, where there are any.
       others: Streams that are also trained on, each with its share of the windows;
         `train` has the remaining documents.
     """
@@ -111,6 +113,7 @@ class Corpus:
     documents: int
     bytes: int
     tokens_sha256: str | None = None
+    stored: tuple[Stored, ...] = ()
     others: tuple[tuple[TokenStream, float], ...] = ()
 
 
@@ -178,14 +181,15 @@ def encoded(
             counted += int(lengths[tokens].sum())
         yield split, tokens
     if abs(counted - own) > MISCOUNTED * own:
-        _say_once(
+        say_once(
             f"the tokenizer's tokens stand for {counted:,} bytes where the documents "
             f"have {own:,}: bits per byte are of the former"
         )
 
 
 @functools.cache  # A command may load its corpus twice.
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """Says a line on standard error, once in a process."""
     print(line, file=sys.stderr)
 
 

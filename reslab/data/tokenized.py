@@ -24,10 +24,11 @@ from reslab.data.corpus import (
     TokenStream,
     beyond_vocabulary,
     encoded,
+    say_once,
     token_dtype,
     tokenizer_sha256,
 )
-from reslab.data.verification import content
+from reslab.data.verification import Stored, content
 from reslab.runtime.files import whole_directory
 from reslab.runtime.storage import local_path
 
@@ -157,13 +158,18 @@ def open_corpus(path: str | os.PathLike[str], tokenizer: registry.Spec) -> Corpu
     folder = local_path(path, "source tokens: path")
     record = _record(folder)
     encoder = _make_tokenizer(folder, record, tokenizer)
-    written, digest, streams = record.get("files", {}), hashlib.sha256(), {}
+    written, digest = record.get("files"), hashlib.sha256()
+    if written is None:
+        say_once(
+            f"{folder} was tokenized by an older version, which recorded no digests of "
+            "its files: they are not verified; try: tokenize it again"
+        )
+    streams, stored = {}, []
     for name in SPLITS:
         stream = _open_stream(folder, name, record)
         for file, dtype in ((f"{name}.tokens", record["dtype"]), (_starts(name), "u1")):
-            found = content(folder / file, dtype)
-            # A corpus of an older version has no digests of its files.
-            if written.get(file, found.sha256) != found.sha256:
+            stored.append(found := Stored(folder / file, dtype))
+            if written is not None and written[file] != found.sha256:
                 raise ReslabError(
                     f"the corpus changed since it was tokenized: {folder / file}",
                     expected=f"sha256 {written[file][:12]}",
@@ -191,11 +197,16 @@ def open_corpus(path: str | os.PathLike[str], tokenizer: registry.Spec) -> Corpu
         documents=documents,
         bytes=record["bytes"],
         tokens_sha256=digest.hexdigest(),
+        stored=tuple(stored),
     )
 
 
 def _starts(split: str) -> str:
     return f"{split}.starts.npy"
+
+
+# All that a corpus consists of, besides its record.
+_FILES = tuple(f for name in SPLITS for f in (f"{name}.tokens", _starts(name)))
 
 
 def _record(folder: pathlib.Path) -> dict[str, Any]:
@@ -221,18 +232,19 @@ def _record(folder: pathlib.Path) -> dict[str, Any]:
     def is_digest(value: Any) -> bool:
         return isinstance(value, str) and len(value) == 64
 
-    tokens, files = record.get("tokens"), record.get("files", {})
-    digests = [record.get("sha256"), record.get("tokenizer_sha256", "0" * 64)]
+    tokens, files = record.get("tokens"), record.get("files")
+    is_older = files is record.get("tokenizer_sha256") is None
     forms = {
         "tokenizer": isinstance(record.get("tokenizer"), str),
         "dtype": record.get("dtype") in ("uint16", "uint32"),
-        "sha256": is_digest(digests[0]),
-        "tokenizer_sha256": is_digest(digests[1]),
+        "sha256": is_digest(record.get("sha256")),
+        "tokenizer_sha256": is_older or is_digest(record.get("tokenizer_sha256")),
         "bytes": is_count(record.get("bytes")),
         "documents": is_count(record.get("documents")),
         "tokens": isinstance(tokens, dict)
         and all(is_count(tokens.get(name)) for name in SPLITS),
-        "files": isinstance(files, dict) and all(map(is_digest, files.values())),
+        "files": is_older
+        or (isinstance(files, dict) and all(is_digest(files.get(f)) for f in _FILES)),
     }
     for field, is_right in forms.items():
         if not is_right:

@@ -11,7 +11,9 @@ import time
 
 import numpy as np
 
+from reslab.core.errors import ReslabError
 from reslab.runtime.files import write_whole
+from reslab.runtime.storage import storage_errors
 
 # Bytes that are read at a time.
 PIECE = 2**24
@@ -35,6 +37,52 @@ class Content:
 
     sha256: str
     largest: int
+
+
+class Stored:
+    """A file that is read while a run goes on, and must not change meanwhile.
+
+    Attributes:
+      sha256: Digest of its bytes.
+      largest: Largest of its elements, 0 if it has none.
+
+    Args:
+      path: A file of little-endian integers.
+      dtype: Their dtype, such as `"uint16"`.
+
+    Raises:
+      OSError: If it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], dtype: str):
+        self._path, self._dtype = pathlib.Path(os.path.abspath(path)), dtype
+        # Before it is read: a change meanwhile is one, too.
+        self._stamp = _stamp(self._path)
+        found = content(self._path, dtype)
+        self.sha256, self.largest = found.sha256, found.largest
+
+    def check(self) -> None:
+        """Checks that the file is the same; reads it only if its stamp has changed.
+
+        Raises:
+          ReslabError: If it is another, or gone.
+          StorageFailed: If the storage fails.
+        """
+        expected = f"the corpus that the run began with, sha256 {self.sha256[:12]}"
+        hint = "restore it; the same command goes on from the last checkpoint"
+        with storage_errors(f"{self._path}", expected=expected, hint=hint):
+            stamp = _stamp(self._path)
+            if stamp == self._stamp:
+                return
+            now = content(self._path, self._dtype).sha256
+        if now != self.sha256:
+            raise ReslabError(
+                f"the corpus changed since the run began: {self._path}",
+                expected=f"sha256 {self.sha256[:12]}",
+                got=now[:12],
+                hint=hint,
+            )
+        self._stamp = stamp
 
 
 def content(path: str | os.PathLike[str], dtype: str) -> Content:

@@ -51,7 +51,7 @@ ROWS: dict[str, tuple[Callable, int, int]] = {
     "damage": (rows.damage, 60, 1000),
     "storage": (rows.storage, 3, 20),
     "power": (storage.power, 5, 50),
-    "vanish": (storage.vanish, 5, 20),
+    "vanish": (storage.vanish, 7, 28),
     "reshard": (rows.reshard, 3, 20),
     "processes": (rows.processes, 3, 40),
     "repeat": (rows.repeat, 4, 12),

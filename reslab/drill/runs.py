@@ -64,9 +64,10 @@ class Fault:
 
     Attributes:
       kind: `kill`, `term`, `pause` (SIGSTOP), `raise`, `stall`, `exit`, `full` (no
-        file may grow any more), `vanish` (the checkpoints are deleted), or what
-        becomes of the run directory: `delete`, `rename`, and replaced by `empty` (a
-        directory), `file` or `other` (another run's).
+        file may grow any more), `vanish` (the checkpoints are deleted), `unnamed` (its
+        record is moved away), or what becomes of the run directory: `delete`, `rename`,
+        and replaced by `empty` (a directory), `file`, `other` (another run's) or
+        `shell` (one that has the checkpoints alone).
       step: The step after which it happens.
       delay: Seconds after the step, during which the run continues and saves.
       paths: Where the run directory is moved to, and the other run.
@@ -370,15 +371,21 @@ def _planted(
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         elif fault.kind == "vanish":
             (run / "checkpoints").rename(run / "gone")
+        elif fault.kind == "unnamed":
+            fault.paths[0].mkdir()
+            for name in ("config.json", "run.json"):
+                (run / name).rename(fault.paths[0] / name)
         elif fault.kind == "delete":
             while run.exists():
                 shutil.rmtree(run, ignore_errors=True)
-        elif fault.kind in ("rename", "empty", "file", "other"):
+        elif fault.kind in ("rename", "empty", "shell", "file", "other"):
             gone, other = fault.paths
             run.rename(gone)
-            if fault.kind == "empty":
+            if fault.kind in ("empty", "shell"):
                 run.mkdir()
-            elif fault.kind == "file":
+            if fault.kind == "shell":
+                (gone / "checkpoints").rename(run / "checkpoints")
+            if fault.kind == "file":
                 run.write_text("a file")
             elif fault.kind == "other":
                 shutil.copytree(other, run)

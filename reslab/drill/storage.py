@@ -71,13 +71,15 @@ def power(workshop: Workshop, count: int, chance: random.Random) -> Found:
 def vanish(workshop: Workshop, count: int, chance: random.Random) -> Found:
     """Moved or replaced while it trains, a run ends with 70 and loses nothing saved.
 
-    Nothing is written under the old name. Deleted, it ends likewise.
+    Nothing is written under the old name. Deleted, or without its record, it ends
+    likewise.
     """
     clean = workshop.clean("one")
     whole = fingerprint(clean)
+    kinds = ("rename", "other", "delete", "empty", "file", "unnamed", "shell")
     for number in range(count):
         run, gone = workshop.new(), workshop.new()
-        kind = ("rename", "other", "delete", "empty", "file")[number % 5]
+        kind = kinds[number % len(kinds)]
         step = chance.randint(SAVED_EVERY, STEPS - 2)
         if number % 2:  # Just after a save has begun.
             step -= step % SAVED_EVERY
@@ -86,16 +88,22 @@ def vanish(workshop: Workshop, count: int, chance: random.Random) -> Found:
         what = f"{kind} at step {step}: {ended}"
         # The parts of a message that a person sees: one line.
         said = run.with_name(f"{run.name}-0.txt").read_text()
-        expected = {
-            "other": _contents(clean),
-            "empty": {},
-            "file": b"a file",
-        }.get(kind)
-        if ended.codes != (70,) or "renamed, deleted or replaced" not in said:
+        told = "deleted or changed" if kind == "unnamed" else "deleted or replaced"
+        if ended.codes != (70,) or told not in said:
             yield what
-        elif "Traceback" in said:
+            continue
+        if "Traceback" in said:
             yield f"{what}, with a traceback"
-        elif _contents(run) != expected:
+            continue
+        if kind == "unnamed":
+            for path in gone.iterdir():
+                path.rename(run / path.name)
+            gone = run
+        elif kind == "shell":
+            (run / "checkpoints").rename(gone / "checkpoints")
+        expected = {"other": _contents(clean), "empty": {}, "shell": {}}.get(kind)
+        expected = b"a file" if kind == "file" else expected
+        if gone != run and _contents(run) != expected:
             yield f"{what}, and the old name is written to"
         elif kind == "delete":
             yield None

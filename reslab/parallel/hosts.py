@@ -195,6 +195,31 @@ def on_writer(work: Callable[[], Answer]) -> Answer:
     return answer["answer"]
 
 
+def in_all(work: Callable[[], None]) -> None:
+    """Does something in every process; what one raises is raised in all.
+
+    Args:
+      work: Raises `ReslabError` or `StorageFailed` where a process cannot go on.
+
+    Raises:
+      ReslabError: If that was raised in one.
+      StorageFailed: Likewise.
+    """
+    kinds = (ReslabError, StorageFailed)
+    error: ReslabError | StorageFailed | None = None
+    try:
+        work()
+    except kinds as caught:
+        error = caught
+    if jax.process_count() > 1:
+        here = 0 if error is None else 1 + isinstance(error, StorageFailed)
+        worst = int(np.max(multihost_utils.process_allgather(np.asarray(here))))
+        if worst and error is None:
+            error = kinds[worst - 1]("another host of this run cannot go on")
+    if error is not None:
+        raise error
+
+
 def check_same(what: str, digest: str) -> None:
     """Checks that every process has the same of something.
 

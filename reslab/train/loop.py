@@ -38,6 +38,7 @@ from reslab.train.checkpoint import Checkpoints, NotFinite, Restored
 from reslab.train.continuation import inherited
 from reslab.train.cost import training_flops_per_unit
 from reslab.train.evaluate import Evaluator
+from reslab.train.held import Held
 from reslab.train.lines import Lines
 from reslab.train.memory import check_memory
 from reslab.train.probe import Prober
@@ -171,6 +172,8 @@ def train(
         )
 
         on_writer(run.mark_checkpoints)
+        held = Held(run, setup.task.check_data)
+        stack.callback(held.close)
 
         def newest() -> Restored:
             kept = checkpoints.restore_newest(setup.shapes, is_strict=is_strict)
@@ -184,12 +187,13 @@ def train(
         files = Lines(run, config) if is_writer() else Lines()
         stack.callback(files.close)
         trainer = _Trainer(
-            setup, checkpoints, files, evaluator, prober, dog, tracer, after_step
+            setup, checkpoints, held, files, evaluator, prober, dog, tracer, after_step
         )
         # The last step may have been one that was left out.
         result = _finite(trainer.run(begin, newest, batches))
         files.sync()
         checkpoints.wait()
+        held.check()
         on_writer(lambda: run.end(result, files.digests()))
     return result
 
@@ -218,6 +222,7 @@ class _Trainer:
         self,
         setup: Setup,
         checkpoints: Checkpoints,
+        held: Held,
         files: Lines,
         evaluator: Evaluator,
         prober: Prober | None,
@@ -228,6 +233,7 @@ class _Trainer:
         self._setup = setup
         self._config = setup.config
         self._checkpoints = checkpoints
+        self._held = held
         self._files = files
         self._evaluator = evaluator
         self._prober = prober
@@ -253,7 +259,11 @@ class _Trainer:
         while True:
             try:
                 return self._steps(begin, batches)
+            except Diverged:
+                self._held.check()  # Data that have changed explain it.
+                raise
             except _BadStep as bad:
+                self._held.check()
                 begin = newest()
                 state = begin.state
                 times = max(times, int(state.opt_state.rollbacks)) + 1
@@ -401,6 +411,7 @@ class _Trainer:
         with meter.paused():
             # A run goes on from a checkpoint with the metrics up to it.
             self._files.sync()
+            self._held.check()
             try:
                 self._checkpoints.save(
                     step,

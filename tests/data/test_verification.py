@@ -71,7 +71,7 @@ FIELDS = {
     "bytes": (None, "many", -1),
     "tokenizer": (None, 3, "", "bytes(", ["bytes"]),
     "tokenizer_sha256": ("", None, 3),
-    "files": (None, [], {"train.tokens": None}, {"train.tokens": "0" * 64}),
+    "files": (None, [], {}, {"train.tokens": None}, {"train.tokens": "0" * 64}),
 }
 STARTS = {
     "floats": lambda s: s.astype(np.float64),
@@ -143,6 +143,26 @@ def test_an_archive_is_no_array(folder, refused):
         open_corpus(folder, "bytes")
 
 
+@pytest.mark.parametrize(
+    "gone", ["files", "tokenizer_sha256", *("train.tokens", "validation.starts.npy")]
+)
+def test_digests_that_are_gone_are_missed(gone, folder, refused):
+    path = folder / "corpus.json"
+    found = json.loads(path.read_text())
+    del (found if gone in found else found["files"])[gone]
+    path.write_text(json.dumps(found))
+    with refused("corpus.json: ", "expected what `reslab data tokenize` writes"):
+        open_corpus(folder, "bytes")
+
+
+def test_a_corpus_of_an_older_version_is_not_verified_and_says_so(folder, capsys):
+    as_before(folder)
+    for _ in range(2):
+        open_corpus(folder, "bytes")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{folder} was tokenized by an older version" in said
+
+
 def test_shuffled_tokens_are_refused(folder, refused):
     before = open_corpus(folder, "bytes")
     tokens(folder, np.random.default_rng(0).shuffle)
@@ -154,15 +174,16 @@ def test_shuffled_tokens_are_refused(folder, refused):
 
 @pytest.mark.parametrize("is_older", [False, True])
 def test_ids_beyond_the_vocabulary_are_named(is_older, folder, refused):
-    if is_older:
-        as_before(folder)
-    else:
-        record(folder, files={})
-
     def change(found):
         found[7] = 4711
 
     tokens(folder, change)
+    if is_older:
+        as_before(folder)
+    else:  # As if a tokenizer of more ids had written it.
+        digests = json.loads((folder / "corpus.json").read_text())["files"]
+        found = verification.content(folder / "train.tokens", "uint16").sha256
+        record(folder, files=digests | {"train.tokens": found})
     with refused("token id 4711", "below the vocabulary 257"):
         open_corpus(folder, "bytes")
 

@@ -353,6 +353,9 @@ def test_a_corpus_that_changed_is_refused(tmp_path, small_config):
     record = json.loads((corpus / "corpus.json").read_text())
     del record["files"]
     (corpus / "corpus.json").write_text(json.dumps(record))
+    assert "corpus.json: files: expected what" in refused("eval", run)
+    del record["tokenizer_sha256"]  # As an older version wrote it.
+    (corpus / "corpus.json").write_text(json.dumps(record))
     message = "the corpus changed since the run began"
     with pytest.raises(ReslabError, match=message):
         go_on(run)

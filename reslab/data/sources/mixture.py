@@ -82,6 +82,7 @@ class MixtureSource:
             tokens_sha256=hashlib.sha256(repr(stored).encode()).hexdigest()
             if any(stored)
             else None,
+            stored=tuple(file for one in found for file in one.stored),
             others=tuple(
                 (one.train, share)
                 for one, share in zip(found[1:], shares[1:], strict=True)

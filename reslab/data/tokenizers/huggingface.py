@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reslab.core.errors import ReslabError, missing_extra, nearest
+from reslab.data.corpus import say_once
 
 # Ids may leave gaps, as files with reserved places do, but not more of them than this
 # and the number of tokens: the model has a row for every id.
@@ -122,7 +122,7 @@ class HuggingFaceTokenizer:
         if found:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-            _say_once(f"{self.path}: its own {' and '.join(found)} not applied")
+            say_once(f"{self.path}: its own {' and '.join(found)} not applied")
         # Special tokens are what the corpus puts between documents, never text.
         self._tokenizer.encode_special_tokens = True
 
@@ -203,11 +203,6 @@ def _silenced() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-@functools.cache  # A command makes its tokenizer several times.
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 build = HuggingFaceTokenizer

@@ -58,6 +58,14 @@ class Task(Protocol):
         """Identity of the data for `run.json`, `sha256` included."""
         ...
 
+    def check_data(self) -> None:
+        """Checks that data which are read while a run trains have not changed.
+
+        Raises:
+          ReslabError: If they have.
+        """
+        ...
+
     def train_batches(self) -> Batches:
         """Shuffled batches without end, of this process."""
         ...

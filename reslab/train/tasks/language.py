@@ -17,6 +17,7 @@ from reslab.core.model_state import BATCH_STATS, ModelState
 from reslab.core.randomness import training_keys
 from reslab.data.batches import TrainBatches, validation_batches
 from reslab.data.corpus import Corpus, TokenStream, load_corpus, tokenizer_sha256
+from reslab.data.verification import Stored
 from reslab.data.windows import WindowSource
 from reslab.models.cost import training_flops_per_token
 from reslab.models.lm import LanguageModel
@@ -39,6 +40,7 @@ class Language:
 
     def __init__(self, config: ConfigDict):
         self._config = config
+        self._replayed_files: tuple[Stored, ...] = ()
         self.tokenizer = registry.make("tokenizers", config.data.tokenizer)
 
     @functools.cached_property
@@ -79,6 +81,15 @@ class Language:
             "bytes": self.corpus.bytes,
         }
 
+    def check_data(self) -> None:
+        """Checks that stored tokens, replayed ones as well, are still the same.
+
+        Raises:
+          ReslabError: If a file has changed.
+        """
+        for stored in (*self.corpus.stored, *self._replayed_files):
+            stored.check()
+
     def train_batches(self) -> TrainBatches:
         """Shuffled windows without end, of all sources and replayed ones."""
         data = self._config.data
@@ -108,6 +119,7 @@ class Language:
         data = source.config().data
         corpus = load_corpus(data.source, data.tokenizer)
         source.check_data(_digests(corpus, data.tokenizer))
+        self._replayed_files = corpus.stored
         return WindowSource(corpus.train, self._config.data.length)
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:

@@ -1,65 +1,84 @@
 """The whole schema: every field of a run, with its default, one comment a field.
 
 Variants are named by spec strings, `"name"` or `"name(argument=value)"`;
-`reslab list` shows them. Fields marked (tiled) also take a tuple of specs,
-which is repeated over depth.
+`reslab list` shows them. Tiled fields also take a tuple of specs, which is repeated
+over depth. Beside its default a field tells the family that it names, the words or the
+range that it takes, and `since`: its value in configs of versions without it.
 """
 
 from ml_collections import ConfigDict
 
+from reslab.core.schema import choice, number, plain, spec
+
 
 def get_config() -> ConfigDict:
-    """Returns the defaults: a small model on the embedded corpus."""
-    # Types are checked when the config is loaded; here a tuple may replace a spec.
+    """Returns the schema, whose defaults are a small model on the embedded corpus."""
     config = ConfigDict(type_safe=False)
 
-    config.seed = 0  # seeds the parameters and the order of the data
+    # seeds the parameters and the order of the data
+    config.seed = number(0, least=0, below=2**32)
 
     config.model = model = ConfigDict(type_safe=False)
-    model.name = "lm"  # what the parts are put together to
-    model.features = 128  # width
-    model.depth = 4  # layers with parameters of their own
-    model.mixer = "attention(heads=4)"  # token mixer (tiled)
-    model.ffn = "swiglu"  # feed-forward layer (tiled)
-    model.norm = "rms"  # normalization (tiled)
-    model.placement = "pre"  # where the norms sit (tiled)
-    model.block = "standard"  # how sublayers form a layer (tiled)
-    model.residual = "plain"  # how the depth stream is read and written
-    model.stack = "uniform"  # how blocks are laid along depth
-    model.linear = "dense"  # what a projection is
-    model.position = "rope"  # position encoding
+    model.name = spec("lm", "models", since="lm")  # what the parts are put together to
+    model.features = number(128, least=1)  # width
+    model.depth = number(4, least=1, most=2**14)  # layers with parameters of their own
+    model.mixer = spec("attention(heads=4)", "mixers", is_tiled=True)  # token mixer
+    model.ffn = spec("swiglu", "ffns", is_tiled=True)  # feed-forward layer
+    model.norm = spec("rms", "norms", is_tiled=True)  # normalization
+    model.placement = spec("pre", "placements", is_tiled=True)  # where the norms sit
+    # how sublayers form a layer
+    model.block = spec("standard", "blocks", is_tiled=True)
+    # how the depth stream is read and written
+    model.residual = spec("plain", "residuals")
+    model.stack = spec("uniform", "stacks")  # how blocks are laid along depth
+    model.linear = spec("dense", "linears")  # what a projection is
+    model.position = spec("rope", "positions")  # position encoding
     model.tie_embeddings = False  # whether the head is the transposed embedding
-    model.use_head_bias = False  # whether the head adds a bias to every logit
-    model.use_embedding_projection = False  # square maps after embedding, before head
-    model.vocabulary_multiple = 8  # the vocabulary is padded to a multiple of this
-    model.vocabulary_chunks = 0  # parts of the cross-entropy; 0 chooses by size
-    model.embedding_std = 0.02  # initial standard deviation of the embedding
-    model.init_std = 0.0  # of projections; 0 is 1/sqrt(fan in)
+    # whether the head adds a bias to every logit
+    model.use_head_bias = plain(False, since=False)
+    # square maps after embedding, before head
+    model.use_embedding_projection = plain(False, since=False)
+    # the vocabulary is padded to a multiple of this
+    model.vocabulary_multiple = number(8, least=1)
+    # parts of the cross-entropy; 0 chooses by size
+    model.vocabulary_chunks = number(0, least=0)
+    # initial standard deviation of the embedding
+    model.embedding_std = number(0.02, least=0)
+    model.init_std = number(0.0, least=0)  # of projections; 0 is 1/sqrt(fan in)
     model.scales_output_by_depth = True  # output projections start at 1/sqrt(2 depth)
-    model.dropout = 0.0  # rate on the outputs of sublayers, while training
-    model.embedding_dropout = 0.0  # rate on the embedded tokens, while training
-    model.layers = "auto"  # "scan", "unroll", or "auto": unrolled on a CPU
-    model.kernels = "auto"  # "reference", "pallas", or "auto": where it pays
-    model.remat = "none"  # what backward recomputes: "none", "dots", "full"
+    # rate on the outputs of sublayers, while training
+    model.dropout = number(0.0, least=0, below=1, since=0.0)
+    # rate on the embedded tokens, while training
+    model.embedding_dropout = number(0.0, least=0, below=1, since=0.0)
+    # "scan", "unroll", or "auto": unrolled on a CPU
+    model.layers = choice("auto", "scan", "unroll")
+    # "reference", "pallas", or "auto": where it pays
+    model.kernels = choice("auto", "reference", "pallas", since="auto")
+    # what backward recomputes: "none", "dots", "full"
+    model.remat = choice("none", "dots", "full")
 
     config.precision = precision = ConfigDict(type_safe=False)
-    precision.parameters = "float32"  # dtype of parameters and optimizer state
-    precision.compute = "auto"  # dtype of compute; "auto" is by hardware
+    # dtype of parameters and optimizer state
+    precision.parameters = choice("float32", "bfloat16", "float64")
+    # dtype of compute; "auto" is by hardware
+    precision.compute = choice("auto", "float32", "bfloat16", "float64")
 
     config.data = data = ConfigDict(type_safe=False)
-    data.source = "stdlib"  # where documents come from
-    data.tokenizer = "bytes"  # how they become tokens
-    data.length = 128  # tokens in a sequence
-    data.batch = 16  # sequences in a step, over all devices
-    data.workers = 0  # processes that prepare batches; 0 is a thread
-    data.replay = 0.0  # share of windows from the text of the run that is continued
+    data.source = spec("stdlib", "sources")  # where documents come from
+    data.tokenizer = spec("bytes", "tokenizers")  # how they become tokens
+    data.length = number(128, least=1, most=2**31 - 1)  # tokens in a sequence
+    data.batch = number(16, least=1)  # sequences in a step, over all devices
+    # processes that prepare batches; 0 is a thread
+    data.workers = number(0, least=0, most=2**10)
+    # share of windows from the text of the run that is continued
+    data.replay = number(0.0, least=0, below=1, since=0.0)
 
     config.optim = optim = ConfigDict(type_safe=False)
-    optim.name = "adamw"  # optimizer
-    optim.learning_rate = 3e-3  # at the schedule's peak
-    optim.schedule = "cosine(warmup=50)"  # factor on it over the run
-    optim.weight_decay = 0.1  # of the groups that name none
-    optim.clip = 1.0  # bound of the global gradient norm; 0 is none
+    optim.name = spec("adamw", "optimizers")  # optimizer
+    optim.learning_rate = number(3e-3, least=0)  # at the schedule's peak
+    optim.schedule = spec("cosine(warmup=50)", "schedules")  # factor on it over the run
+    optim.weight_decay = number(0.1, least=0)  # of the groups that name none
+    optim.clip = number(1.0, least=0)  # bound of the global gradient norm; 0 is none
     # (pattern, {method, lr, lr_scale, scaling, schedule, weight_decay, clip, freeze});
     # the first match decides
     optim.groups = (
@@ -68,37 +87,49 @@ def get_config() -> ConfigDict:
     )
 
     config.train = train = ConfigDict(type_safe=False)
-    train.steps = 500  # optimizer steps
-    train.continue_from = ""  # run whose parameters are the start; "" is none
-    train.accumulate = 1  # parts of a batch whose gradients are added up
-    train.z_loss = 0.0  # factor on the squared log-normalizer
-    train.orthogonality = 0.0  # factor on the distance of convolutions from orthogonal
-    train.log_every = 10  # steps between metrics
-    train.checkpoint_every = 100  # steps between checkpoints
-    train.keep_checkpoints = 3  # newest checkpoints kept
-    train.keep_every = 0  # checkpoints at multiples of this many steps stay; 0 is none
+    train.steps = number(500, least=1)  # optimizer steps
+    # run whose parameters are the start; "" is none
+    train.continue_from = plain("", since="")
+    # parts of a batch whose gradients are added up
+    train.accumulate = number(1, least=1, most=2**20)
+    train.z_loss = number(0.0, least=0)  # factor on the squared log-normalizer
+    # factor on the distance of convolutions from orthogonal
+    train.orthogonality = number(0.0, least=0, since=0.0)
+    train.log_every = number(10, least=1)  # steps between metrics
+    train.checkpoint_every = number(100, least=1)  # steps between checkpoints
+    train.keep_checkpoints = number(3, least=1)  # newest checkpoints kept
+    # checkpoints at multiples of this many steps stay; 0 is none
+    train.keep_every = number(0, least=0, since=0)
     # a loss or gradient that is not finite, or a spike: "halt", "skip(sigma=6.0)" goes
     # on without the step, "rollback(limit=3)" with the data after it
-    train.on_bad_step = "halt"
-    train.eval_every = 250  # steps between evaluations on held-out text
-    train.log_layers = False  # whether metrics are also by layer
-    train.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb(project='x')"
+    train.on_bad_step = plain("halt", since="halt")
+    # steps between evaluations on held-out text
+    train.eval_every = number(250, least=1)
+    train.log_layers = plain(False, since=False)  # whether metrics are also by layer
+    # besides metrics.jsonl: "tensorboard", "wandb(project='x')"
+    train.writers = spec((), "writers")
 
     config.probes = probes = ConfigDict(type_safe=False)
-    probes.every = 100  # steps between looks inside; 0 is never
-    probes.names = ("stream", "contribution", "gradient", "update")  # what to look at
-    probes.batch = 8  # held-out sequences looked at, rounded up to the devices
+    # steps between looks inside; 0 is never
+    probes.every = number(100, least=0, since=0)
+    looks = ("stream", "contribution", "gradient", "update")
+    probes.names = spec(looks, "probes", since=())  # what to look at
+    # held-out sequences looked at, rounded up to the devices
+    probes.batch = number(8, least=1, since=8)
 
     config.eval = evaluation = ConfigDict(type_safe=False)
-    evaluation.batch = 64  # sequences in an evaluation step
-    evaluation.batches = 8  # evaluation steps during training; all at the end
+    evaluation.batch = number(64, least=1)  # sequences in an evaluation step
+    # evaluation steps during training; all at the end
+    evaluation.batches = number(8, least=1)
 
     config.mesh = mesh = ConfigDict(type_safe=False)
     mesh.data = -1  # replicas; -1 is the devices that are left
     mesh.fsdp = 1  # parts into which parameters are split
-    mesh.sequence = 1  # parts into which the tokens of a row are split
+    mesh.sequence = plain(1, since=1)  # parts into which the tokens of a row are split
     mesh.tensor = 1  # parts into which each sublayer is split
-    mesh.dcn_data = 1  # TPU slices among which the replicas are divided
-    mesh.cpu_devices = 1  # XLA devices on a CPU; ignored elsewhere
+    # TPU slices among which the replicas are divided
+    mesh.dcn_data = number(1, least=1, since=1)
+    # XLA devices on a CPU; ignored elsewhere
+    mesh.cpu_devices = number(1, least=1, most=2**10)
 
     return config

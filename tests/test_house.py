@@ -14,7 +14,6 @@ LINES_OF_A_FUNCTION = 80  # Without its docstring.
 LONG_FILES = {
     "train/checkpoint.py": "one class: all that knows Orbax",
     "train/loop.py": "one class: the order of everything around a step",
-    "core/config.py": "the checks of every field beside each other",
     "core/registry.py": "spec strings, from text to object",
     "ops/depth_attention/pallas_tpu.py": "one kernel, forward and backward",
     "nn/residuals/attnres.py": "two forms of one residual over the same tables",

@@ -6,6 +6,7 @@
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -20,9 +21,7 @@ from reslab.core import foreign, imports, registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.literals import check_plain, literal
 from reslab.core.records import parse_record
-
-# Fields that name one variant, or a sequence of them tiled over depth.
-_TILED = frozenset(f"model.{f}" for f in ("mixer", "ffn", "norm", "placement", "block"))
+from reslab.core.schema import ALWAYS, Field
 
 
 def load(name: str) -> ConfigDict:
@@ -46,11 +45,30 @@ def load(name: str) -> ConfigDict:
             got=type(config).__name__,
         )
     if path.name == "base.py" and path.parent in folders():
-        return config
+        return _defaults(config)
     try:
         return update(load("base"), flatten(config))
     except ReslabError as error:
         raise ReslabError(f"config {name}: {error}") from None
+
+
+@functools.cache
+def schema() -> Mapping[str, Field]:
+    """The fields of `configs/base.py`, by dotted name."""
+    config = call_in_file("config base", _find("base"), "get_config")
+    return {
+        name: field if isinstance(field, Field) else Field(field)
+        for name, field in flatten(config)
+    }
+
+
+def _defaults(config: ConfigDict) -> ConfigDict:
+    for key, field in config.items():
+        if isinstance(field, ConfigDict):
+            _defaults(field)
+        elif isinstance(field, Field):
+            config[key] = field.default
+    return config
 
 
 def call_in_file(what: str, path: pathlib.Path, function: str, *arguments: Any) -> Any:
@@ -189,11 +207,12 @@ def _coerce(key: str, default: Any, value: Any) -> Any:
         raise ReslabError(
             key, expected=type(default).__name__, got=str(error)
         ) from None
-    if key in _TILED and isinstance(value, list | tuple):
+    is_tiled = schema()[key].is_tiled
+    if is_tiled and isinstance(value, list | tuple):
         if not value or not all(isinstance(item, str) for item in value):
             raise ReslabError(key, expected="spec strings", got=repr(value))
         return tuple(value)
-    if key in _TILED:
+    if is_tiled:
         default = ""
     if isinstance(default, bool) or not isinstance(default, int | float):
         is_right = type(value) is type(default)
@@ -250,7 +269,8 @@ def from_json(text: str | bytes, where: str, *, is_inert: bool = False) -> Confi
     """
     fields = parse_record(text, where)
     config = load("base")
-    fields = _SINCE | fields
+    added = {k: f.since for k, f in schema().items() if f.since is not ALWAYS}
+    fields = added | fields
     missing = sorted(set(dict(flatten(config))) - set(fields))
     if missing:
         raise ReslabError(
@@ -266,52 +286,10 @@ def from_json(text: str | bytes, where: str, *, is_inert: bool = False) -> Confi
     return config
 
 
-# Fields that came after the first version, with what the versions before them did.
-_SINCE = {
-    "data.replay": 0.0,
-    "mesh.dcn_data": 1,
-    "mesh.sequence": 1,
-    "model.dropout": 0.0,
-    "model.embedding_dropout": 0.0,
-    "model.kernels": "auto",
-    "model.name": "lm",
-    "model.use_embedding_projection": False,
-    "model.use_head_bias": False,
-    "train.orthogonality": 0.0,
-    "probes.every": 0,
-    "probes.names": [],
-    "probes.batch": 8,
-    "train.continue_from": "",
-    "train.log_layers": False,
-    "train.keep_every": 0,
-    "train.on_bad_step": "halt",
-}
-
-
 def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
     """Names the fields in which two configs differ."""
     a, b = dict(flatten(one)), dict(flatten(other))
     return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-
-
-# The family of the specs in a field; that of `data.source` depends on the model.
-_FAMILIES = {
-    "model.name": "models",
-    "model.mixer": "mixers",
-    "model.ffn": "ffns",
-    "model.norm": "norms",
-    "model.placement": "placements",
-    "model.block": "blocks",
-    "model.residual": "residuals",
-    "model.stack": "stacks",
-    "model.linear": "linears",
-    "model.position": "positions",
-    "optim.name": "optimizers",
-    "optim.schedule": "schedules",
-    "data.tokenizer": "tokenizers",
-    "train.writers": "writers",
-    "probes.names": "probes",
-}
 
 
 def outside(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -323,7 +301,7 @@ def outside(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for field, value in fields.items():
         if field == "optim.groups":
             value = [text for group in value for text in _specs_of(group)]
-        elif field not in (*_FAMILIES, "data.source"):
+        elif field not in schema() or not schema()[field].family:
             continue
         for module in registry.outside(value):
             yield field, module
@@ -342,94 +320,33 @@ def check(config: ConfigDict) -> None:
     Raises:
       ReslabError: If a spec cannot be resolved or a size is out of range.
     """
-    fields = dict(flatten(config))
-    for key, family in _FAMILIES.items():
-        specs = fields[key] if isinstance(fields[key], tuple) else (fields[key],)
-        for spec in specs:
-            registry.factory(family, spec)
+    fields: dict[str, Any] = dict(flatten(config))
+    # What a source yields depends on the model: documents, or images.
     model = registry.module("models", registry.parse(fields["model.name"]).name).build
     is_text = getattr(model, "task", "language") == "language"
-    registry.factory("sources" if is_text else "images", fields["data.source"])
-    for key, choices in _CHOICES.items():
-        if fields[key] not in choices:
+    for key, field in schema().items():
+        value = fields[key]
+        if field.family:
+            family = field.family
+            if family == "sources" and not is_text:
+                family = "images"
+            for spec in value if isinstance(value, tuple) else (value,):
+                registry.factory(family, spec)
+        if field.choices and value not in field.choices:
             raise ReslabError(
-                f"{key}: unknown choice {fields[key]!r}",
-                hint=nearest(fields[key], choices),
+                f"{key}: unknown choice {value!r}", hint=nearest(value, field.choices)
             )
-    for least, keys in ((1, _AT_LEAST_ONE), (0, _AT_LEAST_ZERO)):
-        for key in keys:
-            if fields[key] < least:
-                raise ReslabError(
-                    key, expected=f"at least {least}", got=str(fields[key])
-                )
-    for key, most in _AT_MOST.items():
-        if fields[key] > most:
-            raise ReslabError(key, expected=f"at most {most:,}", got=f"{fields[key]:,}")
-    if not 0 <= fields["data.replay"] < 1:
-        raise ReslabError(
-            "data.replay",
-            expected="at least 0 and below 1",
-            got=str(fields["data.replay"]),
-        )
+        if field.bounds:
+            field.bounds.check(key, value)
     if fields["data.replay"] and not fields["train.continue_from"]:
         raise ReslabError(
             "data.replay",
             expected="a run to continue from, whose text is replayed",
             hint="--continue-from RUN",
         )
-    if fields["seed"] >= 2**32:
-        raise ReslabError("seed", expected="below 2**32", got=str(fields["seed"]))
     if fields["data.batch"] % fields["train.accumulate"]:
         raise ReslabError(
             "train.accumulate",
             expected=f"a divisor of data.batch ({fields['data.batch']})",
             got=str(fields["train.accumulate"]),
         )
-
-
-_CHOICES = {
-    "model.layers": ("auto", "scan", "unroll"),
-    "model.remat": ("none", "dots", "full"),
-    "precision.parameters": ("float32", "bfloat16", "float64"),
-    "precision.compute": ("auto", "float32", "bfloat16", "float64"),
-}
-# Beyond these, work before the first step would have no end.
-_AT_MOST = {
-    "model.depth": 2**14,
-    "data.length": 2**31 - 1,
-    "data.workers": 2**10,
-    "train.accumulate": 2**20,
-    "mesh.cpu_devices": 2**10,
-}
-_AT_LEAST_ONE = (
-    "model.features",
-    "model.depth",
-    "model.vocabulary_multiple",
-    "data.length",
-    "data.batch",
-    "train.steps",
-    "train.accumulate",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.eval_every",
-    "train.keep_checkpoints",
-    "eval.batch",
-    "eval.batches",
-    "mesh.dcn_data",
-    "mesh.cpu_devices",
-    "probes.batch",
-)
-_AT_LEAST_ZERO = (
-    "seed",
-    "model.vocabulary_chunks",
-    "model.embedding_std",
-    "model.init_std",
-    "data.workers",
-    "optim.clip",
-    "optim.learning_rate",
-    "optim.weight_decay",
-    "train.z_loss",
-    "train.orthogonality",
-    "train.keep_every",
-    "probes.every",
-)

@@ -1,0 +1,61 @@
+"""Fields of a config: a default and, beside it, what the field takes."""
+
+import dataclasses
+from typing import Any
+
+from reslab.core.bounds import Bounds
+
+# Of fields that every version has had.
+ALWAYS: Any = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of the schema.
+
+    Attributes:
+      default: Its value where a config sets none.
+      family: Family of the variants that it names; "" for plain values.
+      is_tiled: Whether it also takes a tuple of specs, repeated over depth.
+      choices: The texts that it takes; () is any.
+      bounds: Range of its numbers; None is any.
+      since: The value for configs of versions that did not have the field.
+    """
+
+    default: Any
+    family: str = ""
+    is_tiled: bool = False
+    choices: tuple[str, ...] = ()
+    bounds: Bounds | None = None
+    since: Any = ALWAYS
+
+
+def spec(
+    default: Any, family: str, *, is_tiled: bool = False, since: Any = ALWAYS
+) -> Any:
+    """A field that names variants of a family."""
+    return Field(default, family, is_tiled, since=since)
+
+
+def choice(default: str, *others: str, since: Any = ALWAYS) -> Any:
+    """A field that takes a few words."""
+    return Field(default, choices=(default, *others), since=since)
+
+
+def number(
+    default: float,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    since: Any = ALWAYS,
+) -> Any:
+    """A field that takes numbers within bounds."""
+    return Field(
+        default, bounds=Bounds(least=least, most=most, below=below), since=since
+    )
+
+
+def plain(default: Any, *, since: Any = ALWAYS) -> Any:
+    """A field that takes any value of its default's type."""
+    return Field(default, since=since)

@@ -332,12 +332,12 @@ def check(config: ConfigDict) -> None:
                 family = "images"
             for spec in value if isinstance(value, tuple) else (value,):
                 registry.factory(family, spec)
+        if field.bounds:
+            field.bounds.check(key, value)
         if field.choices and value not in field.choices:
             raise ReslabError(
                 f"{key}: unknown choice {value!r}", hint=nearest(value, field.choices)
             )
-        if field.bounds:
-            field.bounds.check(key, value)
     if fields["data.replay"] and not fields["train.continue_from"]:
         raise ReslabError(
             "data.replay",

@@ -15,7 +15,8 @@ import numpy as np
 
 from reslab.core import config as configs
 from reslab.drill.commands import Program, answer
-from reslab.drill.runs import Workshop, fingerprint, small
+from reslab.drill.found import fingerprint
+from reslab.drill.runs import Workshop, small
 
 STEPS = 8
 SOURCE = "synthetic(documents=60{})"

@@ -13,18 +13,9 @@ import numpy as np
 
 from reslab.core import config as configs
 from reslab.drill.bad_inputs import bad_inputs
+from reslab.drill.found import fingerprint, losses, newest_step
 from reslab.drill.hostile import hostile as hostile_files
-from reslab.drill.runs import (
-    HEARTBEAT,
-    SAVED_EVERY,
-    STEPS,
-    Fault,
-    Workshop,
-    fingerprint,
-    losses,
-    newest_step,
-    small,
-)
+from reslab.drill.runs import HEARTBEAT, SAVED_EVERY, STEPS, Fault, Workshop, small
 
 Found = Iterator[str | None]
 

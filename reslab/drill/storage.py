@@ -6,14 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from reslab.drill.disk import after_cut
-from reslab.drill.runs import (
-    SAVED_EVERY,
-    STEPS,
-    Fault,
-    Workshop,
-    fingerprint,
-    newest_step,
-)
+from reslab.drill.found import fingerprint, newest_step
+from reslab.drill.runs import SAVED_EVERY, STEPS, Fault, Workshop
 
 Found = Iterator[str | None]
 

@@ -3,13 +3,14 @@
 import csv
 import io
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from reslab.cli import main
 from reslab.commands.measurements import FIELDS
 from reslab.ops import evidence
-from reslab.ops.add_norm import pallas_tpu
+from reslab.ops.stream_mix import pallas_tpu
 
 
 def test_rows_of_what_ran_here(capsys):
@@ -24,7 +25,7 @@ def test_rows_of_what_ran_here(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--operation", "add_norm"], "add_norm_"),
+        (["--operation", "stream"], "stream_"),
         (["--target", "v4"], "v5e"),
         (["--shape", "huge"], "odd"),
         (["--dtype", "int8"], "bfloat16 or float32"),
@@ -37,14 +38,13 @@ def test_unknown_names_are_one_line(capsys, arguments, message):
 
 
 def test_a_wrong_kernel_has_no_speed(monkeypatch, capsys):
-    right = pallas_tpu.add_norm
+    right = pallas_tpu.stream_mix
 
     def wrong(*arguments):
-        total, y = right(*arguments)
-        return total, y + jnp.asarray(1e-3, y.dtype)
+        return jax.tree.map(lambda x: x + jnp.asarray(1e-3, x.dtype), right(*arguments))
 
-    monkeypatch.setattr(pallas_tpu, "add_norm", wrong)
-    assert main(["bench", "ops", "--operation", "add_norm_rms"]) == 2
+    monkeypatch.setattr(pallas_tpu, "stream_mix", wrong)
+    assert main(["bench", "ops", "--operation", "stream_mix"]) == 2
     printed = capsys.readouterr()
     assert not printed.out and "differs from its reference" in printed.err
 
@@ -70,11 +70,10 @@ def test_the_evidence_is_rows_of_the_bench():
 @pytest.mark.parametrize(
     "operation, device, expected",
     [
-        ("add_norm_rms", "TPU v5 lite", "reference"),
         ("block_read", "TPU v5", "pallas"),
         ("block_read", "TPU v9", "pallas"),  # By all that are known.
         ("stream_mix", "TPU v6 lite", "reference"),
-        ("add_norm_dyt", "TPU v5 lite", "reference"),  # Nothing is known.
+        ("depth_sum", "TPU v5 lite", "reference"),  # Nothing is known.
     ],
 )
 def test_auto_goes_by_the_evidence(monkeypatch, operation, device, expected):

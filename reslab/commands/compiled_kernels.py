@@ -145,7 +145,7 @@ def _kernels(
 ) -> list[tuple[Loop, bundles.Schedule]]:
     """The schedules of a case's kernels, each with its loops."""
     stem = "depth_read" if case.operation == "block_read" else case.operation
-    stem = stem.removesuffix("_of_tokens").removeprefix("add_norm_")
+    stem = stem.removesuffix("_of_tokens")
     stem = stem.replace("stream_write", "stream_mix")
     return [
         (case.loops["backward" in name], schedule)

@@ -129,8 +129,6 @@ def _measured(case: Case) -> Iterator[Row]:
     runs = {"reference": case.reference}
     if device.platform == "tpu":
         runs["pallas"] = case.kernel
-    if device.platform == "gpu" and case.gpu_kernel:
-        runs["pallas"] = case.gpu_kernel
     rng = np.random.default_rng(0)
 
     def numbers(shape):

@@ -9,14 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reslab.ops.add_norm import pallas_gpu as add_norm_gpu
-from reslab.ops.add_norm import pallas_tpu as add_norm_tpu
-from reslab.ops.add_norm import shapes as add_norm_shapes
-from reslab.ops.add_norm.reference import NORMS, reference_add_norm
-from reslab.ops.depth_attention import merge_tpu, mix_tpu
+from reslab.ops.depth_attention import mix_tpu
 from reslab.ops.depth_attention import pallas_tpu as depth_tpu
 from reslab.ops.depth_attention import shapes as depth_shapes
-from reslab.ops.depth_attention.reference import add_and_merge, attend, weighted_sums
+from reslab.ops.depth_attention.reference import attend, weighted_sums
 from reslab.ops.stream_mix import pallas_tpu as stream_tpu
 from reslab.ops.stream_mix import shapes as stream_shapes
 from reslab.ops.stream_mix.reference import reference_stream_mix
@@ -53,10 +49,7 @@ class Case:
       forward_bytes: The least that must be read and written.
       backward_bytes: The same for the gradient, with what the kernel keeps.
       loops: Loops of the forward and the backward kernel.
-      constant: Index of the argument whose gradient is not asked for, because it is
-        the unit of another operation.
       unread_bytes: Of its arguments, what a pass of the kernel leaves in memory.
-      gpu_kernel: The kernel for a GPU, where there is one for the shape.
     """
 
     operation: str
@@ -68,9 +61,7 @@ class Case:
     forward_bytes: int
     backward_bytes: int
     loops: tuple[Loop, ...]
-    constant: int | None = None
     unread_bytes: int = 0
-    gpu_kernel: Run | None = None
 
     def both_ways(self, run: Run) -> tuple[Run, tuple[Any, ...]]:
         """Results and gradients in one function, and its arguments."""
@@ -80,8 +71,7 @@ class Case:
             outputs, pull = jax.vjp(run, *arguments)
             # They come after the results, so one pass cannot do for both.
             outputs, cotangents = jax.lax.optimization_barrier((outputs, cotangents))
-            gradients = enumerate(pull(cotangents))
-            return outputs, [g for index, g in gradients if index != self.constant]
+            return outputs, list(pull(cotangents))
 
         return both, (self.arguments, results)
 
@@ -98,39 +88,6 @@ def _loops(block: Sequence[int], parts: Sequence[int], tokens: int) -> Any:
     return tuple(
         Loop(-(-tokens // size), count)
         for size, count in zip(block, parts, strict=True)
-    )
-
-
-def add_norm(name: str, shape: Mapping[str, int], dtype: str, norm: str) -> Case:
-    """Addition and norm."""
-    tokens, width = shape["batch"] * shape["length"], shape["features"]
-    x = _array(shape["batch"], shape["length"], width, dtype=dtype)
-    rows = (_array(width),) * len(NORMS[norm][1])
-
-    def reference(x, update, rows):
-        return reference_add_norm(norm, x, update, rows, 1e-6)
-
-    def kernel(x, update, rows, interpret=False):
-        return add_norm_tpu.add_norm(norm, x, update, rows, 1e-6, interpret)
-
-    def gpu_kernel(x, update, rows):
-        return add_norm_gpu.add_norm(norm, x, update, rows, 1e-6)
-
-    forward, again = add_norm_tpu.kernels(norm, 1e-6, dtype)
-    flat = _array(tokens, width, dtype=dtype)
-    parameters = (_array(1, width),) * len(rows)
-    blocks = (
-        forward.forward_rows((flat,) * 2, parameters, (flat,) * 2),
-        again.backward_rows((flat,), parameters, (flat,) * 2),
-    )
-    parts = (forward.parts(blocks[0], width), again.parts(blocks[1], width))
-    operation = f"add_norm_{norm}"
-    moved = 4 * _size(x)
-    return Case(
-        *(operation, name, dtype, reference, kernel, (x, x, rows), moved, moved),
-        _loops(blocks, parts, tokens),
-        constant=1,
-        gpu_kernel=None if add_norm_gpu.misfit(norm, width) else gpu_kernel,
     )
 
 
@@ -192,34 +149,6 @@ def depth_mix(name: str, shape: Mapping[str, int], dtype: str) -> Case:
     )
 
 
-def block_merge(name: str, shape: Mapping[str, int], dtype: str) -> Case:
-    """The second phase of reading in blocks."""
-    tokens, width = shape["batch"] * shape["length"], shape["features"]
-    x = _array(shape["batch"], shape["length"], width, dtype=dtype)
-    arguments = (x, x, x, _array(shape["batch"], shape["length"]), _array(width))
-
-    def reference(value, update, reading, logsumexp, query):
-        return add_and_merge(value, update, reading, logsumexp, query, 1e-6)
-
-    def kernel(*arguments, interpret=False):
-        return merge_tpu.add_and_merge(*arguments, 1e-6, interpret)
-
-    forward, again = merge_tpu.kernels(width, 1e-6, dtype)
-    flat, column = _array(tokens, width, dtype=dtype), _array(tokens, 1)
-    query = (_array(1, width),)
-    blocks = (
-        forward.forward_rows((flat, flat, flat, column), query, (flat,) * 2),
-        again.backward_rows((flat, flat, column), query, (flat,) * 2),
-    )
-    parts = (forward.parts(blocks[0], width), again.parts(blocks[1], width))
-    return Case(
-        *("block_merge", name, dtype, reference, kernel, arguments),
-        *(5 * _size(x), 6 * _size(x)),
-        _loops(blocks, parts, tokens),
-        constant=1,
-    )
-
-
 def stream_mix(
     name: str,
     shape: Mapping[str, int],
@@ -258,17 +187,9 @@ def stream_mix(
 
 
 _MAKERS: Mapping[str, tuple[Run, Mapping[str, Any]]] = {
-    **{
-        f"add_norm_{norm}": (
-            functools.partial(add_norm, norm=norm),
-            add_norm_shapes.SHAPES,
-        )
-        for norm in NORMS
-    },
     "depth_read": (depth_read, depth_shapes.READS),
     "block_read": (depth_read, depth_shapes.BLOCKS),
     "depth_mix": (depth_mix, depth_shapes.MIXES),
-    "block_merge": (block_merge, depth_shapes.BLOCKS),
     "stream_mix": (stream_mix, stream_shapes.SHAPES),
     "stream_mix_of_tokens": (
         functools.partial(stream_mix, is_static=False),

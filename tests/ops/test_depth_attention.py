@@ -6,9 +6,9 @@ import pytest
 from jax.sharding import AxisType
 
 from reslab.core.errors import ReslabError
-from reslab.ops.depth_attention import merge_tpu, mix_tpu, pallas_tpu, rows_tpu
-from reslab.ops.depth_attention.api import block_merge, depth_mix, depth_read
-from reslab.ops.depth_attention.reference import add_and_merge, attend, weighted_sums
+from reslab.ops.depth_attention import mix_tpu, pallas_tpu, rows_tpu
+from reslab.ops.depth_attention.api import depth_mix, depth_read
+from reslab.ops.depth_attention.reference import attend, merge, weighted_sums
 
 
 @pytest.fixture(autouse=True)
@@ -156,36 +156,12 @@ def test_sources_that_are_not_mixed_may_hold_anything(emulated):
     assert all(jnp.all(jnp.isfinite(a)) for a in gradients)
 
 
-MERGES = [
-    ((1, 1, 128), "float32"),
-    ((2, 23, 200), "float32"),
-    ((1, 300, 256), "bfloat16"),
-]
-
-
-@pytest.mark.parametrize("shape, dtype", MERGES, ids=str)
-def test_the_merge_equals_the_reference(emulated, shape, dtype):
-    *given, by_total, by_output = emulated.arrays([shape] * 5, dtype)
-    lse, query = emulated.arrays([shape[:-1], shape[-1:]], seed=1)
-    query = query / shape[-1] ** 0.5
-    interpret = emulated.interpret if shape[1] == 23 else True
-
-    def kernel(*arguments):
-        return merge_tpu.add_and_merge(*arguments, 1e-6, interpret)
-
-    def reference(value, update, reading, lse, query):
-        return add_and_merge(value, update, reading, lse, query, 1e-6)
-
-    arguments = (*given, lse, query), (by_total, by_output)
-    got, expected = (both_ways(run, *arguments) for run in (kernel, reference))
-    emulated.assert_close(got, expected, dtype)
-
-
 def test_two_phases_are_one_reading(emulated):
     values, update = emulated.arrays([(4, 1, 6, 128), (1, 6, 128)])
     (query,) = emulated.arrays([(128,)], seed=1)
     readings, lse = depth_read(values[:3], query[None])
-    total, merged = block_merge(values[3], update, readings[0], lse[0], query)
+    total = values[3] + update
+    merged, _ = merge(readings[0], lse[0], total, query)
     whole, _ = depth_read(jnp.concatenate([values[:3], total[None]]), query[None])
     emulated.assert_close(merged, whole[0])
 
@@ -194,19 +170,15 @@ def test_two_phases_are_one_reading(emulated):
 def test_devices_share_the_batch(emulated, last):
     values, by_reading = emulated.arrays([(3, 8, 4, 128), (2, 8, 4, 128)])
     queries, by_lse = emulated.arrays([(2, 128), (2, 8, 4)], seed=1)
-    value, update, by_total, by_output = emulated.arrays([(8, 4, 128)] * 4, seed=2)
     (weights,) = emulated.arrays([(2, 3, 8, 4)], seed=3)
 
-    def run(values, queries, value, update, weights):
+    def run(values, queries, weights):
         readings, lse = pallas_tpu.read(values, queries, jnp.int32(2), 1e-6, True)
-        merged = merge_tpu.add_and_merge(
-            value, update, readings[0], lse[0], queries[0], 1e-6, True
-        )
         mixed = mix_tpu.mix_through(values, weights, jnp.int32(2), True)
-        return (readings, lse), merged, mixed
+        return (readings, lse), mixed
 
-    arguments = values, queries, value, update, weights
-    cotangents = (by_reading, by_lse), (by_total, by_output), (by_reading, values)
+    arguments = values, queries, weights
+    cotangents = (by_reading, by_lse), (by_reading, values)
     expected = both_ways(run, arguments, cotangents)
     kinds = (AxisType.Auto,) * 3
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", last), axis_types=kinds)
@@ -289,11 +261,3 @@ def test_bad_input_is_one_line():
     ]:
         with pytest.raises(ReslabError, match=message):
             depth_mix(*arguments, **keywords)
-    x, lse = jnp.ones((2, 8)), jnp.ones(2)
-    for arguments, message in [
-        ((x, x[:1], x, lse, x[0]), "update"),
-        ((x, x, x, lse[:1], x[0]), "logsumexp"),
-        ((x, x, x, lse, x), "query"),
-    ]:
-        with pytest.raises(ReslabError, match=message):
-            block_merge(*arguments)

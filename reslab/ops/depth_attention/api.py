@@ -1,4 +1,4 @@
-"""Attention along depth: reading a history, in one phase, in two, or by weights."""
+"""Attention along depth: reading a history by queries, or by weights."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.ops import evidence, tiles
-from reslab.ops.depth_attention import merge_tpu, mix_tpu, pallas_tpu
-from reslab.ops.depth_attention.reference import add_and_merge, attend, weighted_sums
+from reslab.ops.depth_attention import mix_tpu, pallas_tpu
+from reslab.ops.depth_attention.reference import attend, weighted_sums
 
 
 def depth_read(
@@ -28,7 +28,7 @@ def depth_read(
     triangular. Softmax and sums are float32 (float64 for float64).
 
     With several readers it is the first phase of Block Attention Residuals, to whose
-    readings `block_merge` adds what the block has written so far.
+    readings `reference.merge` adds what the block has written so far.
 
     Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031, Eq. 2-4 and the
     two-phase form. The reference is tested against the code of
@@ -223,82 +223,3 @@ def _check_read(values, queries, limit):
             expected=f"(readers, {values.shape[-1]})",
             got=str(queries.shape),
         )
-
-
-def block_merge(
-    value: jax.Array,
-    update: jax.Array,
-    reading: jax.Array,
-    logsumexp: jax.Array,
-    query: jax.Array,
-    *,
-    epsilon: float = 1e-6,
-    implementation: str = "auto",
-) -> tuple[jax.Array, jax.Array]:
-    """The second phase: adds a branch to the unfinished block, then reads that too.
-
-        b' = b + update
-        h  = o + sigmoid(q . b' / sqrt(mean(b'**2) + epsilon) - lse) (b' - o)
-
-    which is what reading the finished blocks and b' at once would give. b' is rounded
-    to its dtype before it is read; everything else is float32 (float64 for float64).
-
-    Reference: Kimi Team, 2026, https://arxiv.org/abs/2603.15031 (two-phase form).
-
-    Args:
-      value: What the block has written so far, b (batch, ..., embed).
-      update: What its latest sublayer adds, like `value`.
-      reading: What the next reader read of the finished blocks, o, like `value`.
-      logsumexp: The logarithm of that reading (batch, ...).
-      query: The next reader's query, times the gain of its norm (embed,).
-      epsilon: Added to the mean square before the root.
-      implementation: As in `depth_read`.
-
-    Returns:
-      The new b and what the next reader reads, h, both like `value`.
-
-    Raises:
-      ReslabError: If shapes do not fit, or the kernel cannot do what is asked.
-
-    >>> b, o = jnp.full((1, 2), 1.0), jnp.zeros((1, 2))
-    >>> _, h = block_merge(b, b, o, jnp.zeros(1), jnp.zeros(2))
-    >>> h.tolist()
-    [[1.0, 1.0]]
-    """
-    for name, array in (("update", update), ("reading", reading)):
-        if array.shape != value.shape or array.dtype != value.dtype or array.ndim < 2:
-            raise ReslabError(
-                f"block_merge: {name}",
-                expected=f"(batch, ..., embed) as value, {value.dtype}{[*value.shape]}",
-                got=f"{array.dtype}{[*array.shape]}",
-            )
-    for name, array, shape in (
-        ("logsumexp", logsumexp, value.shape[:-1]),
-        ("query", query, value.shape[-1:]),
-    ):
-        if array.shape != shape:
-            raise ReslabError(
-                f"block_merge: {name}", expected=str(shape), got=str(array.shape)
-            )
-    wide = statistics_dtype(value.dtype)
-    logsumexp, query = logsumexp.astype(wide), query.astype(wide)
-    chosen = tiles.choose(
-        "block_merge",
-        implementation,
-        merge_tpu.obstacle(value),
-        evidence.preferred("block_merge"),
-    )
-    if chosen == "pallas":
-        return merge_tpu.add_and_merge(
-            value, update, reading, logsumexp, query, epsilon
-        )
-    shape = (value.shape[0], -1, value.shape[-1])
-    total, merged = add_and_merge(
-        value.reshape(shape),
-        update.reshape(shape),
-        reading.reshape(shape),
-        logsumexp.reshape(shape[:-1]),
-        query,
-        epsilon,
-    )
-    return total.reshape(value.shape), merged.reshape(value.shape)

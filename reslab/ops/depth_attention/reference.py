@@ -114,18 +114,3 @@ def merge(
     weight = jnp.where(is_read, jax.nn.sigmoid(own - logsumexp), 0)[..., None]
     total = jnp.where(is_read, jnp.logaddexp(own, logsumexp), logsumexp)
     return reading + weight * (wide - reading), total
-
-
-def add_and_merge(
-    value: jax.Array,
-    update: jax.Array,
-    reading: jax.Array,
-    logsumexp: jax.Array,
-    query: jax.Array,
-    epsilon: float = 1e-6,
-) -> tuple[jax.Array, jax.Array]:
-    """Adds to an unfinished block, and merges it; see `api.block_merge`."""
-    wide = statistics_dtype(value.dtype)
-    total = (value.astype(wide) + update.astype(wide)).astype(value.dtype)
-    merged, _ = merge(reading.astype(wide), logsumexp, total, query, epsilon)
-    return total, merged.astype(value.dtype)

@@ -1,1 +1,0 @@
-"""A residual addition and the norm that reads its sum, in one pass."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import itertools
 import json
 import os
 import sys
@@ -235,24 +236,33 @@ def check_same(what: str, digest: str) -> None:
 
 
 @contextlib.contextmanager
-def asked_to_stop_together() -> Iterator[Callable[[int], bool]]:
-    """Yields a test whether to stop after a step, the same in all processes.
+def asked_to_stop_together() -> Iterator[Callable[[], bool]]:
+    """Yields a test whether to stop, with the same answer in all processes.
 
     Yields:
-      A function of the step, to be asked after every step.
+      A function that all processes call equally often, from the first step on.
     """
     if jax.process_count() == 1:
         # Before the first step is compiled there is nothing to save.
         with asked_to_stop(is_listening=False) as request:
 
-            def is_asked(step: int) -> bool:
+            def is_asked() -> bool:
                 request.listen()
                 return request.is_set
 
             yield is_asked
         return
-    # JAX has taken SIGTERM for itself: a notice to one process is one to all.
-    yield multihost_utils.reached_preemption_sync_point
+    calls, is_reached = itertools.count(), False
+
+    def is_asked_together() -> bool:
+        nonlocal is_reached
+        # JAX has taken SIGTERM for itself: a notice to one process is one to all, and
+        # is told at one call, later than those that any process has made.
+        number = next(calls)
+        is_reached |= multihost_utils.reached_preemption_sync_point(number)
+        return is_reached
+
+    yield is_asked_together
 
 
 def leave_alone(code: int) -> None:

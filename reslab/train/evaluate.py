@@ -1,5 +1,6 @@
 """Held-out loss: every validation example once, in order."""
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,10 @@ def jit_sums(setup: Setup) -> Any:
     return jax.jit(make_sums(setup), compiler_options=options)
 
 
+class EvaluationStopped(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
 class Evaluator:
     """Evaluates a model on the held-out examples of its task.
 
@@ -50,6 +55,7 @@ class Evaluator:
         batches: int | None = None,
         *,
         first: int | None = None,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> dict[str, float]:
         """Evaluates on the first `batches` steps, or on all.
 
@@ -57,19 +63,23 @@ class Evaluator:
           variables: The model's parameters and state.
           batches: Number of evaluation steps; None is the whole split.
           first: Also returns the headline of only this many first steps.
+          is_stopping: Asked after every step; the same in all processes.
 
         Returns:
           The task's metrics and its number of units, each name after `eval_`: for
           language `eval_loss`, `eval_bpb` and `eval_tokens`; with `first` also
           `eval_first_bpb`.
+
+        Raises:
+          EvaluationStopped: If `is_stopping` returns True.
         """
         place = place_on(self._mesh)
         totals: dict[str, float] = {}
         beginning: dict[str, float] = {}
         headline = self._task.headline
-        with use_mesh(self._mesh):
-            host = self._task.validation_batches(self._rows)
-            chosen = prefetch(itertools.islice(host, batches), place)
+        host = self._task.validation_batches(self._rows)
+        chosen = prefetch(itertools.islice(host, batches), place)
+        with use_mesh(self._mesh), contextlib.closing(chosen):
             for index, batch in enumerate(chosen, start=1):
                 sums = jax.device_get(self._sums(variables, batch))
                 # Summed in double precision on the host, in a fixed order.
@@ -78,6 +88,8 @@ class Evaluator:
                     beginning = {
                         f"eval_first_{headline}": self._task.metrics(totals)[headline]
                     }
+                if is_stopping():
+                    raise EvaluationStopped
         return {
             **{f"eval_{k}": v for k, v in self._task.metrics(totals).items()},
             f"eval_{self._task.unit}": totals[self._task.unit],

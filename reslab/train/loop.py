@@ -37,7 +37,7 @@ from reslab.train import identity
 from reslab.train.checkpoint import Checkpoints, NotFinite, Restored
 from reslab.train.continuation import inherited
 from reslab.train.cost import training_flops_per_unit
-from reslab.train.evaluate import Evaluator
+from reslab.train.evaluate import EvaluationStopped, Evaluator
 from reslab.train.held import Held
 from reslab.train.lines import Lines
 from reslab.train.memory import check_memory
@@ -303,7 +303,11 @@ class _Trainer:
         self._dog.feed()
         placed = prefetch(batches, place_on(self._setup.mesh))
         # A run that was killed between its last step and its result has the row.
-        previous, row, average = None, dict(begin.summary.get("row", {})), {}
+        previous, row = None, dict(begin.summary.get("row", {}))
+        if (unwritten := begin.summary.get("unwritten")) is not None:
+            found = self._evaluate(start, state)
+            self._write(start, unwritten | found)
+            row |= found
         with (
             contextlib.closing(placed),
             use_mesh(self._setup.mesh),
@@ -328,41 +332,63 @@ class _Trainer:
                 meter.step()
 
                 is_last = step == train.steps
-                is_evaluated = step % train.eval_every == 0 and not is_last
-                if step % train.log_every == 0 or is_evaluated or is_last:
+                is_evaluated = is_last or step % train.eval_every == 0
+                unwritten = None
+                if is_evaluated or step % train.log_every == 0:
                     self._checkpoints.check()
                     row = self._row(step, metrics, meter)
-                    if is_evaluated or is_last:
-                        self._dog.feed()
-                    if is_evaluated:
-                        with meter.paused():
-                            row |= self._evaluator(
-                                state.variables, self._config.eval.batches
-                            )
-                    if is_last:
-                        average = meter.average()
-                        # The curve goes on with the batches that it is made of.
-                        row |= self._evaluator(
-                            state.variables, first=self._config.eval.batches
-                        )
-                        self._check_finite(step, row, "eval_loss")
-                    if self._files.metrics:
-                        self._files.metrics.write(step, row)
+                    average = meter.average() if is_last else {}
+                    try:
+                        if is_evaluated:
+                            with meter.paused():
+                                row |= self._evaluate(step, state, is_asked_to_stop)
+                        self._write(step, row)
+                    except EvaluationStopped:
+                        unwritten = _finite(row)
                     bar.update(step, row)
                     row |= average
-                is_stopping = is_asked_to_stop(step)
+                is_stopping = is_asked_to_stop()
                 if self._checkpoints.is_due(step) or is_last or is_stopping:
-                    self._save(step, state, metrics, meter, row)
+                    self._save(step, state, metrics, meter, row, unwritten)
                 if self._after_step:
                     self._after_step(step)
-                if is_stopping and not is_last:
+                if is_stopping and (not is_last or unwritten is not None):
                     self._checkpoints.wait()
                     raise Stopped(step)
             self._look(train.steps, state, next(placed), meter)
         self._dog.feed()
         if not row:  # The last checkpoint is an older version's.
-            row = self._evaluator(state.variables, first=self._config.eval.batches)
+            row = self._evaluate(train.steps, state)
         return {**row, "step": train.steps}
+
+    def _evaluate(
+        self,
+        step: int,
+        state: TrainState,
+        is_asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
+        """Evaluates on the first batches, and at the last step on all of them.
+
+        Raises:
+          EvaluationStopped: If the run was asked to stop meanwhile.
+        """
+
+        def is_stopping() -> bool:
+            self._dog.feed()
+            return is_asked_to_stop()
+
+        self._dog.feed()
+        batches = self._config.eval.batches
+        if step < self._config.train.steps:
+            return self._evaluator(state.variables, batches, is_stopping=is_stopping)
+        # The curve goes on with the batches that it is made of.
+        found = self._evaluator(state.variables, first=batches, is_stopping=is_stopping)
+        self._check_finite(step, found, "eval_loss")
+        return found
+
+    def _write(self, step: int, row: Mapping[str, float]) -> None:
+        if self._files.metrics:
+            self._files.metrics.write(step, row)
 
     def _look(self, step: int, state: TrainState, batch: Batch, meter: Meter) -> None:
         """Evaluates the probes before the batch is trained on, where one is due."""
@@ -403,10 +429,18 @@ class _Trainer:
         metrics: Any,
         meter: Meter,
         row: Mapping[str, float],
+        unwritten: Mapping[str, float] | None,
     ) -> None:
+        """Saves a step.
+
+        `unwritten` is the row of an evaluation that was stopped: whoever goes on from
+        the checkpoint evaluates first.
+        """
         self._judge(step, metrics)
         values, _ = _by_shape(metrics)
-        summary = {"row": _finite(row), "files": self._files.digests()}
+        summary: dict[str, Any] = {"row": _finite(row), "files": self._files.digests()}
+        if unwritten is not None:
+            summary["unwritten"] = unwritten
         self._dog.feed()
         with meter.paused():
             # A run goes on from a checkpoint with the metrics up to it.

@@ -13,8 +13,12 @@ from reslab.core import config as configs
 from reslab.core import foreign, imports, registry
 from reslab.core.errors import ReslabError
 from reslab.drill.hostile import COMMANDS, FIELDS, attacks, hostile
+from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.writers.jsonl import JsonLines
 from reslab.runtime.inside import check_links, open_inside
+from reslab.study.plan import PlannedRun
+from reslab.study.sweep import _line
+from reslab.train import loop
 from reslab.train.run import Run
 
 SMALL = str(pathlib.Path(__file__).with_name("small.py"))
@@ -289,3 +293,69 @@ def test_a_config_read_as_data_may_name_nothing_nested(tmp_path):
         with pytest.raises(ReslabError, match=f"{field} needs the module 'lab.evil'"):
             configs.from_json(configs.canonical_json(config), "config")
         assert json.loads(configs.canonical_json(config))
+
+
+ONLINE = "wandb(mode='online')"
+WANDB = """
+import pathlib
+
+class Run:
+    def log(self, *_, **__): pass
+    def finish(self): pass
+
+def init(mode, **_):
+    pathlib.Path(__file__).with_name("asked").write_text(mode)
+    return Run()
+"""
+
+
+@pytest.fixture
+def asked(here, tmp_path, monkeypatch):
+    """A package `wandb` that notes whether, and how, it was begun."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    yield tmp_path / "site" / "asked"
+    sys.modules.pop("wandb", None)
+
+
+def test_a_recorded_config_sends_nothing_to_a_host(here, asked, refused):
+    for number, mode in enumerate(("online", "shared", "dryrun")):
+        run = write_run(here / f"{number}", train__writers=(f"wandb(mode='{mode}')",))
+        said = refused("train", "--from-run", str(run), "--run", "new")
+        assert "sends metrics to a host" in said and "--allow-import wandb" in said
+    assert main(["show", str(run)]) == 0  # It sends nothing.
+    assert not asked.exists() and not (here / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "options", "mode"),
+    [
+        ("wandb", [], "offline"),
+        (ONLINE, ["--set", f"train.writers=({ONLINE!r},)"], "online"),
+        (ONLINE, ["--allow-import", "wandb"], "online"),
+        (ONLINE, ["--set", "train.writers=('wandb',)"], "offline"),
+    ],
+)
+def test_a_person_may_send_metrics(recorded, options, mode, here, asked, monkeypatch):
+    def train(config, directory, **_):
+        check_writers(config.train.writers)
+        pathlib.Path(directory).mkdir()
+        Writers(config.train.writers, directory).close()
+        return {"eval_accuracy": 1.0}
+
+    monkeypatch.setattr(loop, "train", train)
+    run = write_run(here / "recorded", train__writers=(recorded,))
+    assert main(["train", "--from-run", str(run), "--run", "new", *options]) == 0
+    assert asked.read_text() == mode
+
+
+def test_a_study_may_send_metrics():
+    config = configs.load(SMALL)
+    configs.update(config, [("train.writers", (ONLINE,))])
+    planned = PlannedRun(0, "one", 0, config, configs.sha256(config))
+    with imports.guarded(json.loads(_line(planned, 1))["allowed"]):
+        imports.check_sending("train.writers", "wandb")
+    with imports.guarded(), pytest.raises(ReslabError, match="sends metrics to a host"):
+        check_writers((ONLINE,))

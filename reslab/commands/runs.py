@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from reslab.core import imports
@@ -25,9 +26,18 @@ def configure(
     configs.update(config, changes)
     # What a person wrote, in a file of Python or on the command line.
     words = changes if is_run else configs.flatten(config)
-    imports.allow(*(module for _, module in configs.outside(dict(words))))
+    allow(dict(words))
     configure_cpu(config.mesh.cpu_devices)
     return config
+
+
+def allow(fields: Mapping[str, Any]) -> None:
+    """Allows what a person's own values of fields name: modules, and hosts."""
+    from reslab.core import config as configs
+    from reslab.observe.metrics import senders
+
+    imports.allow(*(module for _, module in configs.outside(fields)))
+    imports.allow(*senders(fields.get("train.writers", ())))
 
 
 def check_is_run(directory: str) -> None:

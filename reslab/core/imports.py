@@ -102,6 +102,24 @@ def check(what: str, name: str) -> None:
         check_data(what, name)
 
 
+def check_sending(what: str, package: str) -> None:
+    """Checks that a person has allowed a package to send to its host.
+
+    Args:
+      what: The part that would send, for the error.
+      package: Name of the package.
+
+    Raises:
+      ReslabError: If only a file says so.
+    """
+    if _is_guarded and package not in _allowed:
+        raise ReslabError(
+            f"{what} sends metrics to a host",
+            expected="mode='offline', since a file names it",
+            hint=f"--set train.writers=... with the same, or --allow-import {package}",
+        )
+
+
 @contextlib.contextmanager
 def from_working_directory() -> Iterator[None]:
     """Lets code that a person named import from the working directory, last in order.

@@ -1,11 +1,11 @@
 """Metrics go to several writers at once."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from reslab.core import registry
-from reslab.core.errors import missing_extra
+from reslab.core import imports, registry
+from reslab.core.errors import ReslabError, missing_extra
 
 
 class Writer(Protocol):
@@ -24,15 +24,35 @@ class Writer(Protocol):
         """Writes what is pending and lets go of the files."""
 
 
+def senders(specs: Sequence[str]) -> Iterator[str]:
+    """Yields the packages of writers that send metrics to a host as the run trains.
+
+    What is no spec of a writer is passed over: `factory` refuses it.
+    """
+    for spec in specs:
+        try:
+            parsed = registry.parse(spec)
+        except ReslabError:
+            continue
+        if parsed.name in registry.names("writers"):
+            module = registry.module("writers", parsed.name)
+            is_sending = getattr(module, "is_sending", None)
+            if is_sending and is_sending(parsed.arguments):
+                yield module.PACKAGE
+
+
 def check_writers(specs: Sequence[str]) -> None:
     """Checks that writers exist and that the packages they need are installed.
 
     Raises:
-      ReslabError: If one is unknown or its package is missing.
+      ReslabError: If one is unknown, its package is missing, or it sends metrics to a
+        host because a file says so.
     """
     for spec in specs:
         registry.factory("writers", spec)
         module = registry.module("writers", registry.parse(spec).name)
+        for package in senders([spec]):
+            imports.check_sending(f"train.writers: {spec}", package)
         package = getattr(module, "PACKAGE", None)
         if package and importlib.util.find_spec(package) is None:
             raise missing_extra(package, "track")

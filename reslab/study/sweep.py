@@ -17,6 +17,7 @@ from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.core.platform import available_cores
 from reslab.core.records import read_record, sealed
+from reslab.observe.metrics import senders
 from reslab.observe.progress import progress
 from reslab.runtime.exits import DIVERGED, STOPPED
 from reslab.runtime.files import make_directory, scratch_directory, write_whole
@@ -220,8 +221,9 @@ def _ask(
 
 
 def _line(run: PlannedRun, cores: int) -> str:
-    """Builds a worker's input: the config, and the modules that a person named."""
+    """Builds a worker's input: the config, and what a person's study allows."""
     named = {module for _, module in configs.outside(dict(configs.flatten(run.config)))}
+    named |= {*senders(run.config.train.writers)}
     told = {
         "config": configs.canonical_json(run.config),
         "allowed": sorted(named | set(imports.allowed())),

@@ -3,11 +3,17 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from reslab.core.errors import missing_extra
 
 # Checked before a run writes anything.
 PACKAGE = "wandb"
+
+
+def is_sending(arguments: Mapping[str, Any]) -> bool:
+    """Returns whether a spec with these arguments sends metrics as the run trains."""
+    return arguments.get("mode", "offline") not in ("offline", "disabled")
 
 
 class WeightsAndBiases:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 
 from reslab.core.errors import ReslabError
@@ -17,6 +18,10 @@ from reslab.runtime.storage import (
     storage_errors,
 )
 
+# Seconds for which threads of a failed write are waited for, and in which one that is
+# left would have written again.
+PATIENCE = 5.0
+SETTLED = 0.1
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -108,9 +113,22 @@ def scratch_directory(
     made, handle = _make_owned(parent, prefix, _new_directory)
     try:
         yield made
+    except BaseException:
+        _remove_for_good(made)
+        raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
         os.close(handle)
+
+
+def _remove_for_good(path: pathlib.Path) -> None:
+    """Removes a directory in which threads of a failed write may still be at work."""
+    end = time.monotonic() + PATIENCE
+    shutil.rmtree(path, ignore_errors=True)
+    time.sleep(SETTLED)
+    while path.exists() and time.monotonic() < end:
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(SETTLED)
 
 
 def _make_owned(

@@ -1,7 +1,11 @@
 """Files and directories that are there whole or not at all."""
 
+import contextlib
+import errno
 import os
 import stat
+import threading
+import time
 
 import pytest
 
@@ -32,6 +36,26 @@ def test_nothing_is_left_of_half_a_directory(tmp_path, error):
     with pytest.raises(error), whole_directory(tmp_path / "made") as partial:
         (partial / "file").write_text("x")
         raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_of_a_failed_write_leave_nothing(tmp_path):
+    """As those of a checkpoint do, they make again what was removed beneath them."""
+
+    def write(path):
+        for number in range(40):
+            with contextlib.suppress(OSError):
+                (path / f"{number}").mkdir(parents=True)
+                (path / f"{number}" / "file").write_text("x")
+            time.sleep(0.01)
+
+    with pytest.raises(StorageFailed), whole_directory(tmp_path / "made") as partial:
+        for _ in range(3):
+            threading.Thread(target=write, args=(partial / "deep",)).start()
+        time.sleep(0.1)
+        raise OSError(errno.ENOSPC, "No space left on device", str(partial))
+    assert not list(tmp_path.iterdir())
+    time.sleep(0.5)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,20 @@
-"""Bounds of numbers, told once: beside the argument or the field that they are of."""
+"""Bounds of numbers, told once: beside the argument or the field that they are of.
+
+@bounded
+class Hyper(nn.Module):
+streams: Annotated[int, Bounds(least=1, most=256)] = 4
+"""
 
 import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from reslab.core.errors import ReslabError
+
+Build = TypeVar("Build", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,19 +26,19 @@ class Bounds:
       above: The largest number below it.
       most: The largest number in it.
       below: The smallest number above it.
-      besides: What else is meant by an end, such as "or 0 for all tokens".
+      words: Description for errors; "" names the ends.
 
-    >>> print(Bounds(least=1, most=256)), print(Bounds(above=0))
+    >>> print(Bounds(least=1, most=256))
     at least 1 and at most 256
+    >>> print(Bounds(above=0))
     above 0
-    (None, None)
     """
 
     least: float | None = None
     above: float | None = None
     most: float | None = None
     below: float | None = None
-    besides: str = ""
+    words: str = ""
 
     def __contains__(self, value: float) -> bool:
         return (
@@ -44,7 +56,7 @@ class Bounds:
             "below": self.below,
         }
         told = [f"{end} {value:,}" for end, value in ends.items() if value is not None]
-        return " and ".join(told) + (f", {self.besides}" if self.besides else "")
+        return self.words or " and ".join(told)
 
     def check(self, where: str, value: float) -> None:
         """Refuses a number outside.
@@ -55,3 +67,70 @@ class Bounds:
         if value not in self:
             got = f"{value:,}" if isinstance(value, int) else str(value)
             raise ReslabError(where, expected=str(self), got=got)
+
+
+def bounded(build: Build) -> Build:
+    """Checks arguments with `Bounds` whenever a part is built.
+
+    Args:
+      build: A Linen module or a function, with arguments of type
+        `Annotated[..., Bounds(...)]`. Subclasses of the module are checked, too.
+
+    Returns:
+      The same module, or a function that checks first.
+    """
+    if not inspect.isclass(build):
+        return typing.cast(Build, _bounded_function(build))
+    module: Any = build
+    after = module.__post_init__
+    if getattr(after, "is_checking", False):
+        return build  # A base is bounded, and checks subclasses, too.
+
+    def __post_init__(self: Any) -> None:
+        kind = type(self)
+        _check(kind, {name: getattr(self, name) for name in bounds_of(kind)})
+        after(self)
+
+    checked: Any = __post_init__
+    checked.is_checking = True
+    module.__post_init__ = checked
+    return build
+
+
+def _bounded_function(build: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def checked(*arguments: Any, **keywords: Any) -> Any:
+        bound = signature.bind(*arguments, **keywords)
+        _check(build, bound.arguments)
+        return build(*arguments, **keywords)
+
+    return checked
+
+
+@functools.cache
+def bounds_of(build: Callable[..., Any]) -> Mapping[str, Bounds]:
+    """Returns the bounds of a module's or a function's arguments, by name."""
+    classes = reversed(build.__mro__) if inspect.isclass(build) else (build,)
+    return {
+        name: found
+        for one in classes
+        for name, hint in inspect.get_annotations(one).items()
+        for found in getattr(hint, "__metadata__", ())
+        if isinstance(found, Bounds)
+    }
+
+
+def _check(build: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    for name, bounds in bounds_of(build).items():
+        if values.get(name) is not None:
+            bounds.check(f"{_name(build)}: {name}", values[name])
+
+
+def _name(build: Callable[..., Any]) -> str:
+    """The name of a part as errors have it: "norms 'rms'"."""
+    *_, folder, file = ("", *build.__module__.split("."))
+    if not build.__module__.startswith("reslab."):
+        return build.__name__
+    return f"{'optimizers' if folder == 'optim' else folder} {file!r}"

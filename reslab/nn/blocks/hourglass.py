@@ -1,12 +1,14 @@
 """The hourglass layer: narrow steps on a wide stream (Chen et al., 2025)."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import scaled
 from reslab.core.types import Branch
@@ -14,6 +16,7 @@ from reslab.nn.base.norm import make_norm
 from reslab.nn.blocks._sublayers import Sublayer, SublayerBlock
 
 
+@bounded
 class HourglassBlock(SublayerBlock):
     """Follows the mixer by several narrow feed-forward layers instead of a wide one.
 
@@ -51,19 +54,9 @@ class HourglassBlock(SublayerBlock):
       ReslabError: If there are no steps, or the lift is not wider than the stream.
     """
 
-    bottlenecks: int = 4
-    lift: int = 0
+    bottlenecks: Annotated[int, Bounds(least=1)] = 4
+    lift: Annotated[int, Bounds(least=0)] = 0
     seed: int = 0
-
-    def __post_init__(self):
-        for name, least in (("bottlenecks", 1), ("lift", 0)):
-            if getattr(self, name) < least:
-                raise ReslabError(
-                    f"blocks 'hourglass': {name}",
-                    expected=f"at least {least}",
-                    got=str(getattr(self, name)),
-                )
-        super().__post_init__()
 
     @property
     def sublayers(self) -> int:

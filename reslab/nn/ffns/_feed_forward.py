@@ -1,16 +1,17 @@
 """Base of feed-forward layers: a hidden width between two projections."""
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.base.projection import ProjectingModule
 
 
+@bounded
 class FeedForward(ProjectingModule):
     """Base of the feed-forward layers with one hidden width.
 
@@ -24,19 +25,12 @@ class FeedForward(ProjectingModule):
       ReslabError: If `hidden` is negative.
     """
 
-    hidden: int = 0
+    hidden: Annotated[int, Bounds(least=0)] = 0
     hidden_scale: float = 1.0
     use_bias: bool = False
 
     # Of what inputs of large size make: their size to this power.
     degree: ClassVar[int] = 1
-
-    def __post_init__(self):
-        if self.hidden < 0:
-            raise ReslabError(
-                "ffns: hidden", expected="at least 0", got=f"{self.hidden}"
-            )
-        super().__post_init__()
 
     def widen(self, name: str, x: jax.Array, hidden: int) -> jax.Array:
         """Projects (batch, length, embed) to (batch, length, hidden)."""

@@ -2,12 +2,14 @@
 
 import functools
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
@@ -17,6 +19,7 @@ from reslab.nn.linears.dense import Dense
 _MOST_BITS = 16
 
 
+@bounded
 class MemoryLookup(LinearModule):
     """Looks rows up in tables, by the signs of the input, and adds them up.
 
@@ -50,17 +53,8 @@ class MemoryLookup(LinearModule):
       ReslabError: If `bits` is not between 1 and 16, or does not divide the inputs.
     """
 
-    bits: int = 8
+    bits: Annotated[int, Bounds(least=1, most=_MOST_BITS)] = 8
     use_projection: bool = False
-
-    def __post_init__(self):
-        if not 1 <= self.bits <= _MOST_BITS:
-            raise ReslabError(
-                "linears 'memory_lookup': bits",
-                expected=f"between 1 and {_MOST_BITS} (a table has 2^bits rows)",
-                got=str(self.bits),
-            )
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

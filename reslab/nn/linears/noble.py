@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.nn.linears.dense import Dense
 
 
+@bounded
 class NOBLE(Dense):
     """Adds to a product what two layers of cosines make of a few features.
 
@@ -47,16 +49,9 @@ class NOBLE(Dense):
       ReslabError: If `rank` is below 1.
     """
 
-    rank: int = 32
+    rank: Annotated[int, Bounds(least=1)] = 32
     kernel_scale: float = 0.5
     use_branch_bias: bool = True
-
-    def __post_init__(self):
-        if self.rank < 1:
-            raise ReslabError(
-                "linears 'noble': rank", expected="at least 1", got=str(self.rank)
-            )
-        super().__post_init__()
 
     def kernel_std(self, inputs: Sequence[int]) -> float:
         """Returns the standard deviation of a dense kernel, times `kernel_scale`."""

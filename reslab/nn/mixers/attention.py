@@ -1,22 +1,23 @@
 """Causal multi-head attention, with its usual options."""
 
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.randomness import training_key
 from reslab.core.types import Inputs, Shared, State
-from reslab.nn.base.dropout import check_rate
 from reslab.nn.base.norm import make_norm
 from reslab.nn.base.projection import ProjectingModule
 from reslab.ops.attention.api import attention
 
 
+@bounded
 class Attention(ProjectingModule):
     """Grouped-query softmax attention over the earlier tokens of a document.
 
@@ -72,12 +73,12 @@ class Attention(ProjectingModule):
     kv_heads: int = 0
     is_kv_cyclic: bool = False
     head_dim: int = 0
-    window: int = 0
+    window: Annotated[int, Bounds(least=0)] = 0
     qk_norm: str = ""
     qkv_norm: registry.Spec = ""
     softcap: float = 0.0
     value_path: registry.Spec = "none"
-    attention_dropout: float = 0.0
+    attention_dropout: Annotated[float, Bounds(least=0, below=1)] = 0.0
     use_bias: bool = False
     position: registry.Spec = "none"
     is_causal: bool = True
@@ -85,16 +86,6 @@ class Attention(ProjectingModule):
     implementation: str = "auto"
 
     takes_inputs: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if self.window < 0:
-            raise ReslabError(
-                "mixers 'attention': window",
-                expected="at least 1, or 0 for all tokens",
-                got=str(self.window),
-            )
-        check_rate("mixers 'attention': attention_dropout", self.attention_dropout)
-        super().__post_init__()
 
     def _path(self, make: Callable[..., Any] = registry.unbound, **keywords) -> Any:
         return make(

@@ -1,14 +1,17 @@
 """Layer normalization by a fixed deviation, on the way to none (Heimersheim, 2024)."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import AffineNorm
 
 
+@bounded
 class FakeLayerNorm(AffineNorm):
     """Centres each feature vector and divides it by a number known beforehand.
 
@@ -44,16 +47,7 @@ class FakeLayerNorm(AffineNorm):
     [-0.5, 0.5]
     """
 
-    deviation: float = 1.0
-
-    def __post_init__(self):
-        if not self.deviation > 0:
-            raise ReslabError(
-                "norms 'fake_layer': deviation",
-                expected="a number above zero",
-                got=f"{self.deviation}",
-            )
-        super().__post_init__()
+    deviation: Annotated[float, Bounds(above=0)] = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,18 +1,19 @@
 """PRepBN: from layer normalization to RepBN while training (Guo et al., 2024)."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.model_state import BATCH_STATS
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms.rep_batch import RepBatchNorm
 
 
+@bounded
 class ProgressiveRepBatchNorm(RepBatchNorm):
     """Hands over from one norm to RepBN, in a straight line over steps.
 
@@ -41,19 +42,9 @@ class ProgressiveRepBatchNorm(RepBatchNorm):
       ReslabError: If `transition` is below 1 or `warmup` below 0.
     """
 
-    transition: int = 300
-    warmup: int = 0
+    transition: Annotated[int, Bounds(least=1)] = 300
+    warmup: Annotated[int, Bounds(least=0)] = 0
     first: registry.Spec = "layer"
-
-    def __post_init__(self):
-        for field, least in (("transition", 1), ("warmup", 0)):
-            if getattr(self, field) < least:
-                raise ReslabError(
-                    f"norms 'progressive_rep_batch': {field}",
-                    expected=f"at least {least}",
-                    got=str(getattr(self, field)),
-                )
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -1,10 +1,12 @@
 """Unified normalization: smoothed batch statistics, outliers left out (Yang et al.)."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._running import (
     RunningNorm,
@@ -14,6 +16,7 @@ from reslab.nn.norms._running import (
 )
 
 
+@bounded
 class UnifiedNorm(RunningNorm):
     """Divides every channel by a root mean square, smoothed over the last steps.
 
@@ -64,23 +67,10 @@ class UnifiedNorm(RunningNorm):
       ReslabError: If a window is below 1.
     """
 
-    window: int = 4
+    window: Annotated[int, Bounds(least=1)] = 4
     warmup: int = 4000
     is_filtering: bool = False
-    backward_window: int = 0
-
-    def __post_init__(self):
-        if self.window < 1:
-            raise ReslabError(
-                "norms 'unified': window", expected="at least 1", got=str(self.window)
-            )
-        if self.backward_window < 0:
-            raise ReslabError(
-                "norms 'unified': backward_window",
-                expected="at least 1, or 0 for the window of the forward pass",
-                got=str(self.backward_window),
-            )
-        super().__post_init__()
+    backward_window: Annotated[int, Bounds(least=0)] = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

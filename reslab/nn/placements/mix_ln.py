@@ -1,19 +1,20 @@
 """Mix-LN: post-norm in the first layers, pre-norm in the others (Li et al., 2024)."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
 from reslab.core import registry
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.nn.placements._sublayer import Placement, make_kind
 from reslab.nn.placements.post import PostNorm
 from reslab.nn.placements.pre import PreNorm
 
 
+@bounded
 def build(
-    alpha: float = 0.25,
+    alpha: Annotated[float, Bounds(least=0, most=1)] = 0.25,
     *,
     norm: registry.Spec = "rms",
     param_dtype: Any = jnp.float32,
@@ -45,10 +46,6 @@ def build(
     Raises:
       ReslabError: If `alpha` is not between 0 and 1.
     """
-    if not 0 <= alpha <= 1:
-        raise ReslabError(
-            "placements 'mix_ln': alpha", expected="between 0 and 1", got=str(alpha)
-        )
     # Rounded first: 0.3 * 10 is a little less than 3 in binary.
     first_pre = int(round(alpha * layers, 9))
     kind = PostNorm if layer < first_pre else PreNorm

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
@@ -22,6 +22,7 @@ Streams = tuple[jax.Array, ...]
 MOST_STREAMS = 256
 
 
+@bounded
 class SeveralStreams(nn.Module):
     """Base of residuals with n streams: copies of the embedding, summed at the end.
 
@@ -34,18 +35,9 @@ class SeveralStreams(nn.Module):
       ReslabError: If `streams` is below 1 or above `MOST_STREAMS`.
     """
 
-    streams: int = 4
+    streams: Annotated[int, Bounds(least=1, most=MOST_STREAMS)] = 4
     param_dtype: Any = jnp.float32
     kernels: str = "auto"
-
-    def __post_init__(self):
-        if not 1 <= self.streams <= MOST_STREAMS:
-            raise ReslabError(
-                f"residual {type(self).__name__}: streams",
-                expected=f"at least 1 and at most {MOST_STREAMS}",
-                got=str(self.streams),
-            )
-        super().__post_init__()
 
     def widen(self, x: jax.Array) -> Streams:
         """Copies the embeddings to every stream."""

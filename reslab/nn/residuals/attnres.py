@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.losses import add_loss
 from reslab.core.parameters import parameter
@@ -30,6 +31,7 @@ from reslab.ops.depth_attention.reference import merge
 GATES = ("", "scalar", "vector", "alpha")
 
 
+@bounded
 class AttentionResiduals(HistoryResidual):
     """Replaces the residual sum by attention over sources, or adds it to the sum.
 
@@ -82,11 +84,11 @@ class AttentionResiduals(HistoryResidual):
     block_layers: int = 0
     source: str = "delta"
     routing: str = "replace"
-    window: int = 0
+    window: Annotated[int, Bounds(least=0)] = 0
     gate: str = ""
     use_null: bool = False
     null_bias: float = 0.0
-    entropy_bonus: float = 0.0
+    entropy_bonus: Annotated[float, Bounds(least=0)] = 0.0
     is_as_released: bool = False
     epsilon: float = 1e-6
 
@@ -104,10 +106,6 @@ class AttentionResiduals(HistoryResidual):
             raise self.refuse("gate", ", ".join(map(repr, GATES)))
         if self.gate and self.routing == "replace":
             raise self.refuse("gate", "none", "routing='add' has what it gates")
-        if self.window < 0:
-            raise self.refuse("window", "at least 1, or 0 for all")
-        if self.entropy_bonus < 0:
-            raise self.refuse("entropy_bonus", "at least 0")
         if self.block and self.block_layers:
             raise self.refuse("block", "0 where block_layers is given")
         for field, limit in (

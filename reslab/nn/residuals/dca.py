@@ -1,12 +1,13 @@
 """DeepCrossAttention: queries, keys and values each read all earlier sublayers."""
 
 import functools
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.taps import tap
@@ -15,6 +16,7 @@ from reslab.nn.base.history import History
 from reslab.nn.residuals._history import HistoryResidual
 
 
+@bounded
 class DeepCrossAttention(HistoryResidual):
     """Reads weighted sums of all earlier outputs, one each for query, key and value.
 
@@ -44,7 +46,7 @@ class DeepCrossAttention(HistoryResidual):
     """
 
     version: int = 3
-    last: int = 0
+    last: Annotated[int, Bounds(least=0)] = 0
 
     reduces_to_plain_at_init: ClassVar[bool] = True
     reads_apart: ClassVar[bool] = True
@@ -52,8 +54,6 @@ class DeepCrossAttention(HistoryResidual):
     def __post_init__(self):
         if self.version not in (1, 2, 3):
             raise self.refuse("version", "1, 2 or 3")
-        if self.last < 0:
-            raise self.refuse("last", "at least 1, or 0 for all")
         super().__post_init__()
 
     @property

@@ -2,12 +2,13 @@
 
 import functools
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
@@ -126,6 +127,7 @@ class Reading(nn.Module):
         return functools.reduce(jnp.add, terms).astype(state[0].dtype)
 
 
+@bounded
 class DeepDeltaLearning(nn.Module):
     """Replaces what the stream holds in the direction that a sublayer returns.
 
@@ -170,18 +172,12 @@ class DeepDeltaLearning(nn.Module):
       ReslabError: If `values` is below 1 or there is no such form.
     """
 
-    values: int = 1
+    values: Annotated[int, Bounds(least=1, most=MOST_STREAMS)] = 1
     form: str = "linear"
     blend: float | None = None
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if not 1 <= self.values <= MOST_STREAMS:
-            raise ReslabError(
-                "residuals 'ddl': values",
-                expected=f"at least 1 and at most {MOST_STREAMS}",
-                got=str(self.values),
-            )
         if self.form not in _FORMS:
             raise ReslabError(
                 "residuals 'ddl': form",

@@ -1,11 +1,12 @@
 """DenseFormer: every layer reads a weighted sum of all layers before it."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
@@ -14,6 +15,7 @@ from reslab.nn.base.history import History
 from reslab.nn.residuals._history import LayerHistory, mixtures
 
 
+@bounded
 class DenseFormer(LayerHistory):
     """Adds up the outputs of all earlier layers, with a weight for each pair.
 
@@ -41,16 +43,10 @@ class DenseFormer(LayerHistory):
       ReslabError: If one of them is below 1.
     """
 
-    dilation: int = 1
-    period: int = 1
+    dilation: Annotated[int, Bounds(least=1)] = 1
+    period: Annotated[int, Bounds(least=1)] = 1
 
     reduces_to_plain_at_init: ClassVar[bool] = True
-
-    def __post_init__(self):
-        for field in ("dilation", "period"):
-            if getattr(self, field) < 1:
-                raise self.refuse(field, "at least 1")
-        super().__post_init__()
 
     @property
     def _reads(self) -> tuple[bool, ...]:

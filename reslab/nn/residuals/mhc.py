@@ -1,14 +1,16 @@
 """Manifold-constrained hyper-connections, by Sinkhorn's iteration (Xie et al.)."""
 
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.nn.residuals._manifold import ManifoldConnections
 
 
+@bounded
 class ManifoldHyperConnections(ManifoldConnections):
     """Hyper-connections whose streams are mixed by rows and columns that sum to one.
 
@@ -41,16 +43,7 @@ class ManifoldHyperConnections(ManifoldConnections):
       ReslabError: If `streams` or `iterations` is below 1.
     """
 
-    iterations: int = 20
-
-    def __post_init__(self):
-        if self.iterations < 1:
-            raise ReslabError(
-                "residuals 'mhc': iterations",
-                expected="at least 1",
-                got=str(self.iterations),
-            )
-        super().__post_init__()
+    iterations: Annotated[int, Bounds(least=1)] = 20
 
     def first_mix(self, dtype) -> jax.Array:
         """Nearly the identity."""

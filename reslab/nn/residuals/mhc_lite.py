@@ -1,12 +1,13 @@
 """mHC-lite: hyper-connections mixed by averages of permutations (Yang & Gao, 2026)."""
 
 import itertools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds
 from reslab.nn.residuals._manifold import ManifoldConnections
 
 # 5,040 logits for every token.
@@ -32,21 +33,14 @@ class ManifoldHyperConnectionsLite(ManifoldConnections):
     a gain, which the projections here contain.
 
     Attributes:
-      (those of `ManifoldConnections`)
+      streams: Number of streams n, of which there are n! permutations.
+      (and those of `ManifoldConnections`)
 
     Raises:
       ReslabError: If `streams` is below 1 or above 7.
     """
 
-    def __post_init__(self):
-        if self.streams > _MOST_STREAMS:
-            raise ReslabError(
-                "residuals 'mhc_lite': streams",
-                expected=f"at most {_MOST_STREAMS}, for the sake of their permutations",
-                got=str(self.streams),
-                hint="residual mhc",
-            )
-        super().__post_init__()
+    streams: Annotated[int, Bounds(least=1, most=_MOST_STREAMS)] = 4
 
     def permutations(self) -> np.ndarray:
         """Which stream each stream becomes, (permutations, streams)."""

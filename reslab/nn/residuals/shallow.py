@@ -1,18 +1,19 @@
 """Shallow residuals: a stack cut off after its first order in the branches."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.platform import computed_once
 from reslab.core.types import Branch
 
 Streams = tuple[jax.Array, jax.Array]
 
 
+@bounded
 class ShallowResidual(nn.Module):
     """Applies all sublayers of a group to the input of the group.
 
@@ -33,18 +34,9 @@ class ShallowResidual(nn.Module):
       ReslabError: If `group` is negative.
     """
 
-    group: int = 0
+    group: Annotated[int, Bounds(least=0)] = 0
 
     reduces_to_plain_at_init: ClassVar[bool] = False
-
-    def __post_init__(self):
-        if self.group < 0:
-            raise ReslabError(
-                "residuals 'shallow': group",
-                expected="at least 1, or 0 for all sublayers",
-                got=str(self.group),
-            )
-        super().__post_init__()
 
     def widen(self, x: jax.Array) -> Streams:
         """Returns the group's input and the sum so far."""

@@ -1,9 +1,11 @@
 """Stochastic depth: branches dropped at random while training (Huang et al., 2016)."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.core.randomness import training_key
 from reslab.core.types import Branch
@@ -11,6 +13,7 @@ from reslab.nn.base import sites
 from reslab.nn.residuals._single import SingleStream
 
 
+@bounded
 class StochasticDepth(SingleStream):
     """Drops the branches of whole sequences at random, the deeper the more often.
 
@@ -35,18 +38,9 @@ class StochasticDepth(SingleStream):
       ReslabError: If `rate` is out of range.
     """
 
-    rate: float = 0.1
+    rate: Annotated[float, Bounds(least=0, below=1)] = 0.1
     depth: int = 1
     sites: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        if not 0 <= self.rate < 1:
-            raise ReslabError(
-                "residuals 'stochastic_depth': rate",
-                expected="at least 0 and below 1",
-                got=str(self.rate),
-            )
-        super().__post_init__()
 
     # Without a key, as at initialization, nothing is dropped.
     reduces_to_plain_at_init = True

@@ -1,17 +1,19 @@
 """Vertical attention between layers, as far as it is known."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.parameters import parameter
 from reslab.core.taps import tap
 from reslab.nn.base.history import History
 from reslab.nn.residuals._history import Kernel, LayerHistory
 
 
+@bounded
 class VerticalAttention(LayerHistory):
     """Adds to what a layer reads an attention over the outputs of all before it.
 
@@ -35,18 +37,13 @@ class VerticalAttention(LayerHistory):
       ReslabError: If `head_dim` is negative.
     """
 
-    head_dim: int = 0
+    head_dim: Annotated[int, Bounds(least=0)] = 0
     epsilon: float = 1e-6
 
     reduces_to_plain_at_init: ClassVar[bool] = True
     # Its logits are gradients of all sources too, which a kernel for the sums alone
     # would only part from theirs: compiled at 24 layers, a step takes no less with it.
     adds_in_place: ClassVar[bool] = False
-
-    def __post_init__(self):
-        if self.head_dim < 0:
-            raise self.refuse("head_dim", "at least 1, or 0 for an eighth of the width")
-        super().__post_init__()
 
     def setup(self):
         """Makes the reader, whose parameters come when it is first called."""

@@ -1,12 +1,13 @@
 """Random cross-layer attention while training, for caches shared later (2026)."""
 
 from collections.abc import Collection
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.randomness import training_key
 from reslab.core.types import Shared
 from reslab.nn.base.depth_memory import kept_read
@@ -15,6 +16,7 @@ from reslab.nn.value_paths._path import Keep, Make, ValuePath
 _NAME = "keys_values"
 
 
+@bounded
 class StochasticKeysValues(ValuePath):
     """Lets layers read another layer's keys and values at random while training.
 
@@ -41,17 +43,8 @@ class StochasticKeysValues(ValuePath):
       ReslabError: If `cross` is out of range.
     """
 
-    cross: float = 0.5
+    cross: Annotated[float, Bounds(least=0, most=1)] = 0.5
     depth: int = 1
-
-    def __post_init__(self):
-        if not 0 <= self.cross <= 1:
-            raise ReslabError(
-                "value_paths 'stochastic_kv': cross",
-                expected="at least 0 and at most 1",
-                got=str(self.cross),
-            )
-        super().__post_init__()
 
     @property
     def leaves(self) -> Collection[str]:

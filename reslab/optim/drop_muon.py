@@ -1,16 +1,15 @@
 """Drop-Muon: each step trains the layers above a random cut (2025)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reslab.core import registry
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve
-from reslab.optim.base.wrapping import depth_of, inside, update_active
+from reslab.optim.base.wrapping import depth_of, update_active, wrapper
 
 
 class DropState(NamedTuple):
@@ -51,13 +50,7 @@ class Cuts(NamedTuple):
 def cuts(
     depth: int, steps: int, *, buckets: int = 4, shift: float = 0.0, seed: int = 0
 ) -> Cuts:
-    """The cuts of a model; see `build` for the arguments.
-
-    Raises:
-      ReslabError: If there is no bucket.
-    """
-    if buckets < 1:
-        raise ReslabError("drop_muon: buckets", expected="at least 1", got=str(buckets))
+    """The cuts of a model; see `build` for the arguments."""
     count = min(buckets, max(depth, 1))
     values = tuple(int(value) for value in np.arange(count) * depth / count)
     places = np.asarray(values, np.float64)
@@ -65,48 +58,13 @@ def cuts(
     return Cuts(values, logits, max(steps, 1), seed)
 
 
-def wrap(
+@wrapper("muon", cuts=cuts)
+def build(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
     steps: int = 1,
-    buckets: int = 4,
-    shift: float = 0.0,
-    seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """Lets an optimizer move the layers above a cut; see `build`."""
-    cuts(1, steps, buckets=buckets)  # Refuses what cannot be.
-    around = optax.with_extra_args_support(inner)
-
-    def init(params):
-        return DropState(jnp.zeros((), jnp.int32), around.init(params))
-
-    def update(updates, state, params=None, **extra):
-        known = resolve(layouts, updates)
-        depth = depth_of(known)
-        plan = cuts(depth, steps, buckets=buckets, shift=shift, seed=seed)
-        resting = jnp.asarray(plan.values)[plan.at_step(state.count)]
-        active = jnp.arange(depth) >= resting
-        # The embedding lies below the first layer: alone in a stack of one, it
-        # learns only where nothing rests.
-        below = map_leaves(lambda layout, _: layout.kind == "embedding", known, updates)
-        moves, inner_state = update_active(
-            *(around, active, known, updates, state.inner, params),
-            bottom=below,
-            **extra,
-        )
-        return moves, DropState(state.count + 1, inner_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def build(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float = 0.0,
-    layouts: Layouts = None,
-    steps: int = 1,
-    inner: registry.Spec = "muon",
-    buckets: int = 4,
+    buckets: Annotated[int, Bounds(least=1)] = 4,
     shift: float = 0.0,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -145,11 +103,25 @@ def build(
     Raises:
       ReslabError: If there is no bucket.
     """
-    return wrap(
-        inside(inner, learning_rate, weight_decay, layouts, steps),
-        layouts=layouts,
-        steps=steps,
-        buckets=buckets,
-        shift=shift,
-        seed=seed,
-    )
+    around = optax.with_extra_args_support(inner)
+
+    def init(params):
+        return DropState(jnp.zeros((), jnp.int32), around.init(params))
+
+    def update(updates, state, params=None, **extra):
+        known = resolve(layouts, updates)
+        depth = depth_of(known)
+        plan = cuts(depth, steps, buckets=buckets, shift=shift, seed=seed)
+        resting = jnp.asarray(plan.values)[plan.at_step(state.count)]
+        active = jnp.arange(depth) >= resting
+        # The embedding lies below the first layer: alone in a stack of one, it
+        # learns only where nothing rests.
+        below = map_leaves(lambda layout, _: layout.kind == "embedding", known, updates)
+        moves, inner_state = update_active(
+            *(around, active, known, updates, state.inner, params),
+            bottom=below,
+            **extra,
+        )
+        return moves, DropState(state.count + 1, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,18 +1,18 @@
 """LLR: layers whose spectra have light tails learn faster (LLR, 2026)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core import registry
+from reslab.core.bounds import Bounds
 from reslab.core.errors import ReslabError, nearest
 from reslab.ops.spectra import ESTIMATORS, tail_exponents
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve, wide
 from reslab.optim.base.together import singular_values
 from reslab.optim.base.widened import widened
-from reslab.optim.base.wrapping import inside, scale_slices
+from reslab.optim.base.wrapping import scale_slices, wrapper
 
 MAPS = ("linear", "sqrt", "log2", "sigmoid")
 
@@ -119,25 +119,57 @@ def ratios_of(
     return map_leaves(factor, known, params, fitted)
 
 
-def wrap(
+@wrapper("adamw")
+def build(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
     steps: int = 1,
-    every: int = 100,
+    every: Annotated[int, Bounds(least=1)] = 100,
     until: float = 0.2,
-    blend: int = 50,
+    blend: Annotated[int, Bounds(least=0)] = 50,
     estimator: str = "hill",
     kind: str = "linear",
     low: float = 1.0,
     high: float = 5.0,
     least: int = 50,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scales what an optimizer does by the tails of spectra; see `build`."""
-    if every < 1:
-        raise ReslabError("heavy_tail: every", expected="at least 1", got=str(every))
-    if blend < 0:
-        raise ReslabError("heavy_tail: blend", expected="at least 0", got=str(blend))
+    """Scales the learning rate of each matrix by the tail of its spectrum.
+
+    A matrix whose eigenvalues have a light tail (a large exponent alpha) has learned
+    little, and gets up to `high` times the learning rate of the heaviest. Embedding
+    and head count as the lightest; vectors and small matrices keep the rate. The
+    exponents are taken of the weights, every `every` steps in the first `until` of
+    the run, inside the step (`lax.cond`); changes are blended in over `blend` steps.
+    Decay is scaled with the rate.
+
+    Reference: LLR, 2026, https://arxiv.org/abs/2605.22297. Exponents equal the
+    authors' code to 2e-5, factors too. There a change leads from the current
+    learning rate to the one that the schedule will have at the end of the blend;
+    here the factors are blended, the same up to the schedule's fall meanwhile.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters; None takes leaves of two axes
+        for kernels.
+      steps: Length of the run.
+      inner: Spec of the optimizer.
+      every: Steps between two measurements.
+      until: Fraction of the run after which the factors stay.
+      blend: Steps over which a change is blended in; 0 is at once.
+      estimator: "hill", "fixed_finger" or "goodness_of_fit".
+      kind: "linear", "sqrt", "log2" or "sigmoid".
+      low: Factor of the heaviest tail, in "linear".
+      high: Factor of the lightest tail, in "linear".
+      least: Matrices with fewer eigenvalues keep the rate.
+
+    Returns:
+      The gradient transformation.
+
+    Raises:
+      ReslabError: On an interval below 1 or an unknown choice.
+    """
     for key, value, known in (
         ("estimator", estimator, ESTIMATORS),
         ("kind", kind, MAPS),
@@ -195,69 +227,3 @@ def wrap(
         )
 
     return widened(optax.GradientTransformationExtraArgs(init, update))
-
-
-def build(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float = 0.0,
-    layouts: Layouts = None,
-    steps: int = 1,
-    inner: registry.Spec = "adamw",
-    every: int = 100,
-    until: float = 0.2,
-    blend: int = 50,
-    estimator: str = "hill",
-    kind: str = "linear",
-    low: float = 1.0,
-    high: float = 5.0,
-    least: int = 50,
-) -> optax.GradientTransformationExtraArgs:
-    """Scales the learning rate of each matrix by the tail of its spectrum.
-
-    A matrix whose eigenvalues have a light tail (a large exponent alpha) has learned
-    little, and gets up to `high` times the learning rate of the heaviest. Embedding
-    and head count as the lightest; vectors and small matrices keep the rate. The
-    exponents are taken of the weights, every `every` steps in the first `until` of
-    the run, inside the step (`lax.cond`); changes are blended in over `blend` steps.
-    Decay is scaled with the rate.
-
-    Reference: LLR, 2026, https://arxiv.org/abs/2605.22297. Exponents equal the
-    authors' code to 2e-5, factors too. There a change leads from the current
-    learning rate to the one that the schedule will have at the end of the blend;
-    here the factors are blended, the same up to the schedule's fall meanwhile.
-
-    Args:
-      learning_rate: Step size or schedule.
-      weight_decay: Decay, multiplied by the learning rate.
-      layouts: A tree of layouts like the parameters; None takes leaves of two axes
-        for kernels.
-      steps: Length of the run.
-      inner: Spec of the optimizer.
-      every: Steps between two measurements.
-      until: Fraction of the run after which the factors stay.
-      blend: Steps over which a change is blended in; 0 is at once.
-      estimator: "hill", "fixed_finger" or "goodness_of_fit".
-      kind: "linear", "sqrt", "log2" or "sigmoid".
-      low: Factor of the heaviest tail, in "linear".
-      high: Factor of the lightest tail, in "linear".
-      least: Matrices with fewer eigenvalues keep the rate.
-
-    Returns:
-      The gradient transformation.
-
-    Raises:
-      ReslabError: On an interval below 1 or an unknown choice.
-    """
-    return wrap(
-        inside(inner, learning_rate, weight_decay, layouts, steps),
-        layouts=layouts,
-        steps=steps,
-        every=every,
-        until=until,
-        blend=blend,
-        estimator=estimator,
-        kind=kind,
-        low=low,
-        high=high,
-        least=least,
-    )

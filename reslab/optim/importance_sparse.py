@@ -1,16 +1,16 @@
 """IST: layers drawn by their importance, which is learned (Yao et al., 2024)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core import registry
+from reslab.core.bounds import Bounds
 from reslab.core.errors import ReslabError
 from reslab.core.precision import scaled
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve
-from reslab.optim.base.wrapping import depth_of, inside, update_active
+from reslab.optim.base.wrapping import depth_of, update_active, wrapper
 
 
 class ImportanceState(NamedTuple):
@@ -58,33 +58,54 @@ def learned_scores(
     return scores + rate * given * p * (1 - p)
 
 
-def wrap(
+@wrapper("adamw")
+def build(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    steps: int = 1,
-    share: float = 0.25,
-    every: int = 10,
-    trials: int = 3,
-    suppressed: float = 0.5,
+    share: Annotated[float, Bounds(above=0, most=1)] = 0.25,
+    every: Annotated[int, Bounds(least=1)] = 10,
+    trials: Annotated[int, Bounds(least=1)] = 3,
+    suppressed: Annotated[float, Bounds(above=0, most=1)] = 0.5,
     factor: float = 0.25,
     rate: float = 10.0,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets an optimizer move the layers that matter; see `build`."""
-    del steps
-    for name, value in (("every", every), ("trials", trials)):
-        if value < 1:
-            raise ReslabError(
-                f"importance_sparse: {name}", expected="at least 1", got=str(value)
-            )
-    for name, value in (("share", share), ("suppressed", suppressed)):
-        if not 0 < value <= 1:
-            raise ReslabError(
-                f"importance_sparse: {name}",
-                expected="a fraction above 0",
-                got=str(value),
-            )
+    """Trains a share of the layers in each step, the important ones more often.
+
+    Each step draws the layers that learn, with weights sigmoid(-score). Every
+    `every` steps the scores learn: for some draws of layers, with weights
+    sigmoid(score), the response of those is suppressed by `factor`, and a layer whose
+    suppression hurts less than another's is less important. Embedding, head and
+    final norm are always trained; frozen layers keep weights and state bit for bit, but
+    for a count of steps that all share.
+
+    In the paper what learns and what is suppressed are adapters (LoRA). Here it is
+    the layer: kernels that write to the stream are multiplied by `factor`. The losses
+    are those of the training batch, not of one that was held back.
+
+    Reference: Yao et al., 2024, https://arxiv.org/abs/2410.11772, Algorithm 1. The
+    scores equal those of the authors' code to 1e-6, given its draws and losses.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters, which says where layers are.
+      inner: Spec of the optimizer.
+      share: Share of the layers that learn in a step.
+      every: Steps between two lessons of the scores.
+      trials: Suppressions in a lesson.
+      suppressed: Share of the layers that a trial suppresses.
+      factor: Factor on their response.
+      rate: Size of the scores' steps.
+      seed: Chooses the draws.
+
+    Returns:
+      The gradient transformation; `update` takes `value_fn`.
+
+    Raises:
+      ReslabError: If a number is out of range, or `value_fn` is missing.
+    """
     around = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -135,64 +156,3 @@ def wrap(
         return moves, ImportanceState(state.count + 1, scores, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def build(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float = 0.0,
-    layouts: Layouts = None,
-    inner: registry.Spec = "adamw",
-    share: float = 0.25,
-    every: int = 10,
-    trials: int = 3,
-    suppressed: float = 0.5,
-    factor: float = 0.25,
-    rate: float = 10.0,
-    seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """Trains a share of the layers in each step, the important ones more often.
-
-    Each step draws the layers that learn, with weights sigmoid(-score). Every
-    `every` steps the scores learn: for some draws of layers, with weights
-    sigmoid(score), the response of those is suppressed by `factor`, and a layer whose
-    suppression hurts less than another's is less important. Embedding, head and
-    final norm are always trained; frozen layers keep weights and state bit for bit, but
-    for a count of steps that all share.
-
-    In the paper what learns and what is suppressed are adapters (LoRA). Here it is
-    the layer: kernels that write to the stream are multiplied by `factor`. The losses
-    are those of the training batch, not of one that was held back.
-
-    Reference: Yao et al., 2024, https://arxiv.org/abs/2410.11772, Algorithm 1. The
-    scores equal those of the authors' code to 1e-6, given its draws and losses.
-
-    Args:
-      learning_rate: Step size or schedule.
-      weight_decay: Decay, multiplied by the learning rate.
-      layouts: A tree of layouts like the parameters, which says where layers are.
-      inner: Spec of the optimizer.
-      share: Share of the layers that learn in a step.
-      every: Steps between two lessons of the scores.
-      trials: Suppressions in a lesson.
-      suppressed: Share of the layers that a trial suppresses.
-      factor: Factor on their response.
-      rate: Size of the scores' steps.
-      seed: Chooses the draws.
-
-    Returns:
-      The gradient transformation; `update` takes `value_fn`.
-
-    Raises:
-      ReslabError: If a number is out of range, or `value_fn` is missing.
-    """
-    return wrap(
-        inside(inner, learning_rate, weight_decay, layouts, 1),
-        layouts=layouts,
-        share=share,
-        every=every,
-        trials=trials,
-        suppressed=suppressed,
-        factor=factor,
-        rate=rate,
-        seed=seed,
-    )

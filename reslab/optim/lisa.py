@@ -1,15 +1,14 @@
 """LISA: a few layers at a time, drawn at random (Pan et al., 2024)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core import registry
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds
 from reslab.optim.base.leaves import Layouts, resolve
-from reslab.optim.base.wrapping import depth_of, inside, update_active
+from reslab.optim.base.wrapping import depth_of, update_active, wrapper
 
 
 class LisaState(NamedTuple):
@@ -32,44 +31,13 @@ def active_layers(
     return jax.random.permutation(key, depth) < active
 
 
-def wrap(
+@wrapper("adamw")
+def build(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    steps: int = 1,
-    active: int = 2,
-    every: int = 20,
-    seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """Lets an optimizer move only some layers at a time; see `build`."""
-    del steps
-    for key, value in (("active", active), ("every", every)):
-        if value < 1:
-            raise ReslabError(f"lisa: {key}", expected="at least 1", got=str(value))
-    around = optax.with_extra_args_support(inner)
-
-    def init(params):
-        return LisaState(jnp.zeros((), jnp.int32), around.init(params))
-
-    def update(updates, state, params=None, **extra):
-        known = resolve(layouts, updates)
-        depth = depth_of(known)
-        chosen = active_layers(state.count, depth, active, every, seed)
-        moves, inner_state = update_active(
-            around, chosen, known, updates, state.inner, params, **extra
-        )
-        return moves, LisaState(state.count + 1, inner_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def build(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float = 0.0,
-    layouts: Layouts = None,
-    inner: registry.Spec = "adamw",
-    active: int = 2,
-    every: int = 20,
+    active: Annotated[int, Bounds(least=1)] = 2,
+    every: Annotated[int, Bounds(least=1)] = 20,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains `active` layers at a time, redrawn every `every` steps.
@@ -99,10 +67,18 @@ def build(
     Raises:
       ReslabError: If a number is below 1.
     """
-    return wrap(
-        inside(inner, learning_rate, weight_decay, layouts, 1),
-        layouts=layouts,
-        active=active,
-        every=every,
-        seed=seed,
-    )
+    around = optax.with_extra_args_support(inner)
+
+    def init(params):
+        return LisaState(jnp.zeros((), jnp.int32), around.init(params))
+
+    def update(updates, state, params=None, **extra):
+        known = resolve(layouts, updates)
+        depth = depth_of(known)
+        chosen = active_layers(state.count, depth, active, every, seed)
+        moves, inner_state = update_active(
+            around, chosen, known, updates, state.inner, params, **extra
+        )
+        return moves, LisaState(state.count + 1, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

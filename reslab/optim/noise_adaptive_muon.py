@@ -1,18 +1,17 @@
 """LANTON: layers with noisy gradients learn slower (2025)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core import registry
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
 from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide, zeros
 from reslab.optim.base.widened import widened
-from reslab.optim.base.wrapping import inside, scale_slices
+from reslab.optim.base.wrapping import scale_slices, wrapper
 from reslab.optim.muon import size_factor
 from reslab.optim.orthogonalization import orthogonalize_leaves, polar_express
 
@@ -102,25 +101,48 @@ def noise_ratios(noise: Any, layouts: Layouts, alpha: float) -> Any:
     )
 
 
-def wrap(
+@wrapper("muon")
+def build(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    steps: int = 1,
-    alpha: float = 1.0,
+    alpha: Annotated[float, Bounds(above=0)] = 1.0,
     b2: float = 0.9,
-    every: int = 1,
+    every: Annotated[int, Bounds(least=1)] = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scales what an optimizer does by the noise of gradients; see `build`."""
-    del steps
-    if every < 1:
-        raise ReslabError(
-            "noise_adaptive_muon: every", expected="at least 1", got=str(every)
-        )
-    if alpha <= 0:
-        raise ReslabError(
-            "noise_adaptive_muon: alpha", expected="positive", got=str(alpha)
-        )
+    """Slows the layers whose gradients change most from step to step.
+
+        H <- b2 H + (1 - b2) ||G_t - G_(t-1)||_dual^2;  a = alpha / sqrt(alpha^2 + H)
+        lr of a layer = lr sqrt(a / max a)
+
+    The maximum is over the parameters of a kind (kernels; embedding and head;
+    vectors), so that the quietest of each learns at the full rate; see `dual_norms`
+    for how noise is measured. State: one more gradient, in float32 at least, and a
+    number for every parameter in every layer. Kernels are orthogonalized twice in
+    each step that measures.
+
+    Reference: LANTON, 2025, https://arxiv.org/abs/2510.14009, Algorithm 1, with the
+    last gradient in place of a second one. There is no official code; alpha must be
+    on the scale of sqrt(H), and its default is a guess. The paper measures embedding
+    and head by the largest entry and moves them by signs, and moves vectors by their
+    normalized momentum; here AdamW moves them, slowed by their noise.
+
+    Args:
+      learning_rate: Step size or schedule.
+      weight_decay: Decay, multiplied by the learning rate.
+      layouts: A tree of layouts like the parameters; None takes leaves of two axes
+        for kernels.
+      inner: Spec of the optimizer.
+      alpha: Noise, as a norm, from which on a layer is slowed.
+      b2: Decay of the average of squared changes.
+      every: Steps between two measurements.
+
+    Returns:
+      The gradient transformation.
+
+    Raises:
+      ReslabError: If the interval is below 1 or alpha not positive.
+    """
     around = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -162,54 +184,3 @@ def wrap(
         )
 
     return widened(optax.GradientTransformationExtraArgs(init, update))
-
-
-def build(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float = 0.0,
-    layouts: Layouts = None,
-    inner: registry.Spec = "muon",
-    alpha: float = 1.0,
-    b2: float = 0.9,
-    every: int = 1,
-) -> optax.GradientTransformationExtraArgs:
-    """Slows the layers whose gradients change most from step to step.
-
-        H <- b2 H + (1 - b2) ||G_t - G_(t-1)||_dual^2;  a = alpha / sqrt(alpha^2 + H)
-        lr of a layer = lr sqrt(a / max a)
-
-    The maximum is over the parameters of a kind (kernels; embedding and head;
-    vectors), so that the quietest of each learns at the full rate; see `dual_norms`
-    for how noise is measured. State: one more gradient, in float32 at least, and a
-    number for every parameter in every layer. Kernels are orthogonalized twice in
-    each step that measures.
-
-    Reference: LANTON, 2025, https://arxiv.org/abs/2510.14009, Algorithm 1, with the
-    last gradient in place of a second one. There is no official code; alpha must be
-    on the scale of sqrt(H), and its default is a guess. The paper measures embedding
-    and head by the largest entry and moves them by signs, and moves vectors by their
-    normalized momentum; here AdamW moves them, slowed by their noise.
-
-    Args:
-      learning_rate: Step size or schedule.
-      weight_decay: Decay, multiplied by the learning rate.
-      layouts: A tree of layouts like the parameters; None takes leaves of two axes
-        for kernels.
-      inner: Spec of the optimizer.
-      alpha: Noise, as a norm, from which on a layer is slowed.
-      b2: Decay of the average of squared changes.
-      every: Steps between two measurements.
-
-    Returns:
-      The gradient transformation.
-
-    Raises:
-      ReslabError: If the interval is below 1 or alpha not positive.
-    """
-    return wrap(
-        inside(inner, learning_rate, weight_decay, layouts, 1),
-        layouts=layouts,
-        alpha=alpha,
-        b2=b2,
-        every=every,
-    )

@@ -1,16 +1,15 @@
 """NaP: kernels stay as large as they began (Lyle et al., 2024)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core import registry
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds
 from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide
 from reslab.optim.base.widened import widened
-from reslab.optim.base.wrapping import inside
+from reslab.optim.base.wrapping import wrapper
 
 
 class ProjectionState(NamedTuple):
@@ -27,54 +26,12 @@ class ProjectionState(NamedTuple):
     inner: Any
 
 
-def wrap(
+@wrapper("adamw")
+def build(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    steps: int = 1,
-    every: int = 1,
-) -> optax.GradientTransformationExtraArgs:
-    """Brings kernels back to their norms after an optimizer; see `build`."""
-    del steps
-    if every < 1:
-        raise ReslabError(
-            "normalize_and_project: every", expected="at least 1", got=str(every)
-        )
-    around = optax.with_extra_args_support(inner)
-
-    def kernel_norm(layout, p):
-        return norm(layout, p) if layout.kind == "matrix" else optax.MaskedNode()
-
-    def init(params):
-        norms = map_leaves(kernel_norm, layouts, params)
-        return ProjectionState(jnp.zeros((), jnp.int32), norms, around.init(params))
-
-    def update(updates, state, params=None, **extra):
-        known = resolve(layouts, updates)
-        moves, inner_state = around.update(updates, state.inner, params, **extra)
-        is_due = (state.count + 1) % every == 0
-
-        def one(layout, u, p, wanted):
-            if layout.kind != "matrix":
-                return u
-            moved = wide(p) + wide(u)
-            size = norm(layout, moved)
-            factor = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1.0), 1.0)
-            projected = (moved * factor - wide(p)).astype(u.dtype)
-            return jnp.where(is_due, projected, u)
-
-        projected = map_leaves(one, known, moves, params, state.norms)
-        return projected, ProjectionState(state.count + 1, state.norms, inner_state)
-
-    return widened(optax.GradientTransformationExtraArgs(init, update))
-
-
-def build(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float = 0.0,
-    layouts: Layouts = None,
-    inner: registry.Spec = "adamw",
-    every: int = 1,
+    every: Annotated[int, Bounds(least=1)] = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales every kernel to its initial norm after the optimizer's step.
 
@@ -104,8 +61,30 @@ def build(
     Raises:
       ReslabError: If the interval is below 1.
     """
-    return wrap(
-        inside(inner, learning_rate, weight_decay, layouts, 1),
-        layouts=layouts,
-        every=every,
-    )
+    around = optax.with_extra_args_support(inner)
+
+    def kernel_norm(layout, p):
+        return norm(layout, p) if layout.kind == "matrix" else optax.MaskedNode()
+
+    def init(params):
+        norms = map_leaves(kernel_norm, layouts, params)
+        return ProjectionState(jnp.zeros((), jnp.int32), norms, around.init(params))
+
+    def update(updates, state, params=None, **extra):
+        known = resolve(layouts, updates)
+        moves, inner_state = around.update(updates, state.inner, params, **extra)
+        is_due = (state.count + 1) % every == 0
+
+        def one(layout, u, p, wanted):
+            if layout.kind != "matrix":
+                return u
+            moved = wide(p) + wide(u)
+            size = norm(layout, moved)
+            factor = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1.0), 1.0)
+            projected = (moved * factor - wide(p)).astype(u.dtype)
+            return jnp.where(is_due, projected, u)
+
+        projected = map_leaves(one, known, moves, params, state.norms)
+        return projected, ProjectionState(state.count + 1, state.norms, inner_state)
+
+    return widened(optax.GradientTransformationExtraArgs(init, update))

@@ -1,12 +1,12 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., 2024)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.leaves import (
     Layouts,
@@ -88,11 +88,12 @@ def _refreshed(
     return _orthonormal(side @ basis), squares
 
 
+@bounded
 def scale_by_soap(
     b1: float = 0.95,
     b2: float = 0.95,
     epsilon: float = 1e-8,
-    every: int = 10,
+    every: Annotated[int, Bounds(least=1)] = 10,
     largest: int = 10_000,
     layouts: Layouts = None,
 ) -> optax.GradientTransformation:
@@ -120,8 +121,6 @@ def scale_by_soap(
     Raises:
       ReslabError: If the interval is below 1.
     """
-    if every < 1:
-        raise ReslabError("soap: every", expected="at least 1", got=str(every))
 
     def side_of(layout: Layout, p: Any, side: int) -> Any:
         """Zeros for one side of a kernel; absent where it is not turned."""

@@ -2,13 +2,14 @@
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.ops.spectra import singular_quantiles
@@ -77,12 +78,13 @@ def iterations_for(lowest: Any, least: int, most: int) -> Any:
     return jnp.clip(needed, least, most).astype(jnp.int32)
 
 
+@bounded
 def scale_by_spectral(
     momentum: float = 0.95,
     nesterov: bool = False,
     scale: str = "moonlight",
-    every: int = 100,
-    quantile: float = 0.1,
+    every: Annotated[int, Bounds(least=1)] = 100,
+    quantile: Annotated[float, Bounds(least=0, most=1)] = 0.1,
     least: int = 3,
     most: int = 8,
     products: str = "bfloat16",
@@ -113,14 +115,10 @@ def scale_by_spectral(
       ReslabError: On an interval below 1, or an empty range of steps.
     """
     check(scale, products)
-    if every < 1:
-        raise ReslabError("spectral: every", expected="at least 1", got=str(every))
     if not 1 <= least <= most:
         raise ReslabError(
             "spectral: least", expected=f"1 to most ({most})", got=str(least)
         )
-    if not 0 <= quantile <= 1:
-        raise ReslabError("spectral: quantile", expected="0 to 1", got=str(quantile))
     rows = coefficients("keller", most)
 
     def one_each(value):

@@ -1,20 +1,20 @@
 """TrAct: a first layer that is trained by its activations (Petersen et al., 2024)."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core import registry
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds
 from reslab.core.layout import Layout
 from reslab.core.trees import map_named
 from reslab.ops.grams import gram, patch_gram
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve, wide
-from reslab.optim.base.wrapping import inside
+from reslab.optim.base.wrapping import wrapper
 
-__all__ = ["build", "gram", "patch_gram", "preconditioned", "wrap"]
+__all__ = ["build", "gram", "patch_gram", "preconditioned"]
 
 
 def preconditioned(
@@ -38,54 +38,12 @@ def _embedding(
     return (wide(gradient) / (counts + damping)[:, None]).astype(gradient.dtype)
 
 
-def wrap(
+@wrapper("adamw")
+def build(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    steps: int = 1,
-    damping: float = 0.1,
-) -> optax.GradientTransformationExtraArgs:
-    """Preconditions the first layer before an optimizer; see `build`."""
-    del steps
-    if damping <= 0:
-        raise ReslabError("tract: damping", expected="positive", got=str(damping))
-    around = optax.with_extra_args_support(inner)
-
-    def update(
-        updates,
-        state,
-        params=None,
-        *,
-        tokens: jax.Array | None = None,
-        grams: Mapping[str, jax.Array] | None = None,
-        **extra,
-    ):
-        known = resolve(layouts, updates)
-        if tokens is not None:
-            updates = map_leaves(
-                lambda layout, g: _embedding(layout, g, tokens, damping), known, updates
-            )
-
-        def by_gram(name, gradient):
-            if name not in (grams or {}):
-                return gradient
-            flat = gradient.reshape(-1, gradient.shape[-1])
-            solved = preconditioned(flat, (grams or {})[name], damping)
-            return solved.reshape(gradient.shape)
-
-        return around.update(
-            map_named(by_gram, updates), state, params, tokens=tokens, **extra
-        )
-
-    return optax.GradientTransformationExtraArgs(around.init, update)
-
-
-def build(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float = 0.0,
-    layouts: Layouts = None,
-    inner: registry.Spec = "adamw",
-    damping: float = 0.1,
+    damping: Annotated[float, Bounds(above=0)] = 0.1,
 ) -> optax.GradientTransformationExtraArgs:
     """Gives the first layer the gradient that moves its outputs as asked.
 
@@ -116,8 +74,32 @@ def build(
     Raises:
       ReslabError: If the damping is not positive.
     """
-    return wrap(
-        inside(inner, learning_rate, weight_decay, layouts, 1),
-        layouts=layouts,
-        damping=damping,
-    )
+    around = optax.with_extra_args_support(inner)
+
+    def update(
+        updates,
+        state,
+        params=None,
+        *,
+        tokens: jax.Array | None = None,
+        grams: Mapping[str, jax.Array] | None = None,
+        **extra,
+    ):
+        known = resolve(layouts, updates)
+        if tokens is not None:
+            updates = map_leaves(
+                lambda layout, g: _embedding(layout, g, tokens, damping), known, updates
+            )
+
+        def by_gram(name, gradient):
+            if name not in (grams or {}):
+                return gradient
+            flat = gradient.reshape(-1, gradient.shape[-1])
+            solved = preconditioned(flat, (grams or {})[name], damping)
+            return solved.reshape(gradient.shape)
+
+        return around.update(
+            map_named(by_gram, updates), state, params, tokens=tokens, **extra
+        )
+
+    return optax.GradientTransformationExtraArgs(around.init, update)

@@ -135,10 +135,10 @@ def test_layers_take_the_steps_that_they_need():
     "spec, words",
     [
         ("noise_adaptive_muon(every=0)", "at least 1; got 0"),
-        ("noise_adaptive_muon(alpha=0.0)", "positive"),
+        ("noise_adaptive_muon(alpha=0.0)", "above 0"),
         ("spectral(every=0)", "at least 1; got 0"),
         ("spectral(least=9)", "1 to most (8); got 9"),
-        ("spectral(quantile=2.0)", "0 to 1"),
+        ("spectral(quantile=2.0)", "at least 0 and at most 1"),
         ("drop_muon(buckets=0)", "at least 1; got 0"),
     ],
 )

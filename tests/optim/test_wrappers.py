@@ -287,8 +287,8 @@ def test_an_embedding_is_a_linear_layer_of_one_hot_inputs():
         ("heavy_tail(every=0)", "every: expected at least 1; got 0"),
         ("heavy_tail(estimator='hil')", "'hill'"),
         ("normalize_and_project(every=0)", "at least 1; got 0"),
-        ("importance_sparse(share=0.0)", "a fraction above 0"),
-        ("tract(damping=0.0)", "positive"),
+        ("importance_sparse(share=0.0)", "above 0 and at most 1"),
+        ("tract(damping=0.0)", "above 0"),
         ("lisa(inner='adam')", "unknown optimizers 'adam'"),
     ],
 )

@@ -1,5 +1,7 @@
 """Optimizers around another: which layers it moves, and how far."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import optax
 
 from reslab.core import registry
+from reslab.core.bounds import bounded
 from reslab.core.layout import Layout
 from reslab.core.precision import scaled
 from reslab.core.trees import map_named, named_leaves
@@ -17,12 +20,70 @@ from reslab.optim.base.leaves import Layouts, map_leaves, resolve
 Wrap = Callable[..., optax.GradientTransformationExtraArgs]
 
 
+def wrapper(
+    inner: registry.Spec, *, cuts: Callable[..., Any] | None = None
+) -> Callable[[Wrap], Wrap]:
+    """Makes an optimizer of a function that wraps one.
+
+    The function takes the transformation inside, `layouts`, if it wants the length of
+    the run `steps`, and its options. The optimizer takes `learning_rate`,
+    `weight_decay`, `layouts`, `inner`, which is the spec of an optimizer, and the
+    options, which are checked against their bounds. Around all groups of parameters
+    together the function is called by itself: it is the optimizer's `wrap`.
+
+    Args:
+      inner: Default of the spec.
+      cuts: Called with the depth, the length of the run and the options, returns the
+        depths at which the backward pass may stop; None lets it reach the end.
+    """
+
+    def decorate(wrap: Wrap) -> Wrap:
+        wrap = bounded(wrap)
+        _, *own = inspect.signature(wrap).parameters.values()
+        takes_steps = any(one.name == "steps" for one in own)
+
+        @functools.wraps(wrap)
+        def build(
+            learning_rate: optax.ScalarOrSchedule,
+            weight_decay: float = 0.0,
+            layouts: Layouts = None,
+            inner: registry.Spec = inner,
+            *,
+            steps: int = 1,
+            **options: Any,
+        ) -> optax.GradientTransformationExtraArgs:
+            made = registry.make(
+                "optimizers",
+                inner,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                layouts=layouts,
+                steps=steps,
+            )
+            if takes_steps:
+                options["steps"] = steps
+            return wrap(made, layouts=layouts, **options)
+
+        *given, _ = inspect.signature(build, follow_wrapped=False).parameters.values()
+        names = {one.name for one in given}
+        options = [one for one in own if one.name not in names]
+        signature = inspect.signature(wrap).replace(parameters=[*given, *options])
+        made: Any = build
+        made.__signature__ = signature
+        made.__annotations__ = {
+            one.name: one.annotation for one in signature.parameters.values()
+        }
+        made.wrap, made.cuts = wrap, cuts
+        return made
+
+    return decorate
+
+
 def unwrapped(method: registry.Spec) -> tuple[registry.Spec, list[Any]]:
     """Takes the wrappers off a method.
 
-    A wrapper is a method whose module has `wrap(inner, *, layouts, steps, **options)`;
-    its argument `inner` is the spec of the method inside. It goes around all groups
-    of parameters together.
+    A wrapper is an optimizer made by `wrapper`. It goes around all groups of
+    parameters together.
 
     Args:
       method: The spec of a method.
@@ -32,61 +93,43 @@ def unwrapped(method: registry.Spec) -> tuple[registry.Spec, list[Any]]:
       given its `layouts` and `steps`, the innermost first.
     """
     wraps: list[Any] = []
-    while isinstance(method, str):
+    while (found := _wrapper_of(method)) is not None:
         registry.factory("optimizers", method)  # Checks names and types of arguments.
-        parsed = registry.parse(method)
-        module = registry.module("optimizers", parsed.name)
-        if not hasattr(module, "wrap"):
-            break
-        options = dict(parsed.arguments)
-        inner = registry.arguments(module.build)["inner"].default
-        method = options.pop("inner", inner)
-        wraps.insert(0, _with_options(module.wrap, options))
+        build, options, method = found
+        wraps.insert(0, _with_options(build.wrap, options))
     return method, wraps
 
 
+def _wrapper_of(method: registry.Spec) -> tuple[Any, dict[str, Any], Any] | None:
+    """The wrapper that a spec names, its options and the spec inside; None if none."""
+    if not isinstance(method, str):
+        return None
+    parsed = registry.parse(method)
+    build = registry.module("optimizers", parsed.name).build
+    if not hasattr(build, "wrap"):
+        return None
+    options = dict(parsed.arguments)
+    default = registry.arguments(build)["inner"].default
+    return build, options, options.pop("inner", default)
+
+
 def _with_options(wrap: Wrap, options: Mapping[str, Any]) -> Any:
-    return lambda inner, layouts, steps: wrap(
-        inner, layouts=layouts, steps=steps, **options
-    )
+    takes_steps = "steps" in inspect.signature(wrap).parameters
+
+    def around(inner: Any, layouts: Layouts, steps: int) -> Any:
+        given = {"steps": steps} if takes_steps else {}
+        return wrap(inner, layouts=layouts, **given, **options)
+
+    return around
 
 
 def cuts_of(method: registry.Spec, depth: int, steps: int) -> Any:
-    """Returns the depths at which a method stops the backward pass, or None.
-
-    A wrapper that does has `cuts(depth, steps, **options)`.
-    """
-    while isinstance(method, str):
-        parsed = registry.parse(method)
-        module = registry.module("optimizers", parsed.name)
-        if not hasattr(module, "wrap"):
-            return None
-        options = dict(parsed.arguments)
-        default = registry.arguments(module.build)["inner"].default
-        method = options.pop("inner", default)
-        if hasattr(module, "cuts"):
-            return module.cuts(depth, steps, **options)
+    """Returns the depths at which a method stops the backward pass, or None."""
+    while (found := _wrapper_of(method)) is not None:
+        build, options, method = found
+        if build.cuts is not None:
+            return build.cuts(depth, steps, **options)
     return None
-
-
-def inside(
-    inner: registry.Spec,
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
-    layouts: Layouts,
-    steps: int,
-) -> optax.GradientTransformationExtraArgs:
-    """The optimizer that a wrapper goes around, where it stands alone."""
-    return optax.with_extra_args_support(
-        registry.make(
-            "optimizers",
-            inner,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            layouts=layouts,
-            steps=steps,
-        )
-    )
 
 
 def depth_of(layouts: Layouts) -> int:

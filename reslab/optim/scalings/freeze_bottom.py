@@ -1,13 +1,16 @@
 """Freezing of the lower layers (Telly-K; Shi et al., 2023)."""
 
+from typing import Annotated
+
 import numpy as np
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
 
-def build(count: int = 1) -> Rule:
+@bounded
+def build(count: Annotated[int, Bounds(least=0)] = 1) -> Rule:
     """Freezes the embedding and the first layers.
 
     Frozen slices stay bit for bit and do not count in the clipped norm. Where all
@@ -25,10 +28,6 @@ def build(count: int = 1) -> Rule:
     Raises:
       ReslabError: If the number is negative.
     """
-    if count < 0:
-        raise ReslabError(
-            "scaling 'freeze_bottom': count", expected="at least 0", got=str(count)
-        )
 
     def rule(name: str, layout: Layout, depth: int) -> Scale:
         del name, depth

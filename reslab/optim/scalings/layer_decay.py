@@ -1,13 +1,16 @@
 """Layer-wise decay of the learning rate (Howard & Ruder, 2018)."""
 
+from typing import Annotated
+
 import numpy as np
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
 
-def build(decay: float = 0.9) -> Rule:
+@bounded
+def build(decay: Annotated[float, Bounds(above=0)] = 0.9) -> Rule:
     """Lets every layer learn slower than the one above it.
 
         factor of layer l (of L, from 1) = decay ** (L - l)
@@ -27,10 +30,6 @@ def build(decay: float = 0.9) -> Rule:
     Raises:
       ReslabError: If the factor is not positive.
     """
-    if decay <= 0:
-        raise ReslabError(
-            "scaling 'layer_decay': decay", expected="positive", got=str(decay)
-        )
 
     def rule(name: str, layout: Layout, depth: int) -> Scale:
         del name

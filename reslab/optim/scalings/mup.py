@@ -1,11 +1,18 @@
 """muP and CompleteP: learning rates that carry over from a small model."""
 
-from reslab.core.errors import ReslabError
+from typing import Annotated
+
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
 
-def build(wider: float = 1.0, deeper: float = 1.0, alpha: float = 1.0) -> Rule:
+@bounded
+def build(
+    wider: Annotated[float, Bounds(above=0)] = 1.0,
+    deeper: Annotated[float, Bounds(above=0)] = 1.0,
+    alpha: float = 1.0,
+) -> Rule:
     """Scales what was tuned on a model that was narrower and shallower.
 
         hidden matrices     lr wider^-1 deeper^(alpha - 1), decay wider
@@ -33,11 +40,6 @@ def build(wider: float = 1.0, deeper: float = 1.0, alpha: float = 1.0) -> Rule:
     Raises:
       ReslabError: If a ratio is not positive.
     """
-    for key, value in (("wider", wider), ("deeper", deeper)):
-        if value <= 0:
-            raise ReslabError(
-                f"scaling 'mup': {key}", expected="positive", got=str(value)
-            )
 
     def rule(name: str, layout: Layout, depth: int) -> Scale:
         del name, depth

@@ -1,14 +1,20 @@
 """Gradual unfreezing from the top (Howard & Ruder, 2018)."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 import numpy as np
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
 
-def build(every: int = 100, rise: int = 0) -> Rule:
+@bounded
+def build(
+    every: Annotated[int, Bounds(least=1)] = 100,
+    rise: Annotated[int, Bounds(least=0)] = 0,
+) -> Rule:
     """Starts with the head alone and lets one more layer learn at intervals.
 
     Layer l (of L, from 1) learns from step (L - l + 1) `every` on, the embedding
@@ -28,14 +34,6 @@ def build(every: int = 100, rise: int = 0) -> Rule:
     Raises:
       ReslabError: If the interval is below 1 or the rise negative.
     """
-    if every < 1:
-        raise ReslabError(
-            "scaling 'unfreeze': every", expected="at least 1", got=str(every)
-        )
-    if rise < 0:
-        raise ReslabError(
-            "scaling 'unfreeze': rise", expected="at least 0", got=str(rise)
-        )
 
     def rule(name: str, layout: Layout, depth: int) -> Scale:
         del name

@@ -54,7 +54,7 @@ CONFIG = {
         "value_residual': form: expected str",
     ),
     "odd rope": (["model.mixer=attention(heads=2,head_dim=5)"], "head_dim"),
-    "alpha": (["model.placement=mix_ln(alpha=1.5)"], "alpha: expected between 0 and 1"),
+    "alpha": (["model.placement=mix_ln(alpha=1.5)"], "alpha: expected at least 0"),
     "activation": (["model.norm=evonorm_s0"], "contains the activation"),
     "groups": (["model.norm=group(groups=5)"], "groups"),
     "norm inside": (

@@ -27,7 +27,6 @@ LONG_FUNCTIONS = {
     "ops/depth_attention/pallas_tpu.py: backward": "one kernel",
     "ops/depth_attention/pallas_tpu.py: body": "one kernel",
     "optim/soap.py: scale_by_soap": "`init` and `update` of one method",
-    "optim/spectral.py: scale_by_spectral": "`init` and `update` of one method",
 }
 # Files that use another folder's private modules.
 LISTED = {"train/probe.py": "measures probes outside of the folder that lists them"}

@@ -194,7 +194,10 @@ def test_sizes_of_updates():
         ("muon(products='float16')", "'bfloat16'"),
         ("muon(table='polar')", "unknown table 'polar'"),
         ("muon(iterations=0)", "at least 1; got 0"),
-        ("muon(iterations=1, table=((1, 2, 3), (1, 2, 3)))", "at most one row per step"),
+        (
+            "muon(iterations=1, table=((1, 2, 3), (1, 2, 3)))",
+            "at most one row per step",
+        ),
     ],
 )
 def test_mistakes(spec, words):

@@ -16,7 +16,7 @@ from reslab.core.precision import statistics_dtype
 from reslab.nn.linears._linear import LinearModule
 from reslab.nn.linears.dense import Dense
 
-_MOST_BITS = 16
+_BITS = Bounds(least=1, most=16, words="between 1 and 16 (a table has 2^bits rows)")
 
 
 @bounded
@@ -53,7 +53,7 @@ class MemoryLookup(LinearModule):
       ReslabError: If `bits` is not between 1 and 16, or does not divide the inputs.
     """
 
-    bits: Annotated[int, Bounds(least=1, most=_MOST_BITS)] = 8
+    bits: Annotated[int, _BITS] = 8
     use_projection: bool = False
 
     @nn.compact

@@ -16,6 +16,8 @@ from reslab.nn.base.norm import make_norm
 from reslab.nn.base.projection import ProjectingModule
 from reslab.ops.attention.api import attention
 
+_WINDOW = Bounds(least=0, words="at least 1, or 0 for all tokens")
+
 
 @bounded
 class Attention(ProjectingModule):
@@ -73,7 +75,7 @@ class Attention(ProjectingModule):
     kv_heads: int = 0
     is_kv_cyclic: bool = False
     head_dim: int = 0
-    window: Annotated[int, Bounds(least=0)] = 0
+    window: Annotated[int, _WINDOW] = 0
     qk_norm: str = ""
     qkv_norm: registry.Spec = ""
     softcap: float = 0.0

@@ -70,7 +70,10 @@ class UnifiedNorm(RunningNorm):
     window: Annotated[int, Bounds(least=1)] = 4
     warmup: int = 4000
     is_filtering: bool = False
-    backward_window: Annotated[int, Bounds(least=0)] = 0
+    backward_window: Annotated[
+        int,
+        Bounds(least=0, words="at least 1, or 0 to take `window`"),
+    ] = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -84,7 +84,7 @@ class AttentionResiduals(HistoryResidual):
     block_layers: int = 0
     source: str = "delta"
     routing: str = "replace"
-    window: Annotated[int, Bounds(least=0)] = 0
+    window: Annotated[int, Bounds(least=0, words="at least 1, or 0 for all")] = 0
     gate: str = ""
     use_null: bool = False
     null_bias: float = 0.0

@@ -46,7 +46,7 @@ class DeepCrossAttention(HistoryResidual):
     """
 
     version: int = 3
-    last: Annotated[int, Bounds(least=0)] = 0
+    last: Annotated[int, Bounds(least=0, words="at least 1, or 0 for all")] = 0
 
     reduces_to_plain_at_init: ClassVar[bool] = True
     reads_apart: ClassVar[bool] = True

@@ -10,8 +10,8 @@ import numpy as np
 from reslab.core.bounds import Bounds
 from reslab.nn.residuals._manifold import ManifoldConnections
 
-# 5,040 logits for every token.
-_MOST_STREAMS = 7
+# With 7 streams, 5,040 logits for every token.
+_STREAMS = Bounds(least=1, most=7)
 
 
 class ManifoldHyperConnectionsLite(ManifoldConnections):
@@ -33,14 +33,14 @@ class ManifoldHyperConnectionsLite(ManifoldConnections):
     a gain, which the projections here contain.
 
     Attributes:
-      streams: Number of streams n, of which there are n! permutations.
+      streams: Number of streams n; they have n! permutations.
       (and those of `ManifoldConnections`)
 
     Raises:
       ReslabError: If `streams` is below 1 or above 7.
     """
 
-    streams: Annotated[int, Bounds(least=1, most=_MOST_STREAMS)] = 4
+    streams: Annotated[int, _STREAMS] = 4
 
     def permutations(self) -> np.ndarray:
         """Which stream each stream becomes, (permutations, streams)."""

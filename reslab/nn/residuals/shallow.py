@@ -34,7 +34,9 @@ class ShallowResidual(nn.Module):
       ReslabError: If `group` is negative.
     """
 
-    group: Annotated[int, Bounds(least=0)] = 0
+    group: Annotated[
+        int, Bounds(least=0, words="at least 1, or 0 for all sublayers")
+    ] = 0
 
     reduces_to_plain_at_init: ClassVar[bool] = False
 

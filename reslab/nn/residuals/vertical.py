@@ -37,7 +37,9 @@ class VerticalAttention(LayerHistory):
       ReslabError: If `head_dim` is negative.
     """
 
-    head_dim: Annotated[int, Bounds(least=0)] = 0
+    head_dim: Annotated[
+        int, Bounds(least=0, words="at least 1, or 0 for an eighth of the width")
+    ] = 0
     epsilon: float = 1e-6
 
     reduces_to_plain_at_init: ClassVar[bool] = True

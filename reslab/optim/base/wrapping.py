@@ -29,7 +29,7 @@ def wrapper(
     the run `steps`, and its options. The optimizer takes `learning_rate`,
     `weight_decay`, `layouts`, `inner`, which is the spec of an optimizer, and the
     options, which are checked against their bounds. Around all groups of parameters
-    together the function is called by itself: it is the optimizer's `wrap`.
+    together the function, the optimizer's `wrap`, is called alone.
 
     Args:
       inner: Default of the spec.

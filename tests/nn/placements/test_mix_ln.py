@@ -50,7 +50,7 @@ def test_a_pattern_of_mixers_goes_across_the_border(small_variables):
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5])
 def test_alpha_is_a_share(alpha):
-    with pytest.raises(ReslabError, match="alpha: expected between 0 and 1"):
+    with pytest.raises(ReslabError, match="alpha: expected at least 0 and at most 1"):
         kinds(alpha, 4)
 
 

@@ -11,6 +11,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import contextlib
+import gc
 import pathlib
 
 import jax
@@ -19,10 +20,12 @@ import pytest
 
 from reslab.parallel.aot.program import without_cache
 
-# The newer emitters of fused loops take more than twice as long to compile. Flags are
-# read once, here: libtpu reads them later, and ends at one that it does not know.
+# Newer emitters of fused loops take more than twice as long to compile, and programs in
+# several parts a third longer. Flags are read once, here: libtpu reads them later,
+# and ends at one that it does not know.
 FLAGS = os.environ["XLA_FLAGS"]
-os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_cpu_use_fusion_emitters=false"
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {QUICK}"
 jax.devices()
 os.environ["XLA_FLAGS"] = FLAGS
 
@@ -30,6 +33,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+def pytest_collection_finish():
+    # Tracing makes many objects that live on: looking for garbage takes a tenth of it.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_addoption(parser):

@@ -123,7 +123,20 @@ def parse(spec: str) -> Parsed:
     >>> parse("dyt(alpha=0.8)").arguments
     {'alpha': 0.8}
     """
+    try:
+        return _parsed(spec)
+    except TypeError:  # Neither a text nor hashable.
+        raise _malformed(spec) from None
+
+
+def _malformed(spec: Any) -> ReslabError:
     form = "name or name(key=literal, ...)"
+    return ReslabError("malformed spec", expected=form, got=repr(spec))
+
+
+# A model asks for the same few specs once for every part and trace.
+@functools.lru_cache(maxsize=1024, typed=True)
+def _parsed(spec: str) -> Parsed:
     try:
         if len(spec) > LONGEST:
             raise ValueError(f"{len(spec):,} characters")
@@ -141,7 +154,7 @@ def parse(spec: str) -> Parsed:
         *(SyntaxError, ValueError, TypeError, AttributeError),
         *(MemoryError, RecursionError),
     ):
-        raise ReslabError("malformed spec", expected=form, got=repr(spec)) from None
+        raise _malformed(spec) from None
 
 
 @functools.cache
@@ -258,7 +271,7 @@ def _takes_specs(name: str, argument: str) -> bool:
 
 def arguments(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword arguments that a variant takes, in order."""
-    parameters = inspect.signature(build).parameters
+    parameters = _parameters(build)
     # A Linen module takes both beside its own fields.
     linen = {"parent", "name"}
     hidden = linen if linen <= parameters.keys() else set()
@@ -362,18 +375,40 @@ def _call(
 
 def _accepted(build: Callable[..., Any], context: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a context that a variant takes."""
-    parameters = inspect.signature(build).parameters
+    parameters = _parameters(build)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return dict(context)
     return {key: value for key, value in context.items() if key in parameters}
 
 
-def _hints(build: Callable[..., Any]) -> dict[str, Any]:
+def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Reads a signature; those of classes and functions are kept."""
+    if isinstance(build, type | types.FunctionType):
+        return _kept_parameters(build)
+    return inspect.signature(build).parameters
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(build).parameters
+
+
+def _hints(build: Callable[..., Any]) -> Mapping[str, Any]:
+    """Reads annotations; those of classes and functions are kept."""
     target = build.func if isinstance(build, functools.partial) else build
+    if isinstance(target, type | types.FunctionType):
+        return _kept_hints(target)
+    return _read_hints(target)
+
+
+def _read_hints(target: Any) -> Mapping[str, Any]:
     try:
         return typing.get_type_hints(target)
     except (NameError, TypeError):
         return {}
+
+
+_kept_hints = functools.lru_cache(maxsize=1024)(_read_hints)
 
 
 def _is_callable(hint: Any) -> bool:

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import gc
 import itertools
 import multiprocessing
 import os
@@ -41,6 +42,20 @@ SMALL = {
     "eval.batch": 8,
     "probes.every": 0,
 }
+# Modules that every small run imports, once for all forked processes.
+PRELOADED = (
+    "reslab.train.ending",
+    "reslab.train.tasks.language",
+    "reslab.nn.stacks.uniform",
+    "reslab.nn.blocks.standard",
+    "reslab.nn.mixers.attention",
+    "reslab.nn.ffns.swiglu",
+    "reslab.nn.linears.dense",
+    "reslab.nn.residuals.plain",
+    "reslab.ops.attention.api",
+    "reslab.data.sources.synthetic",
+    "grain",
+)
 # Bytes that a file may have on a disk that is full: more than the metrics, less than
 # the parameters.
 FULL = 12_000
@@ -90,7 +105,7 @@ class Workshop:
         self.directory = directory
         self.program = program
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__, "reslab.train.ending"])
+        self._context.set_forkserver_preload([__name__, *PRELOADED])
         self._kept: dict[str, pathlib.Path] = {}
         self._locks = collections.defaultdict(threading.Lock)
         self._count = itertools.count(1)
@@ -247,6 +262,8 @@ def _after_fault(logs: Sequence[pathlib.Path], ends: Sequence[float]) -> float:
 
 def _enter(devices: int, cache: pathlib.Path, log: pathlib.Path) -> Any:
     """Makes a forked process as good as a new one; before JAX is woken up."""
+    gc.freeze()  # Imported modules live as long as the process.
+    gc.set_threshold(100_000, 20, 100)
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

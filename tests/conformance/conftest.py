@@ -135,32 +135,54 @@ def assert_close():
 
 
 @pytest.fixture(scope="session")
-def assert_uses_every_parameter():
-    """Checks that each parameter receives a gradient and changes the output.
+def assert_gradient_reaches_every_parameter():
+    """Checks that each parameter receives a gradient.
 
     A parameter that a variant calls idle in some layer must receive none there.
     """
 
-    def check(function, params, gradient=None, is_idle=lambda name, layer: False):
-        evaluate = jax.jit(function)
-        before = np.asarray(evaluate(params))
-        if gradient is None:
-            weights = _weights(before.shape, before.dtype)
-            gradient = jax.jit(jax.grad(lambda p: jnp.sum(weights * function(p))))(
-                params
-            )
-        leaves, structure = jax.tree.flatten(params)
-        for index, (name, slope) in enumerate(named_leaves(gradient).items()):
+    def check(gradient, is_idle=lambda name, layer: False):
+        for name, slope in named_leaves(gradient).items():
             # Layers are stacked on axis 0; none of them may be left out.
             rows = np.asarray(slope if "/segment_" in name else slope[None])
             for layer, row in enumerate(rows):
                 is_used = np.any(row != 0)
                 wanted = not is_idle(name, layer)
                 assert is_used == wanted, f"{name}, layer {layer}: {is_used}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_every_parameter_changes():
+    """Checks that the output depends on each parameter."""
+
+    def check(function, params):
+        evaluate = jax.jit(function)
+        before = np.asarray(evaluate(params))
+        leaves, structure = jax.tree.flatten(params)
+        for index, name in enumerate(named_leaves(params)):
             moved = list(leaves)
             moved[index] = np.asarray(leaves[index] * 1.25 + 0.25, leaves[index].dtype)
             after = np.asarray(evaluate(structure.unflatten(moved)))
             assert np.any(after != before), f"{name} changes nothing"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_uses_every_parameter(
+    assert_gradient_reaches_every_parameter, assert_every_parameter_changes
+):
+    """Checks that each parameter receives a gradient and changes the output."""
+
+    def check(function, params):
+        def weighted(params):
+            y = function(params)
+            return jnp.sum(_weights(y.shape, y.dtype) * y)
+
+        assert_gradient_reaches_every_parameter(jax.jit(jax.grad(weighted))(params))
+        assert_every_parameter_changes(function, params)
 
     return check
 

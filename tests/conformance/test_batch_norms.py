@@ -165,7 +165,16 @@ def test_after_the_warmup_eight_devices_are_one(spec, x, mask, mesh, assert_clos
         assert_close(jax.jit(trained(norm))(warm, *spread), alone, 2e-5)
 
 
-@pytest.mark.parametrize("spec", ["power(warmup=1)", "unified(window=2)", "batch"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "batch",
+        *(
+            pytest.param(spec, marks=pytest.mark.conformance)
+            for spec in ("power(warmup=1)", "unified(window=2)")
+        ),
+    ],
+)
 def test_a_step_in_parts_updates_once(spec, small_model, drawn, tokens, assert_close):
     """Equal parts leave what one of them leaves."""
     twice = np.repeat(tokens[:4], 2, axis=0)

@@ -137,7 +137,8 @@ def parameters():
     known = set()
     for index, (residual, rows) in enumerate(MODELS):
         is_usual = residual not in known and len(known) % 2 == 0
-        marks = [] if is_usual else [pytest.mark.exhaustive]
+        usual, long = pytest.mark.conformance, pytest.mark.exhaustive
+        marks = [usual if is_usual else long]
         known.add(residual)
         yield pytest.param(residual, rows, marks=marks, id=f"{residual}-{index}")
 

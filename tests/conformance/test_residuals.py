@@ -167,8 +167,8 @@ def test_recomputing_changes_nothing(
     assert_close(logits_and_gradient(model, params, tokens), scanned, 1e-10)
 
 
-def test_uses_every_parameter(
-    model, params, tokens, scanned, assert_uses_every_parameter
+def test_every_parameter_receives_a_gradient(
+    model, scanned, assert_gradient_reaches_every_parameter
 ):
     _, gradient = scanned
     ends = registry.make("residuals", model.residual, depth=model.depth, sublayers=2)
@@ -179,9 +179,14 @@ def test_uses_every_parameter(
             return False
         return ends.is_idle(found[2], 2 * layer + (found[1] == "ffn"))
 
-    assert_uses_every_parameter(
-        lambda p: model.apply({"params": p}, tokens), params, gradient, is_idle
-    )
+    assert_gradient_reaches_every_parameter(gradient, is_idle)
+
+
+@pytest.mark.conformance
+def test_every_parameter_changes_the_output(
+    model, params, tokens, assert_every_parameter_changes
+):
+    assert_every_parameter_changes(lambda p: model.apply({"params": p}, tokens), params)
 
 
 def test_starts_as_plain_where_it_says_so(name, small_model, tokens):

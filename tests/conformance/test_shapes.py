@@ -82,6 +82,7 @@ def test_on_eight_devices_is_on_one(
     assert_close(together, scanned, 1e-10)
 
 
+@pytest.mark.conformance  # Every mixer and stack has the same test alone.
 def test_generates_what_the_forward_pass_says(model, params, tokens):
     prompt, steps = tokens[:2, :4], 4
     found = generate(model, {"params": params}, prompt, steps, temperature=0)

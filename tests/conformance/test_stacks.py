@@ -23,10 +23,14 @@ DESIGNS = {
         "residual": "hyper(streams=2)",
     },
 }
-CASES = [(stack, design) for stack in registry.names("stacks") for design in DESIGNS]
+CASES = [
+    pytest.param((stack, design), id=f"{stack}-{design}", marks=marks)
+    for stack in registry.names("stacks")
+    for design, marks in zip(DESIGNS, ((), pytest.mark.conformance), strict=True)
+]
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES)
 def fields(request):
     stack, design = request.param
     return {"stack": stack, **DESIGNS[design]}
@@ -90,13 +94,18 @@ def test_every_layer_starts_with_kernels_of_its_own(start):
         assert np.max(np.abs(likeness)) < 0.5, name
 
 
-def test_uses_every_parameter(
-    model, params, tokens, scanned, assert_uses_every_parameter
+def test_every_parameter_receives_a_gradient(
+    scanned, assert_gradient_reaches_every_parameter
 ):
     _, gradient = scanned
-    assert_uses_every_parameter(
-        lambda p: model.apply({"params": p}, tokens), params, gradient
-    )
+    assert_gradient_reaches_every_parameter(gradient)
+
+
+@pytest.mark.conformance
+def test_every_parameter_changes_the_output(
+    model, params, tokens, assert_every_parameter_changes
+):
+    assert_every_parameter_changes(lambda p: model.apply({"params": p}, tokens), params)
 
 
 def test_whole_is_prefill_and_one_token_at_a_time(model, params, tokens):

@@ -50,6 +50,9 @@ DESIGNS = {
 }
 
 
+FORMS = [False, pytest.param(True, marks=pytest.mark.conformance)]
+
+
 @pytest.fixture(params=DESIGNS)
 def design(request):
     return DESIGNS[request.param]
@@ -63,7 +66,7 @@ def make(fields, is_unrolled):
     return model, unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
 
 
-@pytest.mark.parametrize("is_unrolled", [False, True])
+@pytest.mark.parametrize("is_unrolled", FORMS)
 def test_forward(design, is_unrolled):
     model, variables = make(design, is_unrolled)
 
@@ -74,7 +77,7 @@ def test_forward(design, is_unrolled):
     assert count_flops(losses, variables, TOKENS) == said
 
 
-@pytest.mark.parametrize("is_unrolled", [False, True])
+@pytest.mark.parametrize("is_unrolled", FORMS)
 def test_training(design, is_unrolled):
     model, variables = make(design, is_unrolled)
 

@@ -121,8 +121,8 @@ def test_kernels_that_cannot_be_are_refused_first(kernels, message):
     "slice_name, devices",
     [
         ("v5e:4x4", 16),
-        ("v6e:4x4", 16),
-        ("v5p:4x4x4", 64),
+        pytest.param("v6e:4x4", 16, marks=pytest.mark.conformance),
+        pytest.param("v5p:4x4x4", 64, marks=pytest.mark.conformance),
     ],
 )
 def test_a_sharded_training_step_compiles_with_kernels(slice_name, devices):

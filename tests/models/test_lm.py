@@ -219,7 +219,20 @@ def test_loss_on_eight_devices_is_that_on_one(training, shape):
         )
 
 
-@pytest.mark.slow
+def test_a_step_is_as_long_at_any_depth():
+    def length(depth):
+        model = make(depth=depth)
+        shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+
+        def loss(variables):
+            return jnp.mean(model.apply(variables, TOKENS, TARGETS, method="losses")[0])
+
+        return len(str(jax.make_jaxpr(jax.grad(loss))(shapes)).splitlines())
+
+    assert length(48) <= 1.01 * length(12)
+
+
+@pytest.mark.conformance
 @pytest.mark.optimized
 def test_compiling_does_not_grow_with_depth():
     def seconds(depth):

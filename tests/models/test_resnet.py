@@ -92,7 +92,9 @@ def test_statistics_are_those_of_all_devices(images):
 class TestReversible:
     """The blocks that are undone, against the same ones that keep everything."""
 
-    @pytest.mark.parametrize("norm", ["batch", "evonorm_s0"])
+    @pytest.mark.parametrize(
+        "norm", ["batch", pytest.param("evonorm_s0", marks=pytest.mark.conformance)]
+    )
     def test_gradients_and_statistics_are_those_of_keeping(self, norm, x64):
         fields = {"norm": norm, "dtype": jnp.float64, "param_dtype": jnp.float64}
         blocks = ReversibleBottlenecks(depth=3, **fields)

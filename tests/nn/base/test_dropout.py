@@ -51,7 +51,16 @@ def test_it_is_off_in_evaluation_and_differs_by_key(fields, variables, tokens):
     assert np.any(one != other)
 
 
-@pytest.mark.parametrize("residual", ["plain", "hyper(streams=2)", "attnres"])
+@pytest.mark.parametrize(
+    "residual",
+    [
+        "plain",
+        *(
+            pytest.param(name, marks=pytest.mark.conformance)
+            for name in ("hyper(streams=2)", "attnres")
+        ),
+    ],
+)
 def test_scanned_and_recomputed_draw_the_same(residual, tokens):
     fields = {"mixer": DROPPING, "residual": residual, **RATES}
     params = unbox(make(**fields).init(jax.random.key(0), tokens))["params"]

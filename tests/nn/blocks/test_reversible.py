@@ -46,7 +46,9 @@ def gradient(model, params, tokens=TOKENS, **keywords):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"is_unrolled": True, "placement": "peri"},
+        pytest.param(
+            {"is_unrolled": True, "placement": "peri"}, marks=pytest.mark.conformance
+        ),
         {"stack": "looped(loops=2)", "depth": 2, "placement": "ln_scaling"},
         # The first period writes, so it is kept; the others read what it wrote.
         {

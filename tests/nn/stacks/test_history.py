@@ -62,6 +62,7 @@ def test_float32_gradients_are_those_of_the_list():
     assert_close(rolled, listed, 2e-6)
 
 
+@pytest.mark.conformance  # Three forms; float32 in every run.
 def test_mixed_layers_are_those_of_a_carried_history(x64):
     model = make(**MIXED)
     params = drawn(model)
@@ -71,7 +72,10 @@ def test_mixed_layers_are_those_of_a_carried_history(x64):
         assert_close(gradient(other, params, jnp.float64), wanted, 1e-10)
 
 
-@pytest.mark.parametrize("stack", ["uniform", "looped(loops=2)"])
+@pytest.mark.parametrize(
+    "stack",
+    ["uniform", pytest.param("looped(loops=2)", marks=pytest.mark.conformance)],
+)
 def test_what_layers_add_to_the_loss_has_a_gradient(x64, stack):
     fields = {"residual": "attnres(block=3, entropy_bonus=0.7)", "stack": stack}
     params = jax.tree.map(np.asarray, drawn(make(**fields)))

@@ -15,17 +15,20 @@ HISTORIES = [
     for name in registry.names("residuals")
     if getattr(registry.module("residuals", name).build, "is_history", False)
 ]
-# Every history and every memory in a usual run, all pairs of them in a long one.
-USUAL = {
-    ("dca", "shared_kv"),
-    ("elc_bert", "shared_values"),
-    ("denseformer", "shared_kv"),
-}
+# One pair in a usual run, and all of them in a long one.
+USUAL = {("elc_bert", "shared_values")}
+COMMON = {("dca", "shared_kv"), ("denseformer", "shared_kv")}
 PAIRS = [
     pytest.param(
         residual,
         path,
-        marks=[] if (residual, path) in USUAL else [pytest.mark.exhaustive],
+        marks=(
+            ()
+            if (residual, path) in USUAL
+            else pytest.mark.conformance
+            if (residual, path) in COMMON
+            else pytest.mark.exhaustive
+        ),
     )
     for residual in HISTORIES
     for path in registry.names("value_paths")

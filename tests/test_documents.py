@@ -87,22 +87,35 @@ def test_commands_run(block, tmp_path, monkeypatch, capsys):
         assert main(shortened(*command)) == 0, capsys.readouterr().err
 
 
+# Runs commands one after the other, until one fails.
+ALL_OF = """
+import json, sys
+from reslab.cli import main
+for command in json.loads(sys.argv[1]):
+    if code := main(command):
+        sys.exit(code)
+"""
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path):
-    """Every command in order, in a process of its own, as a reader would."""
+    """Every command in order, all in one process, as little else imports `lab`."""
     text = TUTORIAL.read_text().replace("seeds=(0, 1, 2)", "seeds=(0,)")
     write_files(text, tmp_path)
-    for block in blocks("bash", text):
-        for _, *command in commands(block):
-            done = subprocess.run(
-                [sys.executable, "-m", "reslab", *shortened(*command)],
-                cwd=tmp_path,
-                env=os.environ | {"XLA_FLAGS": ""},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, (command, done.stderr)
+    asked = [
+        shortened(*command)
+        for block in blocks("bash", text)
+        for _, *command in commands(block)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ALL_OF, json.dumps(asked)],
+        cwd=tmp_path,
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     page = (tmp_path / "runs" / "lab" / "report.html").read_text()
     assert "leaky" in page
     assert "KL(lens" in page

@@ -72,11 +72,21 @@ def mesh_of(devices, fsdp, tensor):
     return Mesh(grid, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
 
-@pytest.mark.parametrize("parts", [(1, 1), (2, 2)], ids=["one", "mesh"])
+@pytest.mark.parametrize(
+    "parts",
+    [pytest.param((1, 1), marks=pytest.mark.conformance), (2, 2)],
+    ids=["one", "mesh"],
+)
 @pytest.mark.parametrize(
     "name", [pytest.param("gpt2_small", marks=pytest.mark.exhaustive), "llama_8b"]
 )
-@pytest.mark.parametrize("options", [{}, {"window": 512, "softcap": 30.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.conformance),
+        {"window": 512, "softcap": 30.0},
+    ],
+)
 def test_splash_compiles(devices, parts, name, options):
     shape = SHAPES[name] | {"batch": 2}
     text = compile_gradient(mesh_of(devices, *parts), shape, **options)
@@ -87,13 +97,21 @@ def test_splash_compiles(devices, parts, name, options):
         assert collective not in text
 
 
-@pytest.mark.parametrize("head_dim", [32, 80, 128, 192, 256])
+@pytest.mark.parametrize(
+    "head_dim",
+    [
+        80,
+        256,
+        *(pytest.param(d, marks=pytest.mark.conformance) for d in (32, 128, 192)),
+    ],
+)
 def test_splash_compiles_for_every_head_size(devices, head_dim):
     shape = {"batch": 1, "length": 384, "heads": 2, "kv_heads": 1}
     mesh = mesh_of(devices, 1, 1)
     compile_gradient(mesh, shape | {"head_dim": head_dim}, "splash")
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
 def test_splash_compiles_for_other_generations(topology, name):
     shape = SHAPES["gpt2_small"] | {"batch": 1}

@@ -149,10 +149,21 @@ def steps_done(directory):
 
 
 @pytest.mark.slow
-def test_interrupted_three_times_ends_with_the_same_table(folder, environment, whole):
-    broken = folder / "broken"
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
-        process = start(folder, environment, "--out", "broken", "--jobs", "2")
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGTERM, signal.SIGKILL),
+        pytest.param(
+            (signal.SIGTERM, signal.SIGKILL, signal.SIGINT),
+            marks=pytest.mark.conformance,
+        ),
+    ],
+    ids=len,
+)
+def test_interrupted_ends_with_the_same_table(signals, folder, environment, whole):
+    broken = folder / f"broken{len(signals)}"
+    for number in signals:
+        process = start(folder, environment, "--out", broken.name, "--jobs", "2")
         goal, deadline = steps_done(broken) + 5, time.monotonic() + 200
         while steps_done(broken) < goal and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
@@ -164,7 +175,7 @@ def test_interrupted_three_times_ends_with_the_same_table(folder, environment, w
             assert "same command" in err
         # Trainers whose sweep was killed are still saving; the next one waits.
     assert not all((p / "result.json").exists() for p in broken.glob("????????????"))
-    process = start(folder, environment, "--out", "broken", "--jobs", "2")
+    process = start(folder, environment, "--out", broken.name, "--jobs", "2")
     _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     rows = [at_equal_tokens(read_results([path])) for path in (whole, broken)]

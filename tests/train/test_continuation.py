@@ -49,6 +49,7 @@ def test_goes_on_from_its_parameters_with_its_text(tmp_path, small_config, finis
     assert loop.train(config, tmp_path / "next") == result
 
 
+@pytest.mark.conformance  # The transform and its placement have tests of their own.
 def test_layer_norms_are_trained_away(tmp_path, small_config):
     """The recipe from a trained model to one that has no norm."""
     had, without, folded = (tmp_path / name for name in ("had", "without", "folded"))

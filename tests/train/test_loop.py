@@ -189,10 +189,15 @@ def one_device_losses(small_config):
 @pytest.mark.parametrize(
     "shape",
     [
-        {"data": 1, "fsdp": 8, "tensor": 1},
-        {"data": 4, "fsdp": 1, "tensor": 2},
         {"data": 2, "fsdp": 2, "tensor": 2},
         {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2},
+        *(
+            pytest.param(shape, marks=pytest.mark.conformance)
+            for shape in (
+                {"data": 1, "fsdp": 8, "tensor": 1},
+                {"data": 4, "fsdp": 1, "tensor": 2},
+            )
+        ),
     ],
     ids=lambda shape: "x".join(map(str, shape.values())),
 )

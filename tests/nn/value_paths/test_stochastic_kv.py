@@ -138,6 +138,7 @@ def test_gradients_reach_the_layer_that_was_read(params, tokens):
                 assert np.any(row != 0) == (int(layer) in is_read), layer
 
 
+@pytest.mark.conformance
 @pytest.mark.optimized
 def test_memory_grows_with_depth_and_not_with_its_square(tokens):
     def temporary(depth):

@@ -30,7 +30,8 @@ DESIGNS = {
     "unrolled": {"is_unrolled": True},
     "reversible": {"block": "reversible", "residual": "reversible"},
 }
-USUAL = ("post hyper", "looped, tiled")
+USUAL = ("post hyper",)
+COMMON = ("looped, tiled",)
 # These need a part that not every model has.
 SPECIAL = {"depth_weights", "expert_load"}
 
@@ -50,7 +51,12 @@ def look(view, *names):
 @pytest.mark.parametrize(
     "design",
     [
-        name if name in USUAL else pytest.param(name, marks=pytest.mark.exhaustive)
+        name
+        if name in USUAL
+        else pytest.param(
+            name,
+            marks=pytest.mark.conformance if name in COMMON else pytest.mark.exhaustive,
+        )
         for name in DESIGNS
     ],
 )

@@ -51,6 +51,12 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(scope="session")
+def shell():
+    """The environment of a shell, for processes on one device that compile quickly."""
+    return os.environ | {"XLA_FLAGS": QUICK}
+
+
 @pytest.fixture
 def golden():
     """Loads arrays of the authors' implementations, floats as float64."""

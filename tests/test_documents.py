@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import pathlib
 import re
 import runpy
@@ -64,6 +63,8 @@ def shortened(verb, *arguments):
             arguments = *arguments, *shlex.split(SOURCE)
     if verb == "train":
         arguments = *arguments, *shlex.split(NARROW)
+    if verb == "sweep":
+        arguments = *arguments, "--set", "model.depth=2"
     if "configs/small_124m.py" in arguments:
         small = "--set data.batch=8 --set model.depth=1 --set model.features=96"
         arguments = *arguments, *shlex.split(small)
@@ -98,7 +99,7 @@ for command in json.loads(sys.argv[1]):
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs(tmp_path):
+def test_the_tutorial_runs(tmp_path, shell):
     """Every command in order, all in one process, as little else imports `lab`."""
     text = TUTORIAL.read_text().replace("seeds=(0, 1, 2)", "seeds=(0,)")
     write_files(text, tmp_path)
@@ -110,7 +111,7 @@ def test_the_tutorial_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-c", ALL_OF, json.dumps(asked)],
         cwd=tmp_path,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=shell,
         capture_output=True,
         text=True,
         check=False,

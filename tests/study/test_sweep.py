@@ -109,10 +109,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def environment(folder):
+def environment(folder, shell):
     """What a shell would have: no fake devices; one compile cache for all."""
-    return os.environ | {
-        "XLA_FLAGS": "",
+    return shell | {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -107,7 +107,16 @@ def test_refuses_to_be_evaluated_before_it_was_trained(norm, variables, x, mask)
     check_updated({**variables, **written})
 
 
-@pytest.mark.parametrize("spec", ["power", "unified", "progressive_rep_batch"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "power",
+        *(
+            pytest.param(spec, marks=pytest.mark.conformance)
+            for spec in ("unified", "progressive_rep_batch")
+        ),
+    ],
+)
 def test_a_model_trains_the_same_in_every_form(
     spec, small_model, drawn, tokens, assert_close
 ):

@@ -24,7 +24,7 @@ RESIDUALS = [
     pytest.param("attnres", marks=exhaustive),
     pytest.param("attnres(routing='add')", marks=exhaustive),
     pytest.param("attnres(routing='add', block=2, gate='scalar')", marks=exhaustive),
-    "mudd",
+    pytest.param("mudd", marks=pytest.mark.conformance),
     pytest.param("denseformer(dilation=2)", marks=exhaustive),
     pytest.param("elc_bert(form='weighted_output')", marks=exhaustive),
     "hyper(streams=2)",

@@ -119,22 +119,27 @@ def test_passes_of_a_loop_go_on_with_the_history(x64, is_unrolled):
     assert_close(found["layers"]["body"], body, 1e-9)
 
 
+def temporaries(depth, **keywords):
+    model = make(depth=depth)
+    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))["params"]
+    tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32)
+
+    def loss(params, tokens):
+        y = model.apply({"params": params}, tokens, **keywords)
+        return jnp.sum(jnp.sin(y[0] if keywords else y))
+
+    compiled = jax.jit(jax.grad(loss)).lower(shapes, tokens).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 @pytest.mark.optimized
 def test_memory_grows_with_depth_and_not_its_square():
-    def temporaries(depth, **keywords):
-        model = make(depth=depth)
-        shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))["params"]
-        tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32)
-
-        def loss(params, tokens):
-            y = model.apply({"params": params}, tokens, **keywords)
-            return jnp.sum(jnp.sin(y[0] if keywords else y))
-
-        compiled = jax.jit(jax.grad(loss)).lower(shapes, tokens).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
     assert temporaries(24) < 2.1 * temporaries(12)
-    # What this is about: the ordinary scan keeps all sources for every layer.
+
+
+@pytest.mark.conformance
+@pytest.mark.optimized
+def test_an_ordinary_scan_keeps_all_sources_for_every_layer():
     assert temporaries(24, mutable=[TAPS]) > 4 * temporaries(24)
 
 

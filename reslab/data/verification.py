@@ -40,7 +40,7 @@ class Content:
 
 
 class Stored:
-    """A file that is read while a run goes on, and must not change meanwhile.
+    """A file that is read during a run and must not change meanwhile.
 
     Attributes:
       sha256: Digest of its bytes.
@@ -69,7 +69,7 @@ class Stored:
           StorageFailed: If the storage fails.
         """
         expected = f"the corpus that the run began with, sha256 {self.sha256[:12]}"
-        hint = "restore it; the same command goes on from the last checkpoint"
+        hint = "restore it; the same command resumes from the last checkpoint"
         with storage_errors(f"{self._path}", expected=expected, hint=hint):
             stamp = _stamp(self._path)
             if stamp == self._stamp:

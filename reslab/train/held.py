@@ -1,4 +1,4 @@
-"""Directory, record and data of a run, which stay as they are while it goes on."""
+"""Directory, record and data of a run, which must not change during the run."""
 
 import contextlib
 import pathlib
@@ -14,10 +14,10 @@ _FILES = ("config.json", "run.json", "lock")
 
 
 class Held:
-    """Checks before every save that the run could go on from it.
+    """Checks before every save that the run could resume from it.
 
-    A checkpoint without the record that names it, or trained on other data than the
-    run was begun on, is none to go on from.
+    No run resumes from a checkpoint without the record that names it, or from one that
+    was trained on other data than the run began with.
 
     Args:
       run: The run, which is locked.

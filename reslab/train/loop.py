@@ -433,8 +433,8 @@ class _Trainer:
     ) -> None:
         """Saves a step.
 
-        `unwritten` is the row of an evaluation that was stopped: whoever goes on from
-        the checkpoint evaluates first.
+        `unwritten` is the row of an evaluation that was stopped: a run that resumes
+        from the checkpoint evaluates first.
         """
         self._judge(step, metrics)
         values, _ = _by_shape(metrics)

@@ -40,10 +40,10 @@ def get_study():
             "data.length": 16,
             "data.batch": 8,
             "optim.schedule": "constant",
-            "train.steps": 800,
+            "train.steps": 600,
             "train.log_every": 20,
-            "train.eval_every": 100,
-            "train.checkpoint_every": 40,
+            "train.eval_every": 150,
+            "train.checkpoint_every": 75,
             "eval.batch": 8,
             "probes.every": 0,
         },
@@ -203,7 +203,7 @@ def test_a_run_that_fails_does_not_stop_the_others(folder, environment):
         'vary("model.placement", "pre", "post")',
         'vary("optim.learning_rate", 1e30, 1e-3)',
     ).replace('"placement=pre"', '"learning_rate=0.001"')
-    text = text.replace('"train.steps": 800', '"train.steps": 20')
+    text = text.replace('"train.steps": 600', '"train.steps": 20')
     text = text.replace(
         '"probes.every": 0',
         '"probes.every": 0, "optim.clip": 0.0, "optim.name": "sgd(momentum=0.0)"',

@@ -49,16 +49,15 @@ def training_key(module: nn.Module) -> jax.Array | None:
 
 
 @contextlib.contextmanager
-def without_randomness(module: nn.Module, where: str) -> Iterator[None]:
-    """Refuses to draw random numbers inside, where `module` has a key for them.
+def without_randomness(where: str) -> Iterator[None]:
+    """Refuses to draw random numbers inside.
 
     For loops that hand on no keys: what draws would else be evaluated, unnoticed.
 
     Args:
-      module: The module that runs the loop.
-      where: What the loop is, for the error.
+      where: What the loop is, for the error; "" refuses nothing.
     """
-    token = _forbidden.set(where if module.has_rng(DROPOUT) else "")
+    token = _forbidden.set(where)
     try:
         yield
     finally:

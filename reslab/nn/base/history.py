@@ -24,7 +24,7 @@ class History:
 
     A source is written once and read by every later sublayer. A loop over layers that
     carried all of them would keep a copy for each layer; the loops for histories (see
-    `reslab.nn.stacks._history`) keep one in all. What they ask of a residual:
+    `reslab.nn.stacks._loops.append_only`) keep one in all. What they ask of a residual:
 
     *   it changes `sources` by `write` alone, at rows that follow from the site;
     *   it reads no row that it may still write again;

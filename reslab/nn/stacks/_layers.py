@@ -1,7 +1,7 @@
 """The loop over layers that stacks are made of."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,115 +10,30 @@ import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.freezing import frozen_layers
-from reslab.core.losses import LOSSES, add_loss, total_loss
-from reslab.core.model_state import MODEL_STATE
-from reslab.core.randomness import DROPOUT, without_randomness
-from reslab.core.taps import TAPS, is_watched
+from reslab.core.randomness import DROPOUT
 from reslab.core.trees import unbox
 from reslab.core.types import Shared, State, Stream
-from reslab.nn.base.depth_memory import DEPTH_READ
-from reslab.nn.base.history import History
-from reslab.nn.stacks import _history
-from reslab.nn.stacks._reversible import reversible_scan
-
-BlockFactory = Callable[..., nn.Module]
-
-_READS = jax.checkpoint_policies.save_only_these_names(DEPTH_READ)
-
-# What the backward pass keeps of each layer instead of computing it again.
-REMAT_POLICIES: Mapping[str, Any] = {
-    "none": None,
-    "full": _READS,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _READS
-    ),
-}
-
-
-class Period(nn.Module):
-    """One period of the pattern of blocks: the body of the scan.
-
-    Attributes:
-      blocks: One factory for each layer of the period.
-    """
-
-    blocks: tuple[BlockFactory, ...]
-
-    def __call__(
-        self,
-        stream: Stream,
-        scanned: tuple[jax.Array, Any],
-        shared: Shared,
-        positions: jax.Array,
-        segments: jax.Array | None,
-    ) -> tuple[Stream, tuple[Any, Shared]]:
-        """Applies the blocks to the stream, from layer `scanned[0]` on.
-
-        Returns:
-          The stream; new states; and what the blocks were the first to leave in the
-          depth memory.
-        """
-        known = set(shared)
-        stream, states, shared = self.apply_blocks(
-            stream, scanned, shared, positions, segments
-        )
-        written = {key: value for key, value in shared.items() if key not in known}
-        return stream, (states, written)
-
-    @nn.compact
-    def apply_blocks(
-        self,
-        stream: Stream,
-        scanned: tuple[jax.Array, Any],
-        shared: Shared,
-        positions: jax.Array,
-        segments: jax.Array | None,
-    ) -> tuple[Stream, Any, Shared]:
-        """Applies the blocks; returns stream, states and depth memory."""
-        first_layer, states = scanned
-        new_states = []
-        for index, block in enumerate(self.blocks):
-            stream, shared, state = block(name=f"block_{index}")(
-                stream,
-                shared,
-                layer=first_layer + index,
-                positions=positions,
-                segments=segments,
-                state=None if states is None else states[index],
-            )
-            new_states.append(state)
-        return stream, None if states is None else tuple(new_states), shared
-
-
-class RenewingPeriod(Period):
-    """A period that changes what is in the depth memory, and so carries that along."""
-
-    def __call__(
-        self,
-        carry: tuple[Stream, Shared],
-        scanned: tuple[jax.Array, Any],
-        shared: Shared,
-        positions: jax.Array,
-        segments: jax.Array | None,
-    ) -> tuple[tuple[Stream, Shared], tuple[Any, Shared]]:
-        """Applies the blocks to the stream and the changing part of the memory."""
-        stream, changing = carry
-        known = {**shared, **changing}
-        stream, states, after = self.apply_blocks(
-            stream, scanned, known, positions, segments
-        )
-        written = {key: value for key, value in after.items() if key not in known}
-        return (stream, {key: after[key] for key in changing}), (states, written)
+from reslab.nn.stacks._loops import append_only, cut, listed, path, reversible, scan
+from reslab.nn.stacks._loops.segment import (
+    READ,
+    REMAT_POLICIES,
+    WRITTEN,
+    BlockFactory,
+    Change,
+    Period,
+    Segment,
+    unbound,
+    written,
+)
 
 
 class Layers(nn.Module):
-    """Applies `depth` layers, tiling a pattern of blocks, in few scans.
+    """Applies `depth` layers, tiling a pattern of blocks, in few loops.
 
-    The parameters of each scan are stacked on axis 0 under `segment_<i>`, in the
-    same tree whether the scan is rolled or unrolled. Where a block is the first to
-    leave something in the depth memory, its first period runs before the scan, which
-    then closes over what it left: a value written once is saved once. What later
-    layers renew is carried by the scan.
+    The parameters of each segment are stacked on axis 0 under `segment_<i>`, in the
+    same tree whatever loop applies it. Where a block is the first to leave something
+    in the depth memory, its first period is a segment of its own, and later ones close
+    over what it left: a value written once is saved once.
 
     Attributes:
       blocks: The pattern, tiled over depth. Layers may be scanned together where
@@ -127,25 +42,37 @@ class Layers(nn.Module):
       is_unrolled: Whether to lay the layers out one after the other, which runs
         faster on a CPU and compiles slower everywhere.
       remat: What the backward pass recomputes: a key of `REMAT_POLICIES`.
+      order: Numbers of the layers to apply, in order; all of them once if empty.
     """
 
     blocks: tuple[BlockFactory, ...]
     depth: int
     is_unrolled: bool = False
     remat: str = "none"
+    order: tuple[int, ...] = ()
 
-    def segments(self) -> list[tuple[tuple[BlockFactory, ...], int]]:
-        """The scans: each a period of blocks and how often it is repeated."""
+    def plan(self) -> list[tuple[tuple[BlockFactory, ...], int]]:
+        """The segments: each a period of blocks and how often it is repeated."""
         layers = [self.blocks[i % len(self.blocks)] for i in range(self.depth)]
         plan, known = [], set()
         for blocks, count in _repetitions(layers):
-            left = set().union(*(_written(block) for block in blocks))
+            left = set().union(*map(written, blocks))
             if left - known and count > 1:
                 plan.append((blocks, 1))
                 count -= 1
             plan.append((blocks, count))
             known |= left
         return plan
+
+    def applied(self) -> list[tuple[tuple[BlockFactory, ...], int]]:
+        """The same of the layers that are applied, along `order`."""
+        plan = self.plan()
+        if not self.order:
+            return plan
+        return [
+            ((plan[segment][0][block],), len(periods))
+            for segment, block, periods in path.parts(plan, self.order)
+        ]
 
     def init_state(
         self, batch: int, length: int, features: int, *, is_shared: bool = True
@@ -156,13 +83,13 @@ class Layers(nn.Module):
         depth memory.
         """
         states, known = [], set()
-        for blocks, count in self.segments():
+        for blocks, count in self.applied():
             period = []
             for block in blocks:
                 # Those who read nothing need not know what there is to be read.
                 found = {"shared": frozenset(known)} if known else {}
                 state = unbound(block).init_state(batch, length, features, **found)
-                known |= _written(block) if is_shared else set()
+                known |= written(block) if is_shared else set()
                 period.append(
                     jax.tree.map(
                         lambda a, n=count: jnp.broadcast_to(a, (n, *a.shape)), state
@@ -170,23 +97,6 @@ class Layers(nn.Module):
                 )
             states.append(tuple(period))
         return tuple(states)
-
-    def _renewed(self) -> set[str]:
-        """Names the entries of the depth memory that change after the first write."""
-        return set().union(
-            *(getattr(unbound(block), "renews_shared", ()) for block in {*self.blocks})
-        )
-
-    def _is_undone(self, blocks: Sequence[BlockFactory], shared: Shared) -> bool:
-        """Returns whether the backward pass inverts a segment instead of saving it."""
-        modules = [unbound(block) for block in blocks]
-        is_reversible = all(getattr(m, "is_reversible", False) for m in modules)
-        left = set().union(*map(_written, blocks))
-        writes = left - set(shared) or left & self._renewed()
-        # Undoing is no place for what watches a layer, or changes more than the stream.
-        is_alone = not is_watched() and set(self.variables) == {"params"}
-        is_alone = is_alone and not self.is_initializing()
-        return is_reversible and not writes and is_alone
 
     @nn.compact
     def __call__(
@@ -200,211 +110,144 @@ class Layers(nn.Module):
         """Applies every layer; returns the stream and the new state.
 
         Raises:
-          ReslabError: If `remat` names no policy.
+          ReslabError: If `remat` names no policy, or no loop can carry what the
+            layers have.
         """
         if self.remat not in REMAT_POLICIES:
             raise ReslabError(
                 f"unknown remat policy {self.remat!r}",
                 hint=nearest(self.remat, REMAT_POLICIES),
             )
-        renewed = self._renewed()
-        is_history = isinstance(stream, History) and state is None
-        if is_history and self._is_alone() and not renewed:
-            return self._over_history(stream, first_layer, positions, segments), None
-        shared: dict[str, Any] = {}
-        new_states, applied = [], 0
-        for index, (blocks, count) in enumerate(self.segments()):
-            changing = {key: shared[key] for key in sorted(renewed & set(shared))}
-            body: Any = RenewingPeriod if changing else Period
-            if self.remat != "none":
-                # Inside a rolled scan nothing can be merged across the boundary.
-                body = nn.remat(
-                    body,
-                    policy=REMAT_POLICIES[self.remat],
-                    prevent_cse=self.is_unrolled,
+        if self.is_initializing():
+            return self._create(stream, first_layer, positions, segments), state
+        found = self._segments(first_layer, positions, segments)
+        names = [f"segment_{index}" for index in range(len(found))]
+        if self.order:
+            found = [
+                dataclasses.replace(
+                    path.part(found[index], block, periods),
+                    keys=self._keys(len(periods)),
                 )
-            scan = nn.scan(
+                for index, block, periods in path.parts(self.plan(), self.order)
+            ]
+            names = [f"part_{index}" for index in range(len(found))]
+        else:
+            found = [
+                dataclasses.replace(segment, keys=self._keys(segment.count))
+                for segment in found
+            ]
+        if state is not None:
+            found = [
+                dataclasses.replace(segment, state=own)
+                for segment, own in zip(found, state, strict=True)
+            ]
+        stream, changes = self._run(found, stream)
+        for name, change in zip(names, changes, strict=True):
+            for collection, tree in change.collections.items():
+                self.put_variable(collection, name, tree)
+        if state is not None:
+            state = tuple(change.state for change in changes)
+        return stream, state
+
+    def _segments(self, first_layer, positions, documents) -> list[Segment]:
+        """Every segment, without keys and states."""
+        mutable = tuple(name for name in WRITTEN if self.is_mutable_collection(name))
+        found, applied = [], 0
+        for index, (blocks, count) in enumerate(self.plan()):
+            name = f"segment_{index}"
+            first, size = first_layer + applied, len(blocks)
+            applied += size * count
+            layers: Any = first + size * jnp.arange(count)
+            # The passes of a looped stack are not known apart, unrolled or not.
+            if self.is_unrolled and isinstance(first_layer, int):
+                layers = tuple(range(first, first + size * count, size))
+            collections = {
+                collection: unbox(self.variables[collection][name])
+                for collection in READ
+                if name in self.variables.get(collection, {})
+            }
+            found.append(
+                Segment(
+                    *(blocks, collections, {}, layers, None, positions, documents),
+                    *(mutable, self.remat, self.is_unrolled),
+                )
+            )
+        return found
+
+    def _keys(self, count: int) -> dict[str, jax.Array]:
+        """Random keys of so many periods; none where the model is evaluated."""
+        if not self.has_rng(DROPOUT):
+            return {}
+        return {DROPOUT: jax.random.split(self.make_rng(DROPOUT), count)}
+
+    def _run(
+        self, segments: Sequence[Segment], stream: Stream
+    ) -> tuple[Stream, list[Change]]:
+        """Applies segments by the loop that keeps least and carries what they have."""
+        frozen = frozen_layers()
+        if self.order:
+            stream, _, changes = path.run(segments, stream, {})
+            return stream, changes
+        if not append_only.refusal(segments, stream):
+            if frozen:
+                raise ReslabError(
+                    "a backward pass that ends at a layer",
+                    expected="a residual that is carried",
+                    got="a history of all layers",
+                    hint="residual plain, or another optimizer",
+                )
+            is_listed = not listed.refusal(segments)
+            run = listed.run if is_listed else append_only.run
+            stream, _, changes = run(segments, stream, {})
+            return stream, changes
+        shared: Shared = {}
+        changes = []
+        for segment in segments:
+            size = len(segment.blocks)
+            below = min(frozen // size, segment.count)
+            frozen -= min(frozen, size * segment.count)
+            if not reversible.refusal(segment, shared):
+                after = reversible.run(segment, stream, shared)
+            elif below:
+                after = cut.run(segment, below, stream, shared)
+            else:
+                after = scan.scan(segment, stream, shared)
+            stream, shared, change = after
+            changes.append(change)
+        return stream, changes
+
+    def _create(self, stream, first_layer, positions, documents) -> Stream:
+        """Makes the variables of every layer, in a lifted scan over each segment."""
+        shared: Shared = {}
+        applied = 0
+        for index, (blocks, count) in enumerate(self.plan()):
+
+            def body(period, carry, layer, known=frozenset(shared)):
+                stream, shared = carry
+                stream, after, _ = period(
+                    stream,
+                    shared,
+                    None,
+                    layer=layer,
+                    positions=positions,
+                    segments=documents,
+                )
+                first = {key: after[key] for key in after if key not in known}
+                return (stream, {key: after[key] for key in known}), first
+
+            create = nn.scan(
                 body,
-                variable_axes={
-                    name: 0 for name in ("params", TAPS, LOSSES, *MODEL_STATE)
-                },
+                variable_axes={name: 0 for name in {*READ, *WRITTEN}},
                 split_rngs={"params": True, DROPOUT: True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=count,
-                unroll=count if self.is_unrolled else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             layers = first_layer + applied + len(blocks) * jnp.arange(count)
-            frozen = min(max(frozen_layers() - applied, 0) // len(blocks), count)
             applied += len(blocks) * count
-            if state is None and self._is_undone(blocks, shared):
-                with without_randomness(self, "a backward pass that undoes layers"):
-                    stream = reversible_scan(
-                        blocks,
-                        unbox(self.variables["params"][f"segment_{index}"]),
-                        stream,
-                        layers,
-                        shared,
-                        positions,
-                        segments,
-                        is_unrolled=self.is_unrolled,
-                    )
-                continue
-            scanned = (layers, None if state is None else state[index])
-            fixed = {key: shared[key] for key in shared if key not in changing}
-            if frozen and not self.is_initializing():
-                inputs = stream, layers, shared, positions, segments
-                with without_randomness(self, "a backward pass that ends at a layer"):
-                    stream, written = self._cut(index, blocks, frozen, *inputs)
-                new_state = None
-            else:
-                carry, (new_state, written) = scan(blocks, name=f"segment_{index}")(
-                    (stream, changing) if changing else stream,
-                    *(scanned, fixed, positions, segments),
-                )
-                stream, changing = carry if changing else (carry, {})
-            written = jax.tree.map(lambda a: a[0], written)
-            shared = {**fixed, **changing, **written}
-            new_states.append(new_state)
-        return stream, None if state is None else tuple(new_states)
-
-    def _cut(
-        self, index, blocks, frozen, stream, layers, shared, positions, segments
-    ) -> tuple[Stream, Shared]:
-        """A scan in two: the backward pass ends where the second part begins."""
-        if self._renewed():
-            raise ReslabError(
-                "a backward pass that ends at a layer",
-                expected="a depth memory that is written once",
-                got=", ".join(sorted(self._renewed())),
-                hint="another value path, or another optimizer",
-            )
-        if set(self.variables) != {"params"}:
-            raise ReslabError(
-                "a backward pass that ends at a layer",
-                expected="layers with parameters alone",
-                got=", ".join(sorted(self.variables)),
-                hint="a norm without running statistics, or another optimizer",
-            )
-        params = self.variables["params"][f"segment_{index}"]
-        period = Period(blocks, parent=None)
-
-        def body(stream, scanned):
-            own, layer = scanned
-            stream, (_, written) = period.apply(
-                {"params": own}, stream, (layer, None), shared, positions, segments
-            )
-            return stream, written
-
-        if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            body = jax.checkpoint(body, policy=policy, prevent_cse=self.is_unrolled)
-        parts = []
-        for part in (slice(None, frozen), slice(frozen, None)):
-            scanned = jax.tree.map(lambda leaf, part=part: leaf[part], (params, layers))
-            if part.start is None:
-                stream, scanned = jax.lax.stop_gradient((stream, scanned))
-            count = scanned[1].shape[0]
-            if count:
-                unroll = count if self.is_unrolled else 1
-                stream, written = jax.lax.scan(body, stream, scanned, unroll=unroll)
-                parts.append(written)
-            if part.start is None:
-                stream, parts = jax.lax.stop_gradient((stream, parts))
-        return stream, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
-
-    def _is_alone(self) -> bool:
-        """Returns whether the layers neither create parameters nor are watched."""
-        return not self.is_initializing() and not self.is_mutable_collection(TAPS)
-
-    def _over_history(
-        self,
-        history: History,
-        first_layer: int | jax.Array,
-        positions: jax.Array,
-        segments: jax.Array | None,
-    ) -> History:
-        """Applies every layer, in the loops that keep sources once.
-
-        A rolled loop computes every period again in its backward pass, whatever
-        `remat` says. An unrolled one knows its sites, so its sources are a list.
-        """
-        if frozen_layers():
-            raise ReslabError(
-                "a backward pass that ends at a layer",
-                expected="a residual that is carried",
-                got="a history of all layers",
-                hint="residual plain, or another optimizer",
-            )
-        # The backward pass of the loops knows what is carried, not collections.
-        has_losses = self.is_mutable_collection(LOSSES)
-        if has_losses:
-            history = history.carry(**history.carried, **{LOSSES: jnp.zeros(())})
-        # The passes of a looped stack are not known apart, unrolled or not.
-        is_listed = self.is_unrolled and isinstance(first_layer, int)
-        plan, names, applied = [], [], 0
-        for index, (blocks, count) in enumerate(self.segments()):
-            names.append(f"segment_{index}")
-            own = {
-                collection: unbox(tree[names[-1]])
-                for collection, tree in self.variables.items()
-                if names[-1] in tree
-            }
-            mutable = [name for name in own if self.is_mutable_collection(name)]
-            mutable += [LOSSES] * has_losses
-            scope: Any = self.scope
-            streams = [name for name in scope.rngs if name != "params"]
-            keys = {s: jax.random.split(self.make_rng(s), count) for s in streams}
-            period = Period(blocks, parent=None)
-
-            def step(variables, history, shared, layer, period=period, mutable=mutable):
-                own, keys = variables
-                carried = dict(history.carried)
-                added = carried.pop(LOSSES, None)
-                history = history.carry(**carried)
-                (history, (_, written)), updates = period.apply(
-                    *(own, history, (layer, None), shared, positions, segments),
-                    mutable=mutable,
-                    rngs=keys,
-                )
-                if added is not None:
-                    added += total_loss(updates)
-                    history = history.carry(**history.carried, **{LOSSES: added})
-                    updates = {k: v for k, v in updates.items() if k != LOSSES}
-                return history, written, updates
-
-            if self.remat != "none" and is_listed:
-                policy = REMAT_POLICIES[self.remat]
-                step = jax.checkpoint(step, policy=policy, static_argnums=3)
-            first, size = first_layer + applied, len(blocks)
-            layers = first + size * jnp.arange(count)
-            if is_listed:
-                layers = tuple(range(first, first + size * count, size))
-            plan.append(_history.Segment(step, (own, keys), layers, count))
-            applied += size * count
-        if is_listed:
-            history, changed = _history.listed(plan, history.listed(), {})
-        else:
-            history, changed = _history.append_only_scan(plan, history, {})
-        if has_losses:
-            carried = dict(history.carried)
-            add_loss(self, "layers", carried.pop(LOSSES))
-            history = history.carry(**carried)
-        for name, updates in zip(names, changed, strict=True):
-            for collection, tree in updates.items():
-                self.put_variable(collection, name, tree)
-        return history
-
-
-@functools.lru_cache(maxsize=1024)
-def unbound(block: BlockFactory) -> Any:
-    """The block of a factory outside of any module, to read its traits."""
-    return block(parent=None)
-
-
-def _written(block: BlockFactory) -> set[str]:
-    """Names the entries that a block may write to the depth memory."""
-    return set(unbound(block).writes_shared or ())
+            period = Period(blocks, name=f"segment_{index}")
+            (stream, shared), first = create(period, (stream, shared), layers)
+            shared = {**shared, **jax.tree.map(lambda leaf: leaf[0], first)}
+        return stream
 
 
 def _repetitions(

@@ -60,7 +60,7 @@ class LoopedStack(UniformStack):
 
     def apply_layers(self, stream, state, positions, segments):
         """Applies the layers `loops` times."""
-        layers = self._layers(name="body")
+        layers = self.make_layers(name="body")
         if self.is_initializing():
             # One pass makes every parameter; how they start may depend on the
             # layer, and a loop could not tell the passes apart.

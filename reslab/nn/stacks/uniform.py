@@ -7,7 +7,8 @@ import jax
 
 from reslab.core import registry
 from reslab.core.types import Context, State
-from reslab.nn.stacks._layers import BlockFactory, Layers, unbound
+from reslab.nn.stacks._layers import Layers
+from reslab.nn.stacks._loops.segment import BlockFactory, unbound
 
 
 class UniformStack(nn.Module):
@@ -34,21 +35,22 @@ class UniformStack(nn.Module):
         """Number of times that each layer is applied."""
         return 1
 
-    def _layers(self, **keywords) -> Layers:
+    def make_layers(self, **keywords) -> Layers:
+        """The loop over the layers, for stacks that apply them otherwise."""
         return Layers(self.blocks, self.depth, self.is_unrolled, self.remat, **keywords)
 
     def init_state(
         self, batch: int, length: int, features: int, **keywords: Any
     ) -> State:
         """The state of every layer before the first token."""
-        layers = self._layers(parent=None)
+        layers = self.make_layers(parent=None)
         return layers.init_state(batch, length, features, **keywords)
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Matrix-product FLOPs per token beyond the kernels', over all layers."""
         return self.passes * sum(
             count * unbound(block).mixing_flops(length, features)
-            for blocks, count in self._layers(parent=None).segments()
+            for blocks, count in self.make_layers(parent=None).applied()
             for block in blocks
         )
 
@@ -81,7 +83,7 @@ class UniformStack(nn.Module):
 
     def apply_layers(self, stream, state, positions, segments):
         """Applies the layers once; stacks that repeat them override this."""
-        return self._layers(name="body")(stream, 0, state, positions, segments)
+        return self.make_layers(name="body")(stream, 0, state, positions, segments)
 
 
 build = UniformStack

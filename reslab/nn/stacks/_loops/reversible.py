@@ -1,47 +1,58 @@
 """The loop over layers that can be undone: it keeps the last stream alone."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.errors import ReslabError
+from reslab.core.losses import LOSSES
+from reslab.core.randomness import without_randomness
+from reslab.core.taps import is_watched
 from reslab.core.types import Shared, Stream
+from reslab.nn.stacks._loops.segment import Change, Segment, unbound
+
+_WHERE = "a backward pass that undoes layers"
 
 
-def reversible_scan(
-    blocks: Sequence[Callable[..., nn.Module]],
-    params: Any,
-    stream: Stream,
-    layers: jax.Array,
-    shared: Shared,
-    positions: jax.Array,
-    segments: jax.Array | None,
-    *,
-    is_unrolled: bool,
-) -> Stream:
-    """Applies periods of reversible blocks, as `nn.scan` would.
+def refusal(segment: Segment, shared: Shared) -> str:
+    """Names what of a segment this loop cannot carry; "" is nothing."""
+    if not all(getattr(unbound(b), "is_reversible", False) for b in segment.blocks):
+        return "blocks that cannot be undone"
+    if segment.state is not None:
+        return "states of a model that generates"
+    if segment.writes - set(shared) or segment.renews:
+        return "a depth memory that its layers write"
+    if set(segment.collections) != {"params"}:
+        return "collections beside the parameters"
+    if is_watched():
+        return "taps"
+    return ""
+
+
+def run(
+    segment: Segment, stream: Stream, shared: Shared
+) -> tuple[Stream, Shared, Change]:
+    """Applies the periods of a segment; the backward pass undoes them.
 
     The forward pass keeps its end and the parameters. The backward pass goes through
     the layers in the other order, each giving its gradients and the stream before it
     by its method `backward`. So what is kept does not grow with depth.
 
     Args:
-      blocks: Factories of the blocks of a period.
-      params: Parameters of all periods, stacked on axis 0, `block_<i>` for each.
+      segment: The segment, of which `refusal` names nothing.
       stream: The stream before the first layer.
-      layers: Index of the first layer of every period.
-      shared: Depth memory, which is only read.
-      positions: Position of each token in its document (batch, length).
-      segments: Document of each token, or None.
-      is_unrolled: Whether the layers are laid out one after the other.
+      shared: The depth memory, which is only read.
 
     Returns:
-      The stream after the last layer.
+      The stream after the last layer, the depth memory, and no change.
+
+    Raises:
+      ReslabError: If a layer draws random numbers or adds a loss.
     """
-    modules = [block(parent=None) for block in blocks]
-    unroll = layers.shape[0] if is_unrolled else 1
+    mutable = [LOSSES] if LOSSES in segment.mutable else False
+    modules = [block(parent=None) for block in segment.blocks]
+    unroll = segment.count if segment.is_unrolled else 1
 
     def run(params, stream, layers, shared, positions, segments):
         def period(stream, scanned):
@@ -54,7 +65,11 @@ def reversible_scan(
                     layer=layer + index,
                     positions=positions,
                     segments=segments,
+                    mutable=mutable,
                 )
+                if mutable:
+                    after, added = after
+                    _check_no_losses(added)
                 stream = after[0]
             return stream, None
 
@@ -93,4 +108,27 @@ def reversible_scan(
 
     undone = jax.custom_vjp(run)
     undone.defvjp(forward, backward)
-    return undone(params, stream, layers, shared, positions, segments)
+    with without_randomness(_WHERE if segment.keys else ""):
+        stream = undone(
+            segment.collections["params"],
+            stream,
+            jnp.asarray(segment.layers),
+            shared,
+            segment.positions,
+            segment.documents,
+        )
+    return stream, shared, Change({}, None)
+
+
+def _check_no_losses(added: Any) -> None:
+    if added.get(LOSSES):
+        raise ReslabError(
+            _WHERE,
+            expected="layers that add nothing to the loss",
+            got=", ".join(sorted(_names(added[LOSSES]))),
+            hint="block standard",
+        )
+
+
+def _names(tree: Any) -> set[str]:
+    return {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,4 +1,4 @@
-"""The loops over layers for histories: what was written is kept once."""
+"""The loop for histories: what was written is kept once."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,83 +8,105 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from reslab.core.losses import LOSSES, total_loss
 from reslab.core.platform import platform
-from reslab.core.types import Shared
+from reslab.core.taps import TAPS
+from reslab.core.types import Shared, Stream
 from reslab.nn.base.history import History
+from reslab.nn.stacks._loops.segment import Change, Segment
 
-# (variables, history, shared, x) -> (history, written, updates)
+# (variables, history, shared, x) -> (history, written, change)
 Step = Callable[..., tuple[History, Shared, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """Steps that differ in their variables alone.
-
-    Attributes:
-      step: Applies one of them: `step(variables, history, shared, x)` gives the
-        history, what it wrote to the depth memory, and collections that it changed.
-        It may use any array around it.
-      variables: The variables of each, stacked on axis 0.
-      xs: What else differs, stacked on axis 0.
-      count: How many there are.
-    """
-
-    step: Step
-    variables: Any
-    xs: Any
-    count: int
+def refusal(segments: Sequence[Segment], stream: Stream) -> str:
+    """Names what of the segments this loop cannot carry; "" is nothing."""
+    if not isinstance(stream, History):
+        return "a stream that every layer changes"
+    if any(segment.state is not None for segment in segments):
+        return "states of a model that generates"
+    if any(segment.renews for segment in segments):
+        return "a depth memory that later layers change"
+    if any(TAPS in segment.mutable for segment in segments):
+        return "taps, whose gradient somebody may take"
+    return ""
 
 
-def listed(
+def run(
     segments: Sequence[Segment], history: History, shared: Shared
-) -> tuple[History, list[Any]]:
-    """Lays all steps out one after the other, over a list of sources.
+) -> tuple[History, Shared, list[Change]]:
+    """Scans over all periods; the backward pass needs the last sources alone.
+
+    Every period is computed again in the backward pass, whatever `remat` says. Losses
+    ride in the history, because only what is carried there has a gradient.
 
     Args:
       segments: The segments.
-      history: A history over a tuple of sources; `xs` are then tuples, not stacked.
+      history: The history before the first period.
       shared: The depth memory.
 
     Returns:
-      The history, and the changed collections of each segment, stacked.
+      The history, the depth memory, and the change of each segment, stacked; the sum
+      of all losses is in that of the last.
     """
-    changed = []
-    for segment in segments:
-        updates = []
-        for index in range(segment.count):
-            variables = jax.tree.map(lambda a, i=index: a[i], segment.variables)
-            history, written, update = segment.step(
-                variables, history, shared, segment.xs[index]
-            )
-            shared = {**shared, **written}
-            updates.append(update)
-        changed.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates))
-    return history, changed
+    has_losses = any(LOSSES in segment.mutable for segment in segments)
+    if has_losses:
+        history = history.carry(**history.carried, **{LOSSES: jnp.zeros(())})
+    steps = [
+        _with_losses_carried(segment.step) if has_losses else segment.step
+        for segment in segments
+    ]
+    xs = [segment.xs for segment in segments]
+    history, shared, changes = append_only_scan(steps, xs, history, shared)
+    if has_losses:
+        carried = dict(history.carried)
+        total = {LOSSES: {"total": (carried.pop(LOSSES),)}}
+        history = history.carry(**carried)
+        last = changes[-1]
+        changes[-1] = last._replace(collections={**last.collections, **total})
+    return history, shared, changes
+
+
+def _with_losses_carried(step: Step) -> Step:
+    """Makes a step add its losses up in the history."""
+
+    def carrying(variables, history, shared, x):
+        carried = dict(history.carried)
+        total = carried.pop(LOSSES)
+        history, written, change = step(variables, history.carry(**carried), shared, x)
+        collections = dict(change.collections)
+        total += total_loss({LOSSES: collections.pop(LOSSES, {})})
+        history = history.carry(**history.carried, **{LOSSES: total})
+        return history, written, change._replace(collections=collections)
+
+    return carrying
 
 
 def append_only_scan(
-    segments: Sequence[Segment], history: History, shared: Shared
-) -> tuple[History, list[Any]]:
-    """Scans over all steps; the backward pass needs the last sources alone.
+    steps: Sequence[Step], xs: Sequence[Any], history: History, shared: Shared
+) -> tuple[History, Shared, list[Any]]:
+    """Scans each step over its inputs, with a backward pass of its own.
 
     Sources never change once written, so the last array of them holds what every
     step has read. The forward pass keeps that, the variables, and what is carried
     beside the sources (where a step uses it); the backward pass goes through the
     steps in the other order, computes each again and takes its gradient. Memory grows
     with the number of steps, not with its square as it does where a scan carries the
-    sources. Changed collections have no gradient.
+    sources. What steps change beside history and depth memory has no gradient.
 
     Args:
-      segments: The segments.
+      steps: Pure steps, `step(variables, history, shared, x)`; they may use any array
+        around them.
+      xs: The variables and the other inputs of each step, stacked on axis 0.
       history: The history before the first step.
       shared: The depth memory.
 
     Returns:
-      The history, and the changed collections of each segment, stacked.
+      The history, the depth memory, and what each step changed, stacked.
     """
     plans, spec = [], _shapes(shared)
-    for segment in segments:
-        plans.append(_Plan.of(segment, history, spec))
+    for step, inputs in zip(steps, xs, strict=True):
+        plans.append(_Plan.of(step, inputs, history, spec))
         spec = {**spec, **plans[-1].written}
 
     def run(variables, history, shared, xs, consts):
@@ -101,7 +123,7 @@ def append_only_scan(
             shared = {**shared, **jax.tree.map(lambda a: a[0], written)}
             changed.append(updates)
             carried.append(before)
-        return (history, changed), (shared, carried)
+        return (history, shared, changed), (shared, carried)
 
     def forward(variables, history, shared, xs, consts):
         result, kept = run(variables, history, shared, xs, consts)
@@ -109,8 +131,7 @@ def append_only_scan(
 
     def backward(saved, cotangents):
         variables, sources, shared, carried, xs, consts = saved
-        by_history, _ = cotangents
-        by_shared = jax.tree.map(jnp.zeros_like, shared)
+        by_history, by_shared, _ = cotangents
         by_variables, by_consts = [], []
         for plan, own, x, (_, used), before in reversed(
             list(zip(plans, variables, xs, consts, carried, strict=True))
@@ -182,10 +203,10 @@ def append_only_scan(
     scan = jax.custom_vjp(result_of)
     scan.defvjp(forward, backward)
     return scan(
-        [segment.variables for segment in segments],
+        [variables for variables, _ in xs],
         history,
         dict(shared),
-        [segment.xs for segment in segments],
+        [x for _, x in xs],
         [plan.consts for plan in plans],
     )
 
@@ -211,27 +232,18 @@ class _Plan:
     count: int
 
     @classmethod
-    def of(cls, segment: Segment, history: History, shared: Any) -> "_Plan":
-        first = [
-            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
-            for tree in (segment.variables, segment.xs)
-        ]
-        complete = dataclasses.replace(history, is_complete=True)
-        forward, used, _, _ = _closed(
-            segment.step, first[0], _shapes(history), shared, first[1]
+    def of(cls, step: Step, xs: Any, history: History, shared: Any) -> "_Plan":
+        variables, x = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs
         )
+        complete = dataclasses.replace(history, is_complete=True)
+        forward, used, _, _ = _closed(step, variables, _shapes(history), shared, x)
         again, used_again, (_, written, _), inputs = _closed(
-            segment.step, first[0], _shapes(complete), shared, first[1]
+            step, variables, _shapes(complete), shared, x
         )
         uses = tuple(key for key, is_used in inputs[1].carried.items() if is_used)
-        return cls(
-            forward,
-            again,
-            (used, used_again),
-            written,
-            uses=uses,
-            count=segment.count,
-        )
+        count = jax.tree.leaves(xs)[0].shape[0]
+        return cls(forward, again, (used, used_again), written, uses, count)
 
 
 def _laid_out(history: History) -> History:

@@ -61,6 +61,12 @@ def register(family: str, module: types.ModuleType) -> None:
     _parts[name] = _Part(family, name, getattr(module, "__file__", None) or name)
 
 
+def family_of(module: str) -> str | None:
+    """Returns the family that a module outside reslab was named for, or None."""
+    part = _parts.get(module)
+    return part.family if part else None
+
+
 def is_used() -> bool:
     """Returns whether any part comes from outside reslab."""
     return bool(_parts)

@@ -16,6 +16,7 @@ import inspect
 import pathlib
 import types
 import typing
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -71,6 +72,7 @@ RESERVED = frozenset(
         "logical_axis",
         "max_length",
         "param_dtype",
+        "passes",
         "remat",
         "residual",
         "role",
@@ -303,6 +305,8 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
         the variant does not have or that has the wrong type.
     """
     if callable(spec):
+        if isinstance(spec, type):
+            _classes[spec] = family
         return functools.partial(_call, spec, {})
     if not isinstance(spec, str):
         raise ReslabError(f"{family}", expected="a spec string", got=repr(spec))
@@ -339,6 +343,32 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
 def make(family: str, spec: Spec, **context: Any) -> Any:
     """Builds a variant: `factory(family, spec)(**context)`."""
     return factory(family, spec)(**context)
+
+
+def family_of(part: type) -> str | None:
+    """Returns the family of a class, or None.
+
+    A class is of the family in whose folder it or a base of it is defined, or that it
+    was named for: as a callable, or by a module of the caller's own.
+
+    >>> family_of(module("norms", "rms").build)
+    'norms'
+    """
+    for base in part.__mro__:
+        if found := _classes.get(base) or _packages.get(_package(base)):
+            return found
+        if found := extension.family_of(base.__module__):
+            return found
+    return None
+
+
+# Classes that were given as specs themselves, and the folders of the families.
+_classes: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+_packages = {package: family for family, package in FAMILIES.items()}
+
+
+def _package(part: type) -> str:
+    return part.__module__.rpartition(".")[0]
 
 
 def unbound(family: str, spec: Spec, **context: Any) -> Any:

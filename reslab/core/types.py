@@ -73,6 +73,7 @@ class Context:
 
     Attributes:
       depth: Number of layers applied, counting every pass of a loop.
+      passes: Number of times that each layer is applied.
       sites: First site of every layer applied, and one past the last; () is unknown
         (see `reslab.nn.base.sites`).
       dtype: Compute dtype.
@@ -92,6 +93,7 @@ class Context:
     """
 
     depth: int = 1
+    passes: int = 1
     sites: tuple[int, ...] = ()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -158,8 +160,7 @@ class Placement(Protocol):
     `sublayer` it is for ("mixer", "ffn", or "joint" for both in one), how many
     `sublayers` a layer has, the `layer` among all `layers` with parameters of their
     own, and the `depth` and `sites` applied. `normalizes_stream`, where a placement
-    has it, says whether it does more to the stream than to add to it. It is called
-    with `mask=`, to be handed on, where its norm needs a batch.
+    has it, says whether it does more to the stream than to add to it.
     """
 
     needs_final_norm: bool

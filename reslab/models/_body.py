@@ -105,6 +105,7 @@ class Body(nn.Module):
         sites = sites_of.of_model(self.stack, tiled(self.block), self.depth)
         context = Context(
             depth=len(sites) - 1,
+            passes=(len(sites) - 1) // self.depth,
             sites=sites,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

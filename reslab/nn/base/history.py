@@ -63,7 +63,9 @@ class History:
         return len(self.sources)
 
     def listed(self) -> "History":
-        """The same with a tuple of sources; only the first is written yet."""
+        """The same with a tuple of sources, of which the first alone was written."""
+        if isinstance(self.sources, tuple):
+            return self
         return dataclasses.replace(self, sources=(self.sources[0],))
 
     def carry(self, **carried: jax.Array) -> "History":

@@ -11,7 +11,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.types import Branch, Context, Shared, State, Stream
 from reslab.nn.base import sites
 from reslab.nn.base.dropout import dropout
-from reslab.nn.base.norm import mask_for
+from reslab.nn.base.place import Place, telling
 
 
 class Sublayer(NamedTuple):
@@ -181,13 +181,18 @@ class SublayerBlock(nn.Module):
 
     @property
     def writes_shared(self) -> Collection[str]:
-        """Names the entries that the mixer writes to the depth memory."""
-        return self.unbound_mixer.writes_shared or ()
+        """Names the entries that its parts write to the depth memory."""
+        return self._entries("writes_shared")
 
     @property
     def renews_shared(self) -> Collection[str]:
-        """Names the entries that the mixer overwrites in the depth memory."""
-        return getattr(self.unbound_mixer, "renews_shared", ())
+        """Names the entries that its parts overwrite in the depth memory."""
+        return self._entries("renews_shared")
+
+    def _entries(self, trait: str) -> Collection[str]:
+        ffn = self._part("ffn", registry.unbound)
+        parts = self.unbound_mixer, ffn
+        return [name for part in parts for name in getattr(part, trait, None) or ()]
 
     def init_state(
         self,
@@ -230,17 +235,20 @@ class SublayerBlock(nn.Module):
           The new stream, depth memory, and state.
         """
         module = self.make_mixer(name="mixer")
+        place = Place.of(layer, self.context, self.sublayers, segments, shared)
 
         def mixer(h):
-            nonlocal shared, state
-            y, shared, state = module(
-                h, positions=positions, segments=segments, shared=shared, state=state
+            nonlocal state
+            y, place.shared, state = module(
+                h,
+                positions=positions,
+                segments=segments,
+                shared=place.shared,
+                state=state,
             )
             return y
 
-        mask = mask_for(self.norm, segments)
         around = vars(self.context) | {"norm": self.norm}
-        first = sites.first_of(layer, self.context.sites, self.sublayers)
         parts = self.trained_branches(mixer)
         residuals = [
             registry.make(
@@ -255,9 +263,10 @@ class SublayerBlock(nn.Module):
             for index, part in enumerate(parts)
         ]
         if hasattr(residuals[0], "read_ahead"):
-            stream = residuals[0].read_ahead(stream, residuals[1:], site=first)
-        for index, (name, kind, branch) in enumerate(parts):
-            placement = self.make_placement(kind, name=f"{name}_placement")
-            site = first + index
-            stream = placement(stream, residuals[index], branch, site=site, **mask)
-        return stream, shared, state
+            stream = residuals[0].read_ahead(stream, residuals[1:], site=place.site)
+        with telling(place):
+            for (name, kind, branch), residual in zip(parts, residuals, strict=True):
+                placement = self.make_placement(kind, name=f"{name}_placement")
+                stream = placement(stream, residual, branch, site=place.site)
+                place.next()
+        return stream, place.shared, state

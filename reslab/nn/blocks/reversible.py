@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.types import Branch, Shared
-from reslab.nn.base import sites
 from reslab.nn.base.coupling import Coupled, undo
+from reslab.nn.base.place import Place, telling
 from reslab.nn.blocks.standard import StandardBlock
 
 
@@ -124,8 +124,11 @@ class _Branch(StandardBlock):
 
         name, kind, branch = self.trained_branches(mixer)[self.index]
         placement = self.make_placement(kind, name=f"{name}_placement")
-        first = sites.first_of(layer, self.context.sites, self.sublayers)
-        return placement(h, _only_branch, branch, site=first + self.index)
+        place = Place.of(layer, self.context, self.sublayers, segments, shared)
+        for _ in range(self.index):
+            place.next()
+        with telling(place):
+            return placement(h, _only_branch, branch, site=place.site)
 
 
 def _only_branch(stream: jax.Array, branch: Branch, *, site: Any) -> jax.Array:

@@ -1,7 +1,6 @@
 """The table that placements are rows of."""
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -58,7 +57,6 @@ class Placement(nn.Module):
         branch: Branch,
         *,
         site: int | jax.Array,
-        mask: jax.Array | None = None,
     ) -> Stream:
         """Applies `branch` at the given site and returns the new stream.
 
@@ -67,24 +65,23 @@ class Placement(nn.Module):
           residual: How it is read and written.
           branch: The sublayer.
           site: Number of the sublayer, from 0.
-          mask: Which positions count (batch, length), for norms over a batch.
         """
         wrapped = branch
         if self.normalizes_input:
-            wrapped = _compose(_each(self._input_norm(site, mask)), wrapped)
+            wrapped = _compose(_each(self._input_norm(site)), wrapped)
         if self.normalizes_output:
-            wrapped = _compose(wrapped, self._norm("output_norm", mask))
+            wrapped = _compose(wrapped, self._norm("output_norm"))
         stream = residual(stream, wrapped, site=site)
         if self.normalizes_stream:
-            stream = self._normalized_stream(stream, mask)
+            stream = self._normalized_stream(stream)
         return stream
 
-    def _input_norm(self, site: int | jax.Array, mask: jax.Array | None) -> Branch:
+    def _input_norm(self, site: int | jax.Array) -> Branch:
         """Returns the norm before the sublayer; scaling placements override it."""
         del site
-        return self._norm("input_norm", mask)
+        return self._norm("input_norm")
 
-    def _normalized_stream(self, stream: Stream, mask: jax.Array | None) -> Stream:
+    def _normalized_stream(self, stream: Stream) -> Stream:
         """Every part of the stream, normalized by one norm."""
         if len(jax.tree.leaves(stream)) > 1 and needs_batch(self.norm):
             raise ReslabError(
@@ -93,13 +90,12 @@ class Placement(nn.Module):
                 got=repr(self.norm),
                 hint="placement pre, or residual plain",
             )
-        return jax.tree.map(self._norm("stream_norm", mask), stream)
+        return jax.tree.map(self._norm("stream_norm"), stream)
 
-    def _norm(self, name: str, mask: jax.Array | None) -> Branch:
-        norm = make_norm(
+    def _norm(self, name: str) -> Branch:
+        return make_norm(
             self.norm, has_mask=True, param_dtype=self.param_dtype, name=name
         )
-        return norm if mask is None else functools.partial(norm, mask=mask)
 
 
 def _each(norm: Branch) -> Branch:

@@ -53,7 +53,6 @@ class DeepNorm(PostNorm):
         branch: Branch,
         *,
         site: int | jax.Array,
-        mask: jax.Array | None = None,
     ) -> Stream:
         """Applies `branch` to a stream that weighs alpha times as much."""
         alpha = self.alpha or sites.count(self.sites, self.depth) ** 0.25
@@ -62,7 +61,7 @@ class DeepNorm(PostNorm):
         def unweighted(h):
             return branch(scaled(h, 1 / alpha))
 
-        return super().__call__(weighted, residual, unweighted, site=site, mask=mask)
+        return super().__call__(weighted, residual, unweighted, site=site)
 
 
 build = DeepNorm

@@ -47,11 +47,10 @@ class HybridNorm(Placement):
         branch: Branch,
         *,
         site: int | jax.Array,
-        mask: jax.Array | None = None,
     ) -> Stream:
         """Applies `branch` to the stream, normalized unless it is the mixer's."""
         if self.sublayer != "mixer":
-            stream = self._normalized_stream(stream, mask)
+            stream = self._normalized_stream(stream)
         return residual(stream, branch, site=site)
 
 

@@ -45,8 +45,8 @@ class LayerNormRemoval(Placement):
 
     normalizes_input: ClassVar[bool] = True
 
-    def _input_norm(self, site: int | jax.Array, mask: jax.Array | None) -> Branch:
-        norm: Any = self._norm("input_norm", mask)
+    def _input_norm(self, site: int | jax.Array) -> Branch:
+        norm: Any = self._norm("input_norm")
         if not registry.accepts("norms", self.norm, "removed_at"):
             return norm
         layer = sites.layer_of(site, self.sites, self.sublayers)

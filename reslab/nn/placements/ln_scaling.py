@@ -40,8 +40,8 @@ class LayerNormScaling(Placement):
         """Output projections start at full size."""
         return dataclasses.replace(context, output_scale=1.0)
 
-    def _input_norm(self, site: int | jax.Array, mask: jax.Array | None) -> Branch:
-        norm = self._norm("input_norm", mask)
+    def _input_norm(self, site: int | jax.Array) -> Branch:
+        norm = self._norm("input_norm")
         layer = sites.layer_of(site, self.sites, self.sublayers) + 1
 
         def divided(h):

@@ -196,7 +196,7 @@ class Layers(nn.Module):
                     got="a history of all layers",
                     hint="residual plain, or another optimizer",
                 )
-            is_listed = not listed.refusal(segments)
+            is_listed = not listed.refusal(segments, stream)
             run = listed.run if is_listed else append_only.run
             stream, _, changes = run(segments, stream, {})
             return stream, changes

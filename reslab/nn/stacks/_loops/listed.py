@@ -10,10 +10,12 @@ from reslab.nn.base.history import History
 from reslab.nn.stacks._loops.segment import Change, Segment
 
 
-def refusal(segments: Sequence[Segment]) -> str:
+def refusal(segments: Sequence[Segment], history: History) -> str:
     """Names what of the segments this loop cannot carry; "" is nothing."""
     if not all(isinstance(segment.layers, tuple) for segment in segments):
         return "layers whose numbers are traced"
+    if not isinstance(history.sources, tuple) and segments[0].layers[0] != 0:
+        return "an array of sources, of which it is not known how many are written"
     return ""
 
 

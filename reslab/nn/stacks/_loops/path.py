@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS
@@ -92,4 +91,4 @@ def part(segment: Segment, block: int, periods: Sequence[int]) -> Segment:
             if f"block_{block}" in tree
         },
         layers=jnp.asarray(segment.layers) + block,
-    ).rows(np.asarray(periods))
+    ).rows(jnp.asarray(periods))

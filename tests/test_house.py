@@ -17,11 +17,12 @@ LONG_FILES = {
     "core/registry.py": "spec strings, from text to object",
     "ops/depth_attention/pallas_tpu.py": "one kernel, forward and backward",
     "nn/residuals/attnres.py": "two forms of one residual over the same tables",
-    "nn/stacks/_layers.py": "segments of layers and the loops over them",
 }
 LONG_FUNCTIONS = {
     "nn/mixers/attention.py: __call__": "a forward pass, from projections to output",
-    "nn/stacks/_history.py: append_only_scan": "a loop and its backward pass",
+    "nn/stacks/_loops/append_only.py: append_only_scan": (
+        "a loop and its backward pass"
+    ),
     "ops/depth_attention/mix_tpu.py: backward": "one kernel",
     "ops/depth_attention/pallas_tpu.py: forward": "one kernel",
     "ops/depth_attention/pallas_tpu.py: backward": "one kernel",

@@ -1,10 +1,13 @@
 """`reslab eval`: evaluate a run on all of its held-out text."""
 
 import argparse
+import dataclasses
 import math
+from typing import Any
 
 from reslab.commands.options import importing, place
 from reslab.commands.runs import open_run, restore
+from reslab.core import imports, registry
 from reslab.core.errors import ReslabError
 
 HELP = "evaluate a run on all of its held-out text"
@@ -14,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     importing(parser)
     parser.add_argument("run", type=place, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--stack",
+        metavar="SPEC",
+        help="another stack of the same layers, such as 'path(order=(0, 2, 1))'",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
     devices = devices if config.eval.batch % len(devices) == 0 else devices[:1]
     setup, variables = restore(options.run, config, devices)
     check_updated(variables)
+    if options.stack:
+        setup = _with_stack(setup, options.stack)
     evaluator = Evaluator(setup)
     found = evaluator(variables)
     for name, value in found.items():
@@ -40,3 +50,32 @@ def run(options: argparse.Namespace) -> int:
     for name, value in found.items():
         print(f"{name} {value:.6g}")
     return 0
+
+
+def _with_stack(setup: Any, spec: str) -> Any:
+    """Lays the layers of a setup's model out by another stack.
+
+    Raises:
+      ReslabError: If the model has no layers, or the stack has other parameters.
+    """
+    import jax
+
+    from reslab.core.trees import unbox
+
+    what = f"--stack {spec!r}"
+    if not hasattr(setup.model, "stack"):
+        raise ReslabError(what, expected="a model with a stack of layers")
+    # Named on the command line.
+    imports.allow(*registry.outside(spec))
+    model = setup.model.clone(stack=spec)
+    example = setup.task.example()
+    made = unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), *example)))
+
+    def shapes(tree):
+        return jax.tree.map(lambda leaf: leaf.shape, unbox(tree))
+
+    if shapes(made["params"]) != shapes(setup.boxed_params):
+        raise ReslabError(
+            what, expected="a stack with the parameters of the run", got="others"
+        )
+    return dataclasses.replace(setup, model=model)

@@ -149,7 +149,7 @@ def train(
         found, pinned = inherited(setup, on_writer(run.pinned))
     prober = None
     if config.probes.every and not is_finished:
-        prober = Prober(setup)  # Before anything is written: it may refuse.
+        prober = Prober(setup, is_lenient=True)
     about = describe(setup) | ({"continued_from": pinned} if pinned else {})
     is_resumed = on_writer(lambda: run.open(config, about, patience))
     with contextlib.ExitStack() as stack:

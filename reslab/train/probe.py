@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from reslab.core import registry
+from reslab.core import extension, registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import layouts
 from reslab.core.taps import TAPS
 from reslab.observe.probes import quantities
 from reslab.observe.probes._view import CannotAnswer, View
-from reslab.observe.probes._watch import watching_stream_gradient
+from reslab.observe.watch import watching_stream_gradient
 from reslab.observe.writers import jsonl
 from reslab.parallel.compiler import compiler_options
+from reslab.parallel.hosts import is_writer
 from reslab.parallel.mesh import batch_parts, make_mesh, place_on, replicated, use_mesh
 from reslab.runtime.files import write_whole
 from reslab.runtime.inside import check_links
@@ -48,12 +50,20 @@ class Prober:
     Args:
       setup: Model, optimizer and config.
       specs: Spec strings of the probes; those of the config if None.
+      is_lenient: Whether probes that the model cannot answer are left out, with a
+        line on standard error for each.
 
     Raises:
       ReslabError: If a probe is named twice, or the model cannot answer one.
     """
 
-    def __init__(self, setup: Setup, specs: Sequence[str] | None = None):
+    def __init__(
+        self,
+        setup: Setup,
+        specs: Sequence[str] | None = None,
+        *,
+        is_lenient: bool = False,
+    ):
         config = setup.config
         if setup.task.unit != "tokens":
             raise ReslabError(
@@ -69,6 +79,7 @@ class Prober:
             if name in self._probes:
                 raise ReslabError(f"probe {name!r} is named twice", got=repr(spec))
             self._probes[name] = registry.make("probes", spec)
+        self._unanswered: dict[str, ReslabError] = {}
         self._setup = setup
         self._model = setup.model.clone(is_unrolled=False)
         shared = batch_parts(setup.mesh)
@@ -89,6 +100,13 @@ class Prober:
                 for key, rows in held_out.items()
             }
             jax.eval_shape(self._all, setup.shapes, batch, held_out)
+        for error in self._unanswered.values():
+            if not is_lenient:
+                raise error
+            if is_writer():
+                print(f"warning: {error}", file=sys.stderr)
+        for name in self._unanswered:
+            del self._probes[name]
 
     def __call__(self, state: TrainState, batch: Batch) -> dict[str, Any]:
         """Evaluates probes on a state.
@@ -112,11 +130,9 @@ class Prober:
             for name, probe in self._probes.items():
                 try:
                     answers = probe(view)
-                except CannotAnswer as error:
-                    raise CannotAnswer(
-                        f"probe {name!r}: {error}",
-                        hint="leave it out of probes.names, or probes.every=0",
-                    ) from None
+                except Exception as error:
+                    self._unanswered[name] = _unanswered(name, error)
+                    continue
                 found |= {f"{name}/{key}": values for key, values in answers.items()}
             return found
 
@@ -169,6 +185,20 @@ class Prober:
             gradient=gradient,
             update=lambda gradients: apply_optimizer(setup, gradients, state, batch)[0],
         )
+
+
+def _unanswered(name: str, error: Exception) -> ReslabError:
+    """The error for a person, of a probe that gave none."""
+    if not isinstance(error, ReslabError):
+        explained = extension.explain(error)
+        first = (str(error).strip().splitlines() or [""])[0]
+        reason = explained or f"{type(error).__name__}: {first}"
+    else:
+        reason = error
+    return CannotAnswer(
+        f"probe {name!r}: {reason}",
+        hint="leave it out of probes.names, or probes.every=0",
+    )
 
 
 def inspect_run(

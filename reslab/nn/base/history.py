@@ -63,7 +63,7 @@ class History:
         return len(self.sources)
 
     def listed(self) -> "History":
-        """The same with a tuple of sources, of which the first alone was written."""
+        """The same with a tuple of sources; of an array, only the first row counts."""
         if isinstance(self.sources, tuple):
             return self
         return dataclasses.replace(self, sources=(self.sources[0],))

@@ -21,10 +21,10 @@ TOLD = ("norms", "ffns", "linears", "mixers")
 
 @dataclasses.dataclass
 class Place:
-    """What a part may ask for by naming an argument of its `__call__`.
+    """Values that a part is told if an argument of its `__call__` has their name.
 
-    Numbers may be traced: layers of one scan are one program. A part that is called
-    by itself, outside a block, is told nothing, so such arguments need defaults.
+    Numbers may be traced: layers of one scan are one program. Outside a block a part
+    is told nothing, so such arguments need defaults.
 
     Attributes:
       layer: Number of the layer among those with parameters of their own, from 0.

@@ -8,6 +8,7 @@ import jax
 
 from reslab.core.bounds import Bounds, bounded
 from reslab.core.precision import statistics_dtype
+from reslab.core.taps import editable
 from reslab.nn.base.projection import ProjectingModule
 
 
@@ -42,7 +43,7 @@ class FeedForward(ProjectingModule):
     def narrow(self, h: jax.Array, features: int) -> jax.Array:
         """Projects (batch, length, hidden) back, to write into the stream."""
         h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
-        h = self.normalize_inner(h, "mlp")
+        h = editable(self, "neurons", self.normalize_inner(h, "mlp"))
         return self.project(
             "down",
             h,

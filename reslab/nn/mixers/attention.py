@@ -11,6 +11,7 @@ from reslab.core import registry
 from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.randomness import training_key
+from reslab.core.taps import editable
 from reslab.core.types import Inputs, Shared, State
 from reslab.nn.base.norm import make_norm
 from reslab.nn.base.projection import ProjectingModule
@@ -265,6 +266,7 @@ class Attention(ProjectingModule):
         )
         if self.is_kv_cyclic:
             y = _swap_groups(y, kv_heads)
+        y = editable(self, "heads", y)
         joined = self.normalize_inner(y.reshape(*x.shape[:-1], -1), "heads")
         y = self.project(
             "output",

@@ -11,6 +11,7 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
+from reslab.core.taps import editable
 from reslab.core.types import Shared, State
 from reslab.nn.base.projection import ProjectingModule
 from reslab.nn.mixers._convolution import ShortConvolution
@@ -174,6 +175,7 @@ class GatedDelta(ProjectingModule):
             name="output_norm",
         )(y)
         y = y.astype(self.dtype) * nn.silu(heads_of("gate", value_dim))
+        y = editable(self, "heads", y)
         y = self.project(
             "output",
             y,

@@ -175,7 +175,7 @@ class Layers(nn.Module):
         return found
 
     def _keys(self, count: int) -> dict[str, jax.Array]:
-        """Random keys of so many periods; none where the model is evaluated."""
+        """Random keys, one for each period; empty while the model is evaluated."""
         if not self.has_rng(DROPOUT):
             return {}
         return {DROPOUT: jax.random.split(self.make_rng(DROPOUT), count)}

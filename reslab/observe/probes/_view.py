@@ -8,16 +8,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
-from reslab.core.trees import named_leaves
-from reslab.observe.probes._watch import (
+from reslab.observe.watch import (
+    CannotAnswer,
+    by_site,
+    tapped,
     watching_sublayers,
     without_layers,
 )
-
-
-class CannotAnswer(ReslabError):
-    """The model has no part that a probe asks about."""
 
 
 class Quantity(NamedTuple):
@@ -140,20 +137,15 @@ class View:
         """
         with watching_sublayers() as counts:
             taps = self.forward()
-        found: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
-        for path, leaf in named_leaves(taps).items():
-            # .../<module>/<name>/<index of the call>/{site, value}
-            *_, name, _, kind = path.split("/")
-            if kind == "site":
-                value = named_leaves(taps)[path.removesuffix("site") + "value"]
-                found.setdefault(name, []).append((leaf, value))
+        found = tapped(taps)
         if not {"reading", "end", "layer"} <= found.keys():
             raise CannotAnswer(
                 "the model", expected="sublayers along depth", got="none seen"
             )
         sites = [site.reshape(-1) for site, _ in found["reading"]]
-        stacked = {name: _by_site(pairs) for name, pairs in found.items()}
-        end, gain = stacked.pop("end")[0], stacked.pop("gain")[0]
+        stacked = {name: by_site(name, pairs) for name, pairs in found.items()}
+        end = stacked.pop("end")[-1]
+        gain = stacked.pop("gain", jnp.ones(1))[-1]
         return Trace(
             readings=stacked.pop("reading"),
             outputs=stacked.pop("output"),
@@ -204,15 +196,6 @@ class View:
         counted = jnp.where(is_counted, values.astype(jnp.float32), 0.0)
         total = jnp.maximum(jnp.sum(weights), 1.0)
         return jnp.sum(counted, axis=(-2, -1)) / total
-
-
-def _by_site(pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """Stacks values (loops..., *shape) in the order of their sites (loops...)."""
-    sites = jnp.concatenate([site.reshape(-1) for site, _ in pairs])
-    values = jnp.concatenate(
-        [value.reshape(-1, *value.shape[site.ndim :]) for site, value in pairs]
-    )
-    return values[jnp.argsort(sites)]
 
 
 def norms(x: jax.Array) -> jax.Array:

@@ -136,7 +136,7 @@ def test_golden_stack(golden, x64, name):
         param_dtype=jnp.float64,
     )
     stack = model.make_stack(parent=None)
-    segments = stack._layers(parent=None).segments()
+    segments = stack.make_layers(parent=None).plan()
     assert len(segments) == len(set(kinds)), "layers of a kind are scanned together"
     x = data["x"]
     positions = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])

@@ -10,7 +10,7 @@ from reslab.core.losses import LOSSES, total_loss
 from reslab.core.taps import TAPS
 from reslab.core.trees import named_leaves, unbox
 from reslab.models.lm import LanguageModel
-from reslab.observe.probes._watch import watching_stream_gradient
+from reslab.observe.watch import watching_stream_gradient
 
 TOKENS = np.random.default_rng(3).integers(0, 24, (2, 6), dtype=np.int32)
 # Two kinds of layers that do not fit the depth, and values of the first one.

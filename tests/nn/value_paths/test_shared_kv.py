@@ -102,7 +102,7 @@ def test_the_nearest_leader_is_read(tokens, drawn, form):
     leaders = (True, True, False, True, False, True, False)
     mixer = tuple(leads if leader else follows for leader in leaders)
     model = LanguageModel(vocabulary_size=13, features=16, depth=7, mixer=mixer, **form)
-    assert len(model.make_stack(parent=None)._layers(parent=None).segments()) == 4
+    assert len(model.make_stack(parent=None).make_layers(parent=None).plan()) == 4
     _, seen = jax.jit(lambda p: model.apply(p, tokens, mutable=[TAPS]))(
         {"params": drawn(model)}
     )

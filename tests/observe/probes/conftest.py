@@ -9,7 +9,7 @@ from reslab.core.taps import TAPS
 from reslab.core.trees import unbox
 from reslab.models.lm import LanguageModel
 from reslab.observe.probes._view import View
-from reslab.observe.probes._watch import watching_stream_gradient
+from reslab.observe.watch import watching_stream_gradient
 
 
 def mean_loss(model, params, tokens):

@@ -28,7 +28,7 @@ def refusal(segments: Sequence[Segment], stream: Stream) -> str:
     if any(segment.renews for segment in segments):
         return "a depth memory that later layers change"
     if any(TAPS in segment.mutable for segment in segments):
-        return "taps, whose gradient somebody may take"
+        return "taps, which may need a gradient"
     return ""
 
 
@@ -46,8 +46,8 @@ def run(
       shared: The depth memory.
 
     Returns:
-      The history, the depth memory, and the change of each segment, stacked; the sum
-      of all losses is in that of the last.
+      The history, the depth memory, and the change of each segment, stacked; the
+      change of the last segment has the sum of all losses.
     """
     has_losses = any(LOSSES in segment.mutable for segment in segments)
     if has_losses:

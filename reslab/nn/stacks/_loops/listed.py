@@ -15,7 +15,7 @@ def refusal(segments: Sequence[Segment], history: History) -> str:
     if not all(isinstance(segment.layers, tuple) for segment in segments):
         return "layers whose numbers are traced"
     if not isinstance(history.sources, tuple) and segments[0].layers[0] != 0:
-        return "an array of sources, of which it is not known how many are written"
+        return "an array of sources with an unknown number of written rows"
     return ""
 
 

@@ -40,7 +40,7 @@ def run(
     by its method `backward`. So what is kept does not grow with depth.
 
     Args:
-      segment: The segment, of which `refusal` names nothing.
+      segment: The segment; `refusal` returns "" for it.
       stream: The stream before the first layer.
       shared: The depth memory, which is only read.
 

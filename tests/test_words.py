@@ -9,7 +9,9 @@ import pytest
 import reslab
 
 ROOT = pathlib.Path(reslab.__file__).parent
-FIRST = re.compile(r"(What|Whether|Who|Where|How|Of|Those|Such|None|Nobody|That)\b")
+FIRST = re.compile(
+    r"(What|Whether|Who|Where|How|Of|Those|Such|None|Nobody|That|All|Both|By|It|Its)\b"
+)
 ANYWHERE = re.compile(
     r"\b(anew|so many|as many as|of which|that of|all else|by itself|a look"
     r"|what is left|who|whoever|nobody|no one|somebody|someone|goes? on|going on"

@@ -64,7 +64,7 @@ def _docstring_heads(path: pathlib.Path) -> tuple[str, str]:
 
 
 def list_variants(family: str | None = None) -> str:
-    """Every variant of one family or of all: name, one line, reference.
+    """Lists the variants of one family or of all: name, one line, reference.
 
     Raises:
       ReslabError: If there is no such family.
@@ -83,7 +83,7 @@ def list_variants(family: str | None = None) -> str:
 
 
 def variants_table() -> str:
-    """Every variant as a Markdown table, for docs/VARIANTS.md."""
+    """Returns all variants as a Markdown table, for docs/VARIANTS.md."""
     lines = ["| family | variants |", "|---|---|"]
     for family in registry.FAMILIES:
         listed = ", ".join(f"`{name}`" for name in registry.names(family))

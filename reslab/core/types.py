@@ -19,8 +19,8 @@ Array = jax.Array
 class Inputs(NamedTuple):
     """Separate inputs of a mixer for queries, keys and values.
 
-    A mixer that can take it says so by `takes_inputs = True`; everyone else is given
-    one array. Such a residual says so by `reads_apart = True`.
+    Mixers that accept `Inputs` set `takes_inputs = True`; all others receive one array.
+    Residuals that produce `Inputs` set `reads_apart = True`.
     """
 
     query: Array

@@ -69,7 +69,7 @@ Attack = Callable[[pathlib.Path, str], list[str]]
 
 
 def attacks() -> Iterator[tuple[str, Attack]]:
-    """Every attack with its name, those that differ most first."""
+    """Yields every attack with its name, the most different ones first."""
     fields, pairs = itertools.cycle(FIELDS), itertools.product(FIELDS, COMMANDS)
     for command in COMMANDS:
         yield _config(next(fields), command)

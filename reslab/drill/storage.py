@@ -115,7 +115,7 @@ def _came_to(run: pathlib.Path, whole: dict[str, Any]) -> bool:
 
 
 def _contents(path: pathlib.Path) -> dict[str, bytes] | bytes | None:
-    """All that is below a directory, or in a file; None if nothing is there."""
+    """Returns the contents of a directory or file, or None if it is missing."""
     if path.is_file():
         return path.read_bytes()
     if not path.is_dir():

@@ -90,7 +90,7 @@ def _jaxprs(value: Any) -> Iterator[Any]:
 
 
 def _product(equation: Any, shared: set[int]) -> int:
-    """Every element of the left side meets every free index of the right side."""
+    """Counts products: elements of the left side times free indices of the right."""
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     free = (size for axis, size in enumerate(right) if axis not in shared)
     return 2 * math.prod(left) * math.prod(free)

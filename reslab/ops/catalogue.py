@@ -208,7 +208,7 @@ OPERATIONS = tuple(_MAKERS)
 
 
 def cases(operation: str, dtype: str = "bfloat16") -> Iterator[Case]:
-    """Every case of an operation of `OPERATIONS`, the smallest shapes first."""
+    """Yields the cases of an operation of `OPERATIONS`, smallest shapes first."""
     make, shapes = _MAKERS[operation]
     for name, shape in shapes.items():
         yield make(name, shape, dtype)

@@ -56,7 +56,7 @@ def bisected_singular_values(matrix: jax.Array) -> jax.Array:
         value = -jnp.where(first < 0, -1.0, 1.0) * jnp.sqrt(jnp.sum(jnp.square(x)))
         v = x.at[index].add(-value)
         squares = jnp.sum(jnp.square(v))
-        # Of zeros there is nothing to reflect.
+        # An all-zero column needs no reflection.
         return v, jnp.where(squares > 0, 2 / squares, 0.0), value
 
     def step(k, carry):

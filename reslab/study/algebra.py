@@ -60,7 +60,7 @@ def _text(value: Any) -> str:
 
 
 def product(*sweeps: Sweep) -> Sweep:
-    """Every case of each sweep with every case of the others.
+    """Combines every case of each sweep with every case of the others.
 
     Raises:
       ReslabError: If two sweeps set the same field.

@@ -41,7 +41,7 @@ class Results:
     marks: Sequence[str] = ()
 
     def of(self, case: str) -> list[Outcome]:
-        """All runs of a case."""
+        """Returns all runs of a case."""
         return [run for run in self.runs if run.case == case]
 
     def finished(self, case: str) -> list[Outcome]:
@@ -50,7 +50,7 @@ class Results:
 
     @property
     def present(self) -> list[Outcome]:
-        """All runs that have a config."""
+        """Returns all runs that have a config."""
         return [run for run in self.runs if run.config]
 
 

@@ -147,7 +147,7 @@ def transform_run(
 
 
 def _setup(config: ConfigDict) -> Setup:
-    """On one device, wherever the run was trained: checkpoints fit any mesh."""
+    """Makes a setup on one device; checkpoints fit any mesh."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     return make_setup(config, mesh)
 

@@ -61,7 +61,7 @@ class Reader:
 
 
 def readers(leaves: Mapping[str, Any]) -> Iterator[Reader]:
-    """All kernels that read from the stream; the head comes last."""
+    """Returns all kernels that read from the stream; the head comes last."""
     for name in leaves:
         if match := _READS.match(name):
             part = match["part"]
@@ -189,7 +189,7 @@ def _add_output_biases(leaves: Leaves, part: str) -> None:
 
 
 def take(params: Any) -> Leaves:
-    """All leaves by name, in float64."""
+    """Returns all leaves by name, in float64."""
     return {
         name: np.asarray(leaf, np.float64)
         for name, leaf in named_leaves(jax.device_get(params)).items()

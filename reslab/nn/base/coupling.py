@@ -31,7 +31,7 @@ class Coupled:
 
     @classmethod
     def start(cls, x: jax.Array) -> "Coupled":
-        """Both streams are `x`."""
+        """Starts both streams with `x`."""
         wide = x.astype(statistics_dtype(x.dtype))
         return cls(wide, wide, x.dtype)
 
@@ -40,7 +40,7 @@ class Coupled:
         return self.newer.astype(self.dtype)
 
     def write(self, y: jax.Array) -> "Coupled":
-        """Adds what it has read to."""
+        """Adds the sublayer's output to the other stream."""
         newer = self.older + y.astype(self.older.dtype)
         return dataclasses.replace(self, older=self.newer, newer=newer)
 

@@ -101,7 +101,7 @@ class History:
     def before(self, row: int | jax.Array) -> "Sources":
         """The sources in the rows before `row`."""
         if isinstance(self.sources, tuple):
-            # Of no sources there would be no shape.
+            # With zero sources the output shape would be unknown.
             written = self.sources[: max(row, 1)]
             return Sources(written, jnp.arange(len(written), dtype=jnp.int32), row)
         return Sources(self.sources, jnp.arange(self.rows, dtype=jnp.int32), row)

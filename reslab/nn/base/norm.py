@@ -1,4 +1,4 @@
-"""Norms where a norm alone is meant."""
+"""Builds norms for places that accept no activation."""
 
 from collections.abc import Callable
 from typing import Any

@@ -35,8 +35,8 @@ class HourglassBlock(SublayerBlock):
         z = h . R,    z = z + ffn_i(norm_i(z)),    f(h) = z . W_down
 
     R has entries of random sign and size 1/sqrt(features), the same in every layer,
-    drawn again from `seed` where it is used: it is no parameter and nothing trains it.
-    (Signs are the same numbers however a program is compiled; normal ones are not.)
+    regenerated from `seed`; it is not a parameter. (Signs do not depend on how a
+    program is compiled; normal random numbers do.)
 
     Reference: Chen et al., 2025, https://arxiv.org/abs/2510.01796 (the lift); 2026,
     https://arxiv.org/abs/2602.06471 (the steps as a transformer's feed-forward

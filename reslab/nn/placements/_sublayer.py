@@ -82,7 +82,7 @@ class Placement(nn.Module):
         return self._norm("input_norm")
 
     def _normalized_stream(self, stream: Stream) -> Stream:
-        """Every part of the stream, normalized by one norm."""
+        """Normalizes every part of the stream by one norm."""
         if len(jax.tree.leaves(stream)) > 1 and needs_batch(self.norm):
             raise ReslabError(
                 f"{type(self).__name__} normalizes several streams by one norm",

@@ -355,7 +355,7 @@ class AttentionResiduals(HistoryResidual):
             reading, total = readings[index], logsumexp[index]
             if site is not None and 0 in self.visible:
                 sees = jnp.asarray(sites.at(self.visible, site + index)) > 0
-                # Of no sources nothing is read.
+                # Without sources the reading is zero.
                 reading, total = (
                     jnp.where(sees, reading, 0),
                     jnp.where(sees, total, -1e30),

@@ -28,7 +28,7 @@ class Reversible(nn.Module):
     reduces_to_plain_at_init: ClassVar[bool] = False
 
     def widen(self, x: jax.Array) -> Coupled:
-        """Both streams are the embeddings."""
+        """Starts both streams with the embeddings."""
         return Coupled.start(x)
 
     def __call__(

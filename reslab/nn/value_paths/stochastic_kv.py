@@ -53,7 +53,7 @@ class StochasticKeysValues(ValuePath):
 
     @property
     def renews(self) -> Collection[str]:
-        """Every layer adds its own."""
+        """Names the entry to which every layer appends."""
         return (_NAME,)
 
     @nn.compact

@@ -307,7 +307,7 @@ def _kernel(values, weights, interpret):
 
 
 def _flat(array, before, after=0):
-    """All axes between those before and those after as one."""
+    """Merges all axes between the given ones into one."""
     shape = array.shape
     return array.reshape(*shape[:before], -1, *shape[len(shape) - after :])
 

@@ -48,7 +48,7 @@ class Shape:
 
     @classmethod
     def all(cls, text: str) -> tuple["Shape", ...]:
-        """Every array in the text of a type."""
+        """Yields every array in the text of a type."""
         return tuple(
             cls(dtype, tuple(int(s) for s in re.findall(r"\d+", sizes)), layout or "")
             for dtype, sizes, layout in _SHAPE.findall(text)
@@ -120,7 +120,7 @@ class Instruction:
 
     @property
     def collective(self) -> str | None:
-        """Its kind, where it begins a collective or is one."""
+        """Returns the kind of a collective (or of its start), or None."""
         kind = self.opcode.removesuffix("-start")
         return kind if kind in COLLECTIVES else None
 

@@ -44,7 +44,7 @@ def trips(module: Module, computation: Computation, one: Instruction) -> int | N
         return value.offset + term.offset
 
     def grows(term: Term) -> int | None:
-        """By how much a term changes in a pass."""
+        """Returns the change of a term per pass, or None if unknown."""
         if term.index is None:
             return 0
         after = _term(module, step, step.instructions[update.operands[term.index]])

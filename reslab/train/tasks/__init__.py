@@ -71,7 +71,7 @@ class Task(Protocol):
         ...
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Every held-out example once, in order, of this process."""
+        """Yields every held-out example of this process once, in order."""
         ...
 
     def loss_sums(

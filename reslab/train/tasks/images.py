@@ -87,7 +87,7 @@ class ImageClassification:
         )
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Every held-out image once."""
+        """Yields every held-out image once."""
         return validation_batches(
             self.images.test, rows, jax.process_index(), jax.process_count()
         )

@@ -123,7 +123,7 @@ class Language:
         return WindowSource(corpus.train, self._config.data.length)
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Every window of the held-out documents once."""
+        """Yields every window of the held-out documents once."""
         return validation_batches(
             WindowSource(self.corpus.validation, self._config.data.length),
             rows,

@@ -63,13 +63,13 @@ def shortened(verb, *arguments):
             arguments = *arguments, *shlex.split(SOURCE)
     if verb == "train":
         arguments = *arguments, *shlex.split(NARROW)
-    if verb == "sweep":
-        arguments = *arguments, "--set", "model.depth=2"
     if "configs/small_124m.py" in arguments:
         small = "--set data.batch=8 --set model.depth=1 --set model.features=96"
         arguments = *arguments, *shlex.split(small)
-    if verb == "sweep" and not arguments[0].startswith("lab/"):
-        arguments = *arguments, "--only", "0"
+    if verb == "sweep":
+        is_own = arguments[0].startswith("lab/")
+        less = ("--set", "model.depth=2") if is_own else ("--only", "0")
+        arguments = *arguments, *less
     return [verb, *arguments]
 
 

@@ -50,8 +50,8 @@ def get_config() -> ConfigDict:
     model.dropout = number(0.0, least=0, below=1, since=0.0)
     # rate on the embedded tokens, while training
     model.embedding_dropout = number(0.0, least=0, below=1, since=0.0)
-    # "scan", "unroll", or "auto": unrolled on a CPU
-    model.layers = choice("auto", "scan", "unroll")
+    # over layers: "scan", "unroll", or "auto": unrolled on a CPU
+    model.loop = choice("auto", "scan", "unroll", was="model.layers")
     # "reference", "pallas", or "auto": where it pays
     model.kernels = choice("auto", "reference", "pallas", since="auto")
     # what backward recomputes: "none", "dots", "full"
@@ -110,11 +110,11 @@ def get_config() -> ConfigDict:
     train.writers = spec((), "writers")
 
     config.probes = probes = ConfigDict(type_safe=False)
-    # steps between looks inside; 0 is never
+    # steps between evaluations of the probes; 0 is never
     probes.every = number(100, least=0, since=0)
-    looks = ("stream", "contribution", "gradient", "update")
-    probes.names = spec(looks, "probes", since=())  # what to look at
-    # held-out sequences looked at, rounded up to the devices
+    names = ("stream", "contribution", "gradient", "update")
+    probes.names = spec(names, "probes", since=())  # probes evaluated
+    # held-out sequences they see, rounded up to the devices
     probes.batch = number(8, least=1, since=8)
 
     config.eval = evaluation = ConfigDict(type_safe=False)

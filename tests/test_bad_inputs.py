@@ -63,7 +63,8 @@ CONFIG = {
     ),
     "depth": (["model.depth=0"], "model.depth: expected at least 1"),
     "remat": (["model.remat=some"], "model.remat: unknown choice 'some'"),
-    "layers": (["model.layers=scna"], "try: 'scan'"),
+    "earlier name": (["model.layers=scan"], "try: model.loop"),
+    "loop": (["model.loop=scna"], "try: 'scan'"),
     "precision": (["precision.compute=float16"], "precision.compute"),
     "batch": (["data.batch=12"], "data.batch: expected a multiple of the 8 devices"),
     "eval batch": (["eval.batch=12"], "eval.batch: expected a multiple"),
@@ -181,7 +182,7 @@ CONFIG |= {
     "no interval": (["optim.name=soap(every=0)"], "every: expected at least 1"),
     "no spectra": (["optim.name=heavy_tail(every=0)"], "every: expected at least 1"),
     "long table": (
-        ["optim.name=muon(iterations=2,table=((1,0,0),(1,0,0),(1,0,0)))"],
+        ["optim.name=muon(ns_steps=2,ns_coeffs=((1,0,0),(1,0,0),(1,0,0)))"],
         "at most one row per step (2)",
     ),
 }

@@ -49,7 +49,7 @@ SMALL = {
     "model.features": 8,
     "model.depth": 2,
     "model.mixer": "attention(heads=1)",
-    "model.layers": "scan",
+    "model.loop": "scan",
     "model.remat": "none",
     "model.vocabulary_multiple": 8,
     "precision.compute": "float32",

@@ -115,9 +115,11 @@ def _method_of(plan: Any, kind: str) -> tuple[str, float]:
     if not isinstance(plan.method, str):
         return "a function", 1.0
     parsed = registry.parse(plan.method)
-    others = getattr(registry.module("optimizers", parsed.name), "OTHERS", None)
-    if others is None or kind == "matrix":
+    build = registry.module("optimizers", parsed.name).build
+    known = registry.arguments(build)
+    if "others" not in known or kind == "matrix":
         return plan.method, 1.0
+    others = parsed.arguments.get("others", known["others"].default)
     return f"{others} of {parsed.name}", parsed.arguments.get("others_scale", 1.0)
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -180,7 +181,9 @@ def update(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> ConfigDi
                     f"{key!r} is a group of fields",
                     hint=", ".join(k for k in known if k.startswith(key + ".")),
                 )
-            raise ReslabError(f"unknown field {key!r}", hint=_nearest_field(key, known))
+            now = [name for name, field in schema().items() if field.was == key]
+            hint = now[0] if now else _nearest_field(key, known)
+            raise ReslabError(f"unknown field {key!r}", hint=hint)
         node = config
         *path, leaf = key.split(".")
         for part in path:
@@ -267,7 +270,7 @@ def from_json(text: str | bytes, where: str, *, is_inert: bool = False) -> Confi
       ReslabError: If it is not JSON, has an unknown key, misses one, or names a module
         that has not been allowed.
     """
-    fields = parse_record(text, where)
+    fields = renamed(parse_record(text, where), where)
     config = load("base")
     added = {k: f.since for k, f in schema().items() if f.since is not ALWAYS}
     fields = added | fields
@@ -284,6 +287,20 @@ def from_json(text: str | bytes, where: str, *, is_inert: bool = False) -> Confi
     for field, module in () if is_inert else outside(dict(flatten(config))):
         imports.check_data(f"{where}: {field}", module)
     return config
+
+
+def renamed(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the fields of a recorded config by their present names.
+
+    Args:
+      fields: Values by dotted name.
+      where: Name of the record, for the warning about an earlier name.
+    """
+    names = {field.was: name for name, field in schema().items() if field.was}
+    for old in names.keys() & fields.keys():
+        told = f"{where}: field {old!r} is now {names[old]!r}"
+        warnings.warn(told, FutureWarning, stacklevel=2)
+    return {names.get(name, name): value for name, value in fields.items()}
 
 
 def differences(one: ConfigDict, other: ConfigDict) -> list[str]:

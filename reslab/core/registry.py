@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from reslab.core import extension, foreign, imports
+from reslab.core import extension, foreign, imports, renames
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.literals import LONGEST, check_plain
 
@@ -315,7 +315,10 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
     accepted = arguments(build)
     hints = _hints(build)
     written: dict[str, Any] = {}
-    for key, value in parsed.arguments.items():
+    given = parsed.arguments
+    if renamed := getattr(module(family, parsed.name), "RENAMED", None):
+        given = renames.current(f"{family} {parsed.name!r}", build, renamed, given)
+    for key, value in given.items():
         if key not in accepted:
             raise ReslabError(
                 f"{family} {parsed.name!r} has no argument {key!r}",

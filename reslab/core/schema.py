@@ -20,6 +20,7 @@ class Field:
       choices: The texts that it takes; () is any.
       bounds: Range of its numbers; None is any.
       since: The value for configs of versions that did not have the field.
+      was: Its earlier name; "" if it always had this one.
     """
 
     default: Any
@@ -28,6 +29,7 @@ class Field:
     choices: tuple[str, ...] = ()
     bounds: Bounds | None = None
     since: Any = ALWAYS
+    was: str = ""
 
 
 def spec(
@@ -37,9 +39,9 @@ def spec(
     return Field(default, family, is_tiled, since=since)
 
 
-def choice(default: str, *others: str, since: Any = ALWAYS) -> Any:
+def choice(default: str, *others: str, since: Any = ALWAYS, was: str = "") -> Any:
     """A field that takes a few words."""
-    return Field(default, choices=(default, *others), since=since)
+    return Field(default, choices=(default, *others), since=since, was=was)
 
 
 def number(

@@ -26,7 +26,7 @@ WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("model.stack", ("loop", "looped(time=2)", "looped(", "''", "None")),
     ("model.linear", ("densse", "dense(bias=1)", "1.5", "dense()x", "{}")),
     ("model.position", ("rop", "rope(base='x')", "rope(bas=1)", "2", "a.b.c")),
-    ("model.layers", ("rolled", "''", "0", "Scan", "None")),
+    ("model.loop", ("rolled", "''", "0", "Scan", "None")),
     ("model.remat", ("some", "1", "True", "all", "Full")),
     ("model.vocabulary_multiple", ("0", "-4", "x", "1.0", "None")),
     ("precision.parameters", ("float8", "f32", "32", "''", "None")),

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
-from reslab.optim import adamw
 from reslab.optim.base.leaves import (
     Layouts,
     decay_and_scale,
@@ -23,15 +23,16 @@ from reslab.optim.orthogonalization import coefficients, orthogonalize_leaves
 
 SCALES = ("moonlight", "keller", "spectral")
 DTYPES = ("bfloat16", "float32")
-# By which method parameters that are no kernels are updated.
-OTHERS = "adamw"
+# AdamW's own options are in the spec of `others`.
+ADAMW = {"b1": "others.b1", "b2": "others.b2", "epsilon": "others.epsilon"}
+RENAMED = {"momentum": "beta", "table": "ns_coeffs", "iterations": "ns_steps", **ADAMW}
 
 
 class MuonState(NamedTuple):
     """State of `scale_by_muon`.
 
     Attributes:
-      momentum: Sum of gradients, each step's worth `momentum` times the next's.
+      momentum: Sum of gradients, each step's worth `beta` times the next's.
     """
 
     momentum: Any
@@ -56,17 +57,17 @@ def size_factor(layout: Layout, shape: tuple[int, ...], scale: str) -> float:
 
 
 def scale_by_muon(
-    momentum: float = 0.95,
+    beta: float = 0.95,
     nesterov: bool = True,
     scale: str = "moonlight",
-    table: str | tuple = "keller",
-    iterations: int = 5,
+    ns_coeffs: str | tuple = "keller",
+    ns_steps: int = 5,
     products: str = "bfloat16",
     layouts: Layouts = None,
 ) -> optax.GradientTransformation:
     """Replaces gradients of kernels by orthogonalized momentum.
 
-        M <- momentum M + G;   U = momentum M + G  (nesterov)  or  M
+        M <- beta M + G;   U = beta M + G  (nesterov)  or  M
         update = size_factor * orthogonalized(U)
 
     The momentum is kept in float32 at least. Each layer, and each expert, is a
@@ -74,12 +75,12 @@ def scale_by_muon(
     devices.
 
     Args:
-      momentum: Decay of the sum of gradients.
+      beta: Decay of the sum of gradients.
       nesterov: Whether to look one step ahead.
       scale: One of `SCALES`, see `size_factor`.
-      table: "keller", "polar_express", or rows (a, b, c); see
+      ns_coeffs: "keller", "polar_express", or rows (a, b, c); see
         `reslab.optim.orthogonalization`.
-      iterations: Number of polynomials that are applied.
+      ns_steps: Number of polynomials that are applied.
       products: Dtype of the products: "bfloat16" or "float32".
       layouts: A tree of layouts like the parameters; None takes leaves of two axes,
         (inputs, outputs).
@@ -91,7 +92,7 @@ def scale_by_muon(
       ReslabError: On an unknown scale or products, or a table that is too long.
     """
     check(scale, products)
-    rows, margin = coefficients(table, iterations), table_margin(table)
+    rows, margin = coefficients(ns_coeffs, ns_steps), table_margin(ns_coeffs)
 
     def init(params):
         return MuonState(zeros(params))
@@ -99,12 +100,12 @@ def scale_by_muon(
     def update(updates, state, params=None):
         del params
         sums = map_leaves(
-            lambda _, m, g: momentum * m + wide(g), layouts, state.momentum, updates
+            lambda _, m, g: beta * m + wide(g), layouts, state.momentum, updates
         )
         ahead = sums
         if nesterov:
             ahead = map_leaves(
-                lambda _, m, g: momentum * m + wide(g), layouts, sums, updates
+                lambda _, m, g: beta * m + wide(g), layouts, sums, updates
             )
         directions = orthogonalize_leaves(
             ahead,
@@ -146,19 +147,17 @@ def product_dtype(products: str, tree: Any) -> Any:
     return max(widest, key=lambda one: one.itemsize, default=jnp.float32)
 
 
-def with_adamw(
+def with_others(
     direction: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float,
     layouts: Layouts,
     *,
     kernel_decay: float | None = None,
+    others: registry.Spec,
     others_scale: float,
-    b1: float,
-    b2: float,
-    epsilon: float,
 ) -> optax.GradientTransformationExtraArgs:
-    """Applies a direction to kernels, and AdamW to all other parameters.
+    """Applies a direction to kernels, and an optimizer to all other parameters.
 
     Args:
       direction: The transformation of kernels inside the model.
@@ -166,10 +165,8 @@ def with_adamw(
       weight_decay: Decay, multiplied by the learning rate.
       layouts: A tree of layouts like the parameters.
       kernel_decay: Decay of the kernels, where it is not `weight_decay`.
-      others_scale: Factor on AdamW's learning rate.
-      b1: AdamW's decay of the mean of gradients.
-      b2: AdamW's decay of the mean of squares.
-      epsilon: AdamW's epsilon.
+      others: Spec of the optimizer of all other parameters.
+      others_scale: Factor on its learning rate.
 
     Returns:
       The gradient transformation.
@@ -193,7 +190,13 @@ def with_adamw(
                 "kernels": optax.chain(
                     direction, decay_and_scale(learning_rate, decay)
                 ),
-                "others": adamw.build(rate, weight_decay, b1, b2, epsilon),
+                "others": registry.make(
+                    "optimizers",
+                    others,
+                    learning_rate=rate,
+                    weight_decay=weight_decay,
+                    layouts=layouts,
+                ),
             },
             labels,
         )
@@ -204,26 +207,24 @@ def build(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    momentum: float = 0.95,
+    beta: float = 0.95,
     nesterov: bool = True,
     scale: str = "moonlight",
-    table: str | tuple = "keller",
-    iterations: int = 5,
+    ns_coeffs: str | tuple = "keller",
+    ns_steps: int = 5,
     products: str = "bfloat16",
+    others: registry.Spec = "adamw",
     others_scale: float = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    epsilon: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalized momentum for kernels, AdamW for all other parameters.
 
-        M <- momentum M + G;  U = G + momentum M
+        M <- beta M + G;  U = G + beta M
         W <- (1 - lr decay) W - lr * scale * orthogonalized(U)
 
     Kernels are the matrices inside the model, by logical axes: heads of attention
     are one matrix together, stacked layers and experts one each. Embeddings, heads,
-    norms and biases are updated by AdamW with the learning rate times
-    `others_scale`, bias-corrected, epsilon added to the corrected root.
+    norms and biases are updated by `others` with the learning rate times
+    `others_scale`.
 
     `scale="moonlight"` makes updates as large as AdamW's, whose learning rates then
     serve (Liu et al.); `"keller"` is the scale of the method's author, with learning
@@ -240,17 +241,15 @@ def build(
       weight_decay: Decay, multiplied by the learning rate.
       layouts: A tree of layouts like the parameters; None takes leaves of two axes
         for kernels.
-      momentum: Decay of the sum of gradients.
+      beta: Decay of the sum of gradients.
       nesterov: Whether to look one step ahead.
       scale: "moonlight", "keller" or "spectral".
-      table: Polynomials: "keller", "polar_express", or rows (a, b, c).
-      iterations: Number of polynomials that are applied.
+      ns_coeffs: Polynomials: "keller", "polar_express", or rows (a, b, c).
+      ns_steps: Number of polynomials that are applied.
       products: Dtype of the products: "bfloat16", as in the authors' code, or
         "float32".
-      others_scale: Factor on the learning rate of all other parameters.
-      b1: AdamW's decay of the mean of gradients.
-      b2: AdamW's decay of the mean of squared gradients.
-      epsilon: AdamW's epsilon.
+      others: Spec of the optimizer of all other parameters.
+      others_scale: Factor on its learning rate.
 
     Returns:
       The gradient transformation.
@@ -259,15 +258,13 @@ def build(
       ReslabError: On an unknown scale or products, or a table that is too long.
     """
     direction = scale_by_muon(
-        momentum, nesterov, scale, table, iterations, products, layouts
+        beta, nesterov, scale, ns_coeffs, ns_steps, products, layouts
     )
-    return with_adamw(
+    return with_others(
         direction,
         learning_rate,
         weight_decay,
         layouts,
+        others=others,
         others_scale=others_scale,
-        b1=b1,
-        b2=b2,
-        epsilon=epsilon,
     )

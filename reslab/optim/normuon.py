@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reslab.core import registry
 from reslab.core.layout import Layout
 from reslab.optim.base.leaves import (
     Layouts,
@@ -13,9 +14,13 @@ from reslab.optim.base.leaves import (
     split,
     wide,
 )
-from reslab.optim.muon import OTHERS, scale_by_muon, with_adamw
+from reslab.optim.muon import ADAMW, RENAMED, scale_by_muon, with_others
 
-__all__ = ["OTHERS", "build", "scale_by_neuron"]
+__all__ = ["RENAMED", "build", "scale_by_neuron"]
+
+# `b2` is the neurons' own here.
+RENAMED = {**RENAMED, **ADAMW, "adam_b2": "others.b2"}
+del RENAMED["b2"]
 
 
 class NorMuonState(NamedTuple):
@@ -104,18 +109,16 @@ def build(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    momentum: float = 0.95,
+    beta: float = 0.95,
     b2: float = 0.95,
     nesterov: bool = True,
     scale: str = "moonlight",
-    table: str | tuple = "polar_express",
-    iterations: int = 5,
+    ns_coeffs: str | tuple = "polar_express",
+    ns_steps: int = 5,
     products: str = "bfloat16",
     is_cautious: bool = True,
+    others: registry.Spec = "adamw",
     others_scale: float = 1.0,
-    b1: float = 0.9,
-    adam_b2: float = 0.95,
-    epsilon: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon's direction with every neuron's share of it evened out over time.
 
@@ -134,18 +137,16 @@ def build(
       weight_decay: Decay, multiplied by the learning rate.
       layouts: A tree of layouts like the parameters; None takes leaves of two axes
         for kernels.
-      momentum: Decay of the sum of gradients.
+      beta: Decay of the sum of gradients.
       b2: Decay of the average of mean squares.
       nesterov: Whether to look one step ahead.
       scale: "moonlight", "keller" or "spectral"; see `muon`.
-      table: Polynomials: "keller", "polar_express", or rows (a, b, c).
-      iterations: Number of polynomials that are applied.
+      ns_coeffs: Polynomials: "keller", "polar_express", or rows (a, b, c).
+      ns_steps: Number of polynomials that are applied.
       products: Dtype of the products: "bfloat16" or "float32".
       is_cautious: Whether decay is cautious.
-      others_scale: Factor on the learning rate of all other parameters.
-      b1: AdamW's decay of the mean of gradients.
-      adam_b2: AdamW's decay of the mean of squared gradients.
-      epsilon: AdamW's epsilon.
+      others: Spec of the optimizer of all other parameters.
+      others_scale: Factor on its learning rate.
 
     Returns:
       The gradient transformation.
@@ -154,21 +155,19 @@ def build(
       ReslabError: On an unknown scale or products, or a table that is too long.
     """
     parts = [
-        scale_by_muon(momentum, nesterov, scale, table, iterations, products, layouts),
+        scale_by_muon(beta, nesterov, scale, ns_coeffs, ns_steps, products, layouts),
         scale_by_neuron(b2, layouts),
     ]
     kernel_decay = weight_decay
     if is_cautious and weight_decay:
         parts.append(add_cautious_decay(weight_decay))
         kernel_decay = 0.0
-    return with_adamw(
+    return with_others(
         optax.chain(*parts),
         learning_rate,
         weight_decay,
         layouts,
         kernel_decay=kernel_decay,
+        others=others,
         others_scale=others_scale,
-        b1=b1,
-        b2=adam_b2,
-        epsilon=epsilon,
     )

@@ -9,20 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reslab.core import registry
 from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.ops.spectra import singular_quantiles
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve, split, wide, zeros
 from reslab.optim.base.together import singular_values
-from reslab.optim.muon import OTHERS, check, product_dtype, size_factor, with_adamw
+from reslab.optim.muon import ADAMW, check, product_dtype, size_factor, with_others
 from reslab.optim.orthogonalization import (
     KELLER,
     coefficients,
     orthogonalize_leaves,
 )
 
-__all__ = ["OTHERS", "build", "scale_by_spectral"]
+RENAMED = {"momentum": "beta", **ADAMW}
 
 # Singular values that the iteration must raise to this count as reached.
 LEVEL = 0.68
@@ -80,7 +81,7 @@ def iterations_for(lowest: Any, least: int, most: int) -> Any:
 
 @bounded
 def scale_by_spectral(
-    momentum: float = 0.95,
+    beta: float = 0.95,
     nesterov: bool = False,
     scale: str = "moonlight",
     every: Annotated[int, Bounds(least=1)] = 100,
@@ -98,7 +99,7 @@ def scale_by_spectral(
     needs most could (`most`); what the others take is left as it was.
 
     Args:
-      momentum: Decay of the sum of gradients.
+      beta: Decay of the sum of gradients.
       nesterov: Whether to look one step ahead.
       scale: One of `muon`'s.
       every: Steps between two measurements.
@@ -141,7 +142,7 @@ def scale_by_spectral(
         del params
         known = resolve(layouts, updates)
         sums = map_leaves(
-            lambda _, m, g: momentum * m + wide(g), known, state.momentum, updates
+            lambda _, m, g: beta * m + wide(g), known, state.momentum, updates
         )
 
         def measure(old):
@@ -163,9 +164,7 @@ def scale_by_spectral(
         )
         ahead = sums
         if nesterov:
-            ahead = map_leaves(
-                lambda _, m, g: momentum * m + wide(g), known, sums, updates
-            )
+            ahead = map_leaves(lambda _, m, g: beta * m + wide(g), known, sums, updates)
         directions = orthogonalize_leaves(
             ahead,
             known,
@@ -199,7 +198,7 @@ def build(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    momentum: float = 0.95,
+    beta: float = 0.95,
     nesterov: bool = False,
     scale: str = "moonlight",
     every: int = 100,
@@ -207,10 +206,8 @@ def build(
     least: int = 3,
     most: int = 8,
     products: str = "bfloat16",
+    others: registry.Spec = "adamw",
     others_scale: float = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    epsilon: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon with Newton-Schulz steps chosen for every layer from its momentum.
 
@@ -229,7 +226,7 @@ def build(
       weight_decay: Decay, multiplied by the learning rate.
       layouts: A tree of layouts like the parameters; None takes leaves of two axes
         for kernels.
-      momentum: Decay of the sum of gradients.
+      beta: Decay of the sum of gradients.
       nesterov: Whether to look one step ahead.
       scale: "moonlight", "keller" or "spectral"; see `muon`.
       every: Steps between two measurements.
@@ -237,10 +234,8 @@ def build(
       least: Fewest steps.
       most: Most steps.
       products: Dtype of the products: "bfloat16" or "float32".
-      others_scale: Factor on the learning rate of all other parameters.
-      b1: AdamW's decay of the mean of gradients.
-      b2: AdamW's decay of the mean of squared gradients.
-      epsilon: AdamW's epsilon.
+      others: Spec of the optimizer of all other parameters.
+      others_scale: Factor on its learning rate.
 
     Returns:
       The gradient transformation.
@@ -249,15 +244,13 @@ def build(
       ReslabError: On an interval below 1, or an empty range of steps.
     """
     direction = scale_by_spectral(
-        *(momentum, nesterov, scale, every, quantile, least, most, products, layouts)
+        *(beta, nesterov, scale, every, quantile, least, most, products, layouts)
     )
-    return with_adamw(
+    return with_others(
         direction,
         learning_rate,
         weight_decay,
         layouts,
+        others=others,
         others_scale=others_scale,
-        b1=b1,
-        b2=b2,
-        epsilon=epsilon,
     )

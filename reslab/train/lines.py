@@ -18,11 +18,11 @@ class Lines:
     """
 
     def __init__(self, run: Run | None = None, config: ConfigDict | None = None):
-        self.metrics = self.looks = self.layers = None
+        self.metrics = self.probes = self.layers = None
         if run is None or config is None:
             return
         self.metrics = Writers(config.train.writers, str(run.directory))
-        self.looks = JsonLines(run.directory / "probes.jsonl")
+        self.probes = JsonLines(run.directory / "probes.jsonl")
         if config.train.log_layers:
             self.layers = JsonLines(run.directory / "layers.jsonl")
 
@@ -35,26 +35,26 @@ class Lines:
 
         Lines that are not those of the checkpoint of that step are set aside.
         """
-        for file in (self.metrics, self.looks, self.layers):
+        for file in (self.metrics, self.probes, self.layers):
             if file:
-                # The look at `step` is taken again.
-                file.truncate(step - (file is self.looks))
+                # The probes of `step` are evaluated again.
+                file.truncate(step - (file is self.probes))
         for file in self._lines():
             if digests.get(file.path.name, file.sha256) != file.sha256:
-                file.begin_after(step - (file is self.looks))
+                file.begin_after(step - (file is self.probes))
 
     def _lines(self) -> list[JsonLines]:
         first = self.metrics.lines if self.metrics else None
-        return [file for file in (first, self.looks, self.layers) if file]
+        return [file for file in (first, self.probes, self.layers) if file]
 
     def sync(self) -> None:
         """Waits until all that was written is on the disk."""
-        for file in (self.metrics, self.looks, self.layers):
+        for file in (self.metrics, self.probes, self.layers):
             if file:
                 file.sync()
 
     def close(self) -> None:
         """Closes the files."""
-        for file in (self.metrics, self.looks, self.layers):
+        for file in (self.metrics, self.probes, self.layers):
             if file:
                 file.close()

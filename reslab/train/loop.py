@@ -317,7 +317,7 @@ class _Trainer:
             for step in range(start + 1, train.steps + 1):
                 began = time.monotonic()
                 batch = next(placed)
-                self._look(step - 1, state, batch, meter)
+                self._probe(step - 1, state, batch, meter)
                 if self._tracer:
                     state, metrics = self._tracer(step, self._step, state, batch)
                 else:
@@ -355,7 +355,7 @@ class _Trainer:
                 if is_stopping and (not is_last or unwritten is not None):
                     self._checkpoints.wait()
                     raise Stopped(step)
-            self._look(train.steps, state, next(placed), meter)
+            self._probe(train.steps, state, next(placed), meter)
         self._dog.feed()
         if not row:  # The last checkpoint is an older version's.
             row = self._evaluate(train.steps, state)
@@ -390,7 +390,7 @@ class _Trainer:
         if self._files.metrics:
             self._files.metrics.write(step, row)
 
-    def _look(self, step: int, state: TrainState, batch: Batch, meter: Meter) -> None:
+    def _probe(self, step: int, state: TrainState, batch: Batch, meter: Meter) -> None:
         """Evaluates the probes before the batch is trained on, where one is due."""
         train, every = self._config.train, self._config.probes.every
         if self._prober and (step % every == 0 or step == train.steps):
@@ -398,12 +398,12 @@ class _Trainer:
             jax.block_until_ready(state)
             self._dog.feed()
             with meter.paused():
-                found = self._look_inside(state, batch)
+                found = self._evaluate_probes(state, batch)
                 self._checkpoints.check()
-                if self._files.looks:
-                    self._files.looks.write(step, found)
+                if self._files.probes:
+                    self._files.probes.write(step, found)
 
-    def _look_inside(self, state: TrainState, batch: Batch) -> dict[str, Any]:
+    def _evaluate_probes(self, state: TrainState, batch: Batch) -> dict[str, Any]:
         assert self._prober is not None
         try:
             return self._prober(state, batch)

@@ -87,11 +87,11 @@ class Prober:
         windows = setup.task.validation_batches(rows)
         self._held_out = place_on(setup.mesh)(next(windows))
         options = compiler_options(setup.mesh.devices.flat[0].platform)
-        self._look = jax.jit(
+        self._evaluate = jax.jit(
             self._all, out_shardings=replicated(setup.mesh), compiler_options=options
         )
         with use_mesh(setup.mesh):
-            # Tells now, not at the first look, what the model cannot answer.
+            # Tells now, not at the first evaluation, what the model cannot answer.
             held_out = jax.eval_shape(lambda: self._held_out)
             batch = {
                 key: jax.ShapeDtypeStruct(
@@ -119,7 +119,7 @@ class Prober:
           `<probe>/<quantity>`: nested lists of numbers by depth.
         """
         with use_mesh(self._setup.mesh):
-            found = jax.device_get(self._look(state, batch, self._held_out))
+            found = jax.device_get(self._evaluate(state, batch, self._held_out))
         return {name: np.asarray(values).tolist() for name, values in found.items()}
 
     def _all(self, state: TrainState, batch: Batch, held_out: Batch) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _merge(directory: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> Non
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """The results of one look as text, a table for each axis; matrices are left out."""
+    """One evaluation as text, a table for each axis; matrices are left out."""
     titles = quantities()
     lines = [f"step {record['step']}"]
     for axis in ("site", "sublayer", "layer"):

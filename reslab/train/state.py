@@ -69,7 +69,7 @@ def build_model(config: ConfigDict, task: Task, platform: str) -> Any:
         raise ReslabError(
             "model.kernels", expected="a TPU for 'pallas'", got=platform, hint="auto"
         )
-    fields = {key: model[key] for key in model if key not in ("name", "layers")}
+    fields = {key: model[key] for key in model if key not in ("name", "loop")}
     defaults = configs.load("base").model
     for key, value in fields.items():
         if not registry.accepts("models", model.name, key) and value != defaults[key]:
@@ -84,7 +84,7 @@ def build_model(config: ConfigDict, task: Task, platform: str) -> Any:
         # Scanned layers cost a CPU some 30%; unrolled ones cost everyone compile
         # time that grows with depth.
         is_unrolled={"auto": platform == "cpu", "scan": False, "unroll": True}[
-            model.layers
+            model.loop
         ],
         dtype=dtypes.compute,
         param_dtype=dtypes.parameters,

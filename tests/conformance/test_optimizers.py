@@ -27,7 +27,7 @@ SMALL = {
     "model.depth": 3,
     "model.mixer": "attention(heads=2)",
     "model.ffn": "gelu(hidden=32)",
-    "model.layers": "scan",
+    "model.loop": "scan",
     "precision.compute": "float32",
     "data.length": 16,
     "data.batch": 8,

@@ -72,3 +72,11 @@ def test_a_path_and_a_name_are_the_same_config():
     by_path = configs.canonical_json(configs.load(str(path)))
     assert by_path == configs.canonical_json(configs.load("tiny"))
     assert pathlib.Path(path).is_file()
+
+
+def test_a_field_that_was_renamed_is_read_by_its_earlier_name():
+    fields = dict(configs.flatten(configs.load("tiny")))
+    fields["model.layers"] = "scan"
+    del fields["model.loop"]
+    with pytest.warns(FutureWarning, match="'model.layers' is now 'model.loop'"):
+        assert configs.from_json(json.dumps(fields), "config").model.loop == "scan"

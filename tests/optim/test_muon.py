@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ def test_a_convolution_is_the_authors_matrix(replay):
 
 def test_other_parameters_are_the_authors(replay, turned):
     muon = build(
-        0.02, 0.05, turned((), OTHERS), others_scale=0.15, b2=0.95, epsilon=1e-10
+        0.02, 0.05, turned((), OTHERS), others="adamw(epsilon=1e-10)", others_scale=0.15
     )
     replay("muon_keller", "fp32", muon, leaves=OTHERS, steps=5, atol=1e-5)
 
@@ -192,10 +193,10 @@ def test_sizes_of_updates():
     [
         ("muon(scale='keler')", "'keller'"),
         ("muon(products='float16')", "'bfloat16'"),
-        ("muon(table='polar')", "unknown table 'polar'"),
-        ("muon(iterations=0)", "at least 1; got 0"),
+        ("muon(ns_coeffs='polar')", "unknown table 'polar'"),
+        ("muon(ns_steps=0)", "at least 1; got 0"),
         (
-            "muon(iterations=1, table=((1, 2, 3), (1, 2, 3)))",
+            "muon(ns_steps=1, ns_coeffs=((1, 2, 3), (1, 2, 3)))",
             "at most one row per step",
         ),
     ],
@@ -204,3 +205,24 @@ def test_mistakes(spec, words):
     with pytest.raises(ReslabError) as caught:
         registry.make("optimizers", spec, learning_rate=0.1)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("muon(momentum=0.9, iterations=4)", "muon(beta=0.9, ns_steps=4)"),
+        ("muon(b1=0.8, b2=0.9)", "muon(others='adamw(b1=0.8, b2=0.9)')"),
+        ("spectral(epsilon=1e-3)", "spectral(others='adamw(epsilon=1e-3)')"),
+        ("normuon(b2=0.8, adam_b2=0.9)", "normuon(b2=0.8, others='adamw(b2=0.9)')"),
+    ],
+)
+def test_earlier_names_mean_what_they_meant(old, new):
+    params = {"w": jnp.arange(12.0).reshape(3, 4) / 7, "b": jnp.ones(4)}
+
+    def step(spec):
+        made = registry.make("optimizers", spec, learning_rate=0.1)
+        return made.update(params, made.init(params), params)[0]
+
+    with pytest.warns(FutureWarning, match="is now"):
+        before = step(old)
+    chex.assert_trees_all_equal(before, step(new))

@@ -79,7 +79,7 @@ def model_of(fields, **keywords):
     parts = {
         key.removeprefix("model."): value
         for key, value in fields.items()
-        if key.startswith("model.") and key not in ("model.layers", "model.name")
+        if key.startswith("model.") and key not in ("model.loop", "model.name")
     }
     return LanguageModel(
         vocabulary_size=VOCABULARY,

@@ -51,7 +51,7 @@ def model_of(fields):
     parts = {
         key.removeprefix("model."): value
         for key, value in fields.items()
-        if key.startswith("model.") and key != "model.layers"
+        if key.startswith("model.") and key != "model.loop"
     }
     return LanguageModel(
         vocabulary_size=11,

@@ -39,7 +39,7 @@ def model_of(fields):
     parts = {
         key.removeprefix("model."): value
         for key, value in fields.items()
-        if key.startswith("model.") and key not in ("model.layers", "model.name")
+        if key.startswith("model.") and key not in ("model.loop", "model.name")
     }
     wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
     return LanguageModel(vocabulary_size=11, max_length=8, **wide, **parts)

@@ -31,7 +31,7 @@ def model_of(fields):
     parts = {
         key.removeprefix("model."): value
         for key, value in fields.items()
-        if key.startswith("model.") and key not in ("model.layers", "model.name")
+        if key.startswith("model.") and key not in ("model.loop", "model.name")
     }
     return LanguageModel(vocabulary_size=11, max_length=8, **parts)
 

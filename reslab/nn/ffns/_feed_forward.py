@@ -33,14 +33,14 @@ class FeedForward(ProjectingModule):
     # Of what inputs of large size make: their size to this power.
     degree: ClassVar[int] = 1
 
-    def widen(self, name: str, x: jax.Array, hidden: int) -> jax.Array:
+    def project_up(self, name: str, x: jax.Array, hidden: int) -> jax.Array:
         """Projects (batch, length, embed) to (batch, length, hidden)."""
         axes = ("embed", "mlp")
         return self.project(
             name, x, hidden, axes, use_bias=self.use_bias, scale=self.inner_scale
         )
 
-    def narrow(self, h: jax.Array, features: int) -> jax.Array:
+    def project_down(self, h: jax.Array, features: int) -> jax.Array:
         """Projects (batch, length, hidden) back, to write into the stream."""
         h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
         h = editable(self, "neurons", self.normalize_inner(h, "mlp"))
@@ -83,7 +83,9 @@ class TwoMatrixFeedForward(FeedForward):
         """Maps (batch, length, embed) to the same shape."""
         features = x.shape[-1]
         hidden = self.hidden or math.ceil(4 * features * self.hidden_scale)
-        return self.narrow(self.activate(self.widen("up", x, hidden)), features)
+        return self.project_down(
+            self.activate(self.project_up("up", x, hidden)), features
+        )
 
 
 class GatedFeedForward(FeedForward):
@@ -109,5 +111,5 @@ class GatedFeedForward(FeedForward):
         features = x.shape[-1]
         wanted = features * 8 / 3 * self.hidden_scale
         hidden = self.hidden or 32 * math.ceil(wanted / 32)
-        gate = self.activate(self.widen("gate", x, hidden))
-        return self.narrow(gate * self.widen("up", x, hidden), features)
+        gate = self.activate(self.project_up("gate", x, hidden))
+        return self.project_down(gate * self.project_up("up", x, hidden), features)

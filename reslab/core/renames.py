@@ -1,0 +1,57 @@
+"""Arguments that had other names: specs of earlier versions mean what they meant.
+
+    RENAMED = {"iterations": "ns_steps", "b2": "others.b2"}
+
+beside a `build` says that `iterations=5` is now `ns_steps=5`, and that `b2=0.95` is now
+written into the spec that the argument `others` holds: `others='adamw(b2=0.95)'`.
+"""
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from reslab.core.errors import ReslabError
+
+
+def current(
+    what: str, build: Any, renamed: Mapping[str, str], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns arguments under their present names, with a warning about old ones.
+
+    Args:
+      what: Name of the variant, for messages.
+      build: The variant.
+      renamed: Old names, each with the present one.
+      arguments: As they are written in a spec.
+
+    Raises:
+      ReslabError: If an argument is given by both names.
+    """
+    found = dict(arguments)
+    for old, new in renamed.items():
+        if old not in found:
+            continue
+        value = found.pop(old)
+        name, _, inner = new.partition(".")
+        if inner:
+            default = inspect.signature(build).parameters[name].default
+            spec = found.get(name, default)
+            value = _with_argument(spec, inner, value)
+        elif name in found:
+            raise ReslabError(f"{what}: {name}", expected="one value", got=old)
+        found[name] = value
+        told = f"{name}={value!r}" if inner else name
+        warnings.warn(f"{what}: {old!r} is now {told}", FutureWarning, stacklevel=3)
+    return found
+
+
+def _with_argument(spec: str, name: str, value: Any) -> str:
+    """A spec with one more argument.
+
+    >>> _with_argument("adamw", "b1", 0.9), _with_argument("adamw(b1=0.9)", "b2", 0.5)
+    ('adamw(b1=0.9)', 'adamw(b1=0.9, b2=0.5)')
+    """
+    head, parenthesis, rest = spec.rstrip().partition("(")
+    inside = rest.rpartition(")")[0].strip() if parenthesis else ""
+    return f"{head}({inside}{', ' if inside else ''}{name}={value!r})"

@@ -203,6 +203,8 @@ class Mixer(Protocol):
 
     `writes_shared` names the entries of the depth memory that a layer may write.
     Later layers may overwrite only entries that the optional `renews_shared` names.
+    One with `passes_padding = True` takes no token into its state where `segments` is
+    0, so that rows of one batch may differ in length while generating.
     """
 
     writes_shared: Collection[str]

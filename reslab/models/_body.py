@@ -76,6 +76,12 @@ class Body(nn.Module):
         """Returns whether a position sees only earlier positions."""
         return True
 
+    @property
+    def passes_padding(self) -> bool:
+        """Returns whether rows of one batch may differ in length while generating."""
+        mixers = [registry.unbound("mixers", spec) for spec in tiled(self.mixer)]
+        return all(getattr(mixer, "passes_padding", False) for mixer in mixers)
+
     def make_position(self, max_length: int, **keywords) -> nn.Module:
         """The position encoding, for at most `max_length` positions."""
         return registry.make(

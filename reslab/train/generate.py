@@ -1,10 +1,12 @@
 """Sampling text: one prefill, then one token at a time from the mixers' state."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import check_updated
@@ -70,21 +72,27 @@ def sample_token(
 def generate(
     model: LanguageModel,
     variables: Any,
-    prompt: jax.typing.ArrayLike,
+    prompt: jax.typing.ArrayLike | Sequence[Sequence[int]],
     length: int,
     *,
+    is_prompt: jax.typing.ArrayLike | None = None,
     seed: int = 0,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> jax.Array:
-    """Continues prompts, all of one length.
+    """Continues prompts, of one length or of several.
+
+    Greedily, each is continued as it would be alone.
 
     Args:
       model: The model.
       variables: Its parameters, and its state where it has one.
-      prompt: Token ids (batch, prompt length), BOS included.
+      prompt: Token ids (batch, prompt length), BOS included; or sequences of token ids
+        of different lengths.
       length: Number of tokens to add.
+      is_prompt: Which tokens are in the prompt, booleans like `prompt`; the others are
+        padding, to the left or to the right. None is all.
       seed: Chooses the sample.
       temperature: 0 takes the most likely token each time.
       top_k: Number of most likely tokens kept; 0 keeps all.
@@ -94,14 +102,16 @@ def generate(
       The new tokens (batch, length).
 
     Raises:
-      ReslabError: If the prompt has no tokens, an option is out of range, or running
+      ReslabError: If a prompt has no tokens, an option is out of range, or running
         statistics of the model were never updated.
     """
     check_updated(variables)
-    prompt = jnp.asarray(prompt, jnp.int32)
-    if prompt.ndim != 2 or not prompt.size:
+    prompt, is_prompt = _padded(prompt, is_prompt)
+    if is_prompt is not None and not model.passes_padding:
         raise ReslabError(
-            "prompt", expected="at least one token", got=f"shape {prompt.shape}"
+            f"mixer {model.mixer!r} would take padding into its state",
+            expected="prompts of one length",
+            hint="passes_padding, in docs/PROTOCOLS.md",
         )
     for name, value, is_right, expected in (
         ("length", length, length >= 1, "at least 1"),
@@ -123,8 +133,37 @@ def generate(
         continue_prompts, temperature=temperature, top_k=top_k, top_p=top_p
     )
     return jax.jit(run, static_argnums=(0, 3))(
-        model, variables, prompt, length, jax.random.key(seed)
+        model, variables, prompt, length, jax.random.key(seed), is_prompt
     )
+
+
+def _padded(prompt: Any, is_prompt: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Prompts as one array, and which of its tokens count; None is all.
+
+    Raises:
+      ReslabError: If a prompt has no tokens.
+    """
+    if is_prompt is None and not hasattr(prompt, "shape"):
+        lengths = [len(row) for row in prompt]
+        if lengths and min(lengths) != max(lengths):
+            is_prompt = np.arange(max(lengths)) < np.array(lengths)[:, None]
+            rows = [[*row, *[0] * (max(lengths) - len(row))] for row in prompt]
+            prompt = np.array(rows)
+    prompt = np.asarray(prompt, np.int32)
+    if prompt.ndim != 2 or not prompt.size:
+        raise ReslabError(
+            "prompt", expected="at least one token", got=f"shape {prompt.shape}"
+        )
+    if is_prompt is None:
+        return prompt, None
+    is_prompt = np.asarray(is_prompt, bool)
+    if is_prompt.shape != prompt.shape:
+        raise ReslabError(
+            "is_prompt", expected=f"shape {prompt.shape}", got=str(is_prompt.shape)
+        )
+    if not np.all(np.any(is_prompt, axis=1)):
+        raise ReslabError("prompt", expected="at least one token in every row")
+    return prompt, is_prompt
 
 
 def continue_prompts(
@@ -133,6 +172,7 @@ def continue_prompts(
     prompt: jax.Array,
     length: int,
     key: jax.Array,
+    is_prompt: jax.Array | None = None,
     **sampling: Any,
 ) -> jax.Array:
     """Continues prompts: one pass over them, then token by token.
@@ -143,6 +183,7 @@ def continue_prompts(
       prompt: Token ids (batch, prompt length).
       length: Number of tokens to add.
       key: Random key.
+      is_prompt: Which tokens are in the prompt (batch, prompt length); None is all.
       **sampling: Options of `sample_token`.
 
     Returns:
@@ -151,25 +192,35 @@ def continue_prompts(
     batch, start = prompt.shape
     state = model.init_state(batch, start + length)
 
-    def logits_after(tokens, positions, state):
+    def logits_after(tokens, positions, state, is_real=None):
         x, state = model.apply(
             variables,
             tokens,
             positions=positions,
+            segments=None if is_real is None else is_real.astype(jnp.int32),
             state=state,
             method="hidden",
         )
-        logits: Any = model.apply(variables, x[:, -1:], method="logits")
+        last = x[:, -1:]
+        if is_real is not None:
+            # The last token that is one.
+            index = tokens.shape[1] - 1 - jnp.argmax(is_real[:, ::-1], axis=1)
+            last = jnp.take_along_axis(x, index[:, None, None], axis=1)
+        logits: Any = model.apply(variables, last, method="logits")
         return logits[:, 0], state
 
-    positions = jnp.broadcast_to(jnp.arange(start), prompt.shape)
-    logits, state = logits_after(prompt, positions, state)
+    positions = jnp.broadcast_to(jnp.arange(start, dtype=jnp.int32), prompt.shape)
+    lengths = jnp.full((batch,), start, jnp.int32)
+    if is_prompt is not None:
+        positions = jnp.maximum(jnp.cumsum(is_prompt, axis=1, dtype=jnp.int32) - 1, 0)
+        lengths = jnp.sum(is_prompt, axis=1, dtype=jnp.int32)
+    logits, state = logits_after(prompt, positions, state, is_prompt)
 
     def one_token(carry, index):
         logits, state = carry
         token = sample_token(logits, jax.random.fold_in(key, index), **sampling)
         token = token.astype(jnp.int32)
-        positions = jnp.full((batch, 1), start + index, jnp.int32)
+        positions = lengths[:, None] + index
         return logits_after(token[:, None], positions, state), token
 
     _, tokens = jax.lax.scan(one_token, (logits, state), jnp.arange(length))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.parameters import parameter
+from reslab.nn.base import ragged
 
 
 class ShortConvolution(nn.Module):
@@ -32,7 +33,8 @@ class ShortConvolution(nn.Module):
 
         Args:
           x: The input.
-          segments: Document of each token; taps do not reach across documents.
+          segments: Document of each token; taps do not reach across documents. With
+            a tail, 0 marks padding, which is passed by.
           tail: The `width - 1` inputs before `x`, oldest first, or None.
 
         Returns:
@@ -48,15 +50,18 @@ class ShortConvolution(nn.Module):
         ).astype(self.dtype)
         reach, length = self.width - 1, x.shape[1]
         padding = ((0, 0), (reach, 0), (0, 0), (0, 0))
-        past = jnp.pad(x, padding) if tail is None else jnp.concatenate([tail, x], 1)
+        is_real = None if tail is None else ragged.real_tokens(segments)
+        empty = jnp.pad(x, padding)
+        past = empty if tail is None else ragged.append(tail, x, is_real)
         y = jnp.zeros_like(x)
         for back in range(self.width):
             shifted = jax.lax.slice_in_dim(
                 past, reach - back, reach - back + length, axis=1
             )
-            if segments is not None and back:
+            if segments is not None and back and tail is None:
                 before = jnp.pad(segments, ((0, 0), (back, 0)))[:, :length]
                 is_same = (before == segments)[:, :, None, None]
                 shifted = jnp.where(is_same, shifted, jnp.zeros_like(shifted))
             y = y + taps[back][None, None] * shifted
-        return nn.silu(y), None if tail is None else past[:, length:]
+        y = ragged.restore_order(nn.silu(y), is_real)
+        return y, None if tail is None else past[:, length:]

@@ -13,6 +13,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.randomness import training_key
 from reslab.core.taps import editable
 from reslab.core.types import Inputs, Shared, State
+from reslab.nn.base import ragged
 from reslab.nn.base.norm import make_norm
 from reslab.nn.base.projection import ProjectingModule
 from reslab.ops.attention.api import attention
@@ -89,6 +90,7 @@ class Attention(ProjectingModule):
     implementation: str = "auto"
 
     takes_inputs: ClassVar[bool] = True
+    passes_padding: ClassVar[bool] = True
 
     def _path(self, make: Callable[..., Any] = registry.unbound, **keywords) -> Any:
         return make(
@@ -154,7 +156,7 @@ class Attention(ProjectingModule):
         empty = jnp.zeros((batch, length, kv_heads, head_dim), self.dtype)
         cached = self._path().keeps(shared)
         state = dict.fromkeys(cached, empty)
-        return {**state, "length": jnp.zeros((), jnp.int32)}
+        return {**state, "length": jnp.zeros((batch,), jnp.int32)}
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Scores and weighted values over all `length` keys, per token."""
@@ -176,7 +178,8 @@ class Attention(ProjectingModule):
         Args:
           x: The input, or one each for queries, keys and values.
           positions: Position of each token in its document (batch, length).
-          segments: Document of each token; tokens see only their own document.
+          segments: Document of each token; tokens see only their own document. With
+            a state, 0 marks padding, which is passed by; rows may differ in length.
           shared: Depth memory.
           state: Key-value cache to continue from.
 
@@ -218,15 +221,22 @@ class Attention(ProjectingModule):
             h = heads_of("value", kv_heads, self.inner_scale)
             return normalize(self.qkv_norm, "value_norm", h)
 
+        is_real = None if state is None else ragged.real_tokens(segments)
+        rank = ragged.ranks(is_real, *x.shape[:2])
+
         def keep(name, new):
             if state is None:
                 return new
             if self._is_rolling(state[name].shape[1]):
-                seen = jnp.concatenate([state[name], new], axis=1)
+                seen = ragged.append(state[name], new, is_real)
                 new_state[name] = seen[:, new.shape[1] :]
                 return seen
-            start = (0, state["length"], 0, 0)
-            new_state[name] = jax.lax.dynamic_update_slice(state[name], new, start)
+            place = state["length"][:, None] + rank
+            if is_real is not None:
+                # Past the end, where nothing is written.
+                place = jnp.where(is_real, place, state[name].shape[1])
+            row = jnp.arange(new.shape[0])[:, None]
+            new_state[name] = state[name].at[row, place].set(new, mode="drop")
             return new_state[name]
 
         query = rotated("query", heads)
@@ -237,24 +247,25 @@ class Attention(ProjectingModule):
             keep=keep,
             shared=dict(shared or {}),
         )
-        offset, first = 0, 0
+        place: dict[str, Any] = {"segments": segments}
         if state is not None:
-            offset = length = state["length"]
-            if self._is_rolling(key.shape[1] - x.shape[1]):
-                # The latest tokens, the last of them next to the first new one.
-                offset = key.shape[1] - x.shape[1]
-                first = jnp.maximum(offset - length, 0)
-            state = {**new_state, "length": length + x.shape[1]}
+            length, count = state["length"], rank[:, -1] + 1
+            place = {"query_index": length[:, None] + rank}
+            slots = key.shape[1] - x.shape[1]
+            if self._is_rolling(slots):
+                # Padding, then the latest tokens, then the new ones.
+                padding = x.shape[1] - count
+                place["query_index"] = (slots + padding)[:, None] + rank
+                place["first_key"] = padding + jnp.maximum(slots - length, 0)
+            state = {**new_state, "length": length + count}
         if self.is_kv_cyclic:
             query = _swap_groups(query, heads // kv_heads)
         y = attention(
             query,
             key,
             value,
-            segments=segments,
-            query_offset=offset,
+            **place,
             is_causal=self.is_causal,
-            first_key=first,
             window=self.window or None,
             softcap=self.softcap or None,
             dropout=self.attention_dropout,

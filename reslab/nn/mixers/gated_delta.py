@@ -52,6 +52,7 @@ class GatedDelta(ProjectingModule):
     value_expansion: float = 2.0
 
     writes_shared = ()
+    passes_padding = True
     _taps = 4
 
     def sizes(self, features: int) -> tuple[int, int]:
@@ -118,7 +119,8 @@ class GatedDelta(ProjectingModule):
         Args:
           x: The input.
           positions: Not used.
-          segments: Document of each token; nothing passes between documents.
+          segments: Document of each token; nothing passes between documents. With a
+            state, 0 marks padding, which is passed by.
           shared: Depth memory, passed through.
           state: Memory and convolution tails to continue from.
 
@@ -155,7 +157,11 @@ class GatedDelta(ProjectingModule):
         log_decay = -jnp.exp(log_rate)[None, None] * step
 
         resets = None
-        if segments is not None:
+        if state is not None and segments is not None:
+            # Padding neither writes to the memory nor lets it fade.
+            is_real = (segments > 0)[..., None]
+            beta, log_decay = (jnp.where(is_real, h, 0) for h in (beta, log_decay))
+        elif segments is not None:
             before = jnp.pad(segments, ((0, 0), (1, 0)), mode="edge")[:, :-1]
             resets = before != segments
         y, new_state["memory"] = gated_delta_rule(

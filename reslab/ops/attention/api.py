@@ -21,6 +21,7 @@ def attention(
     *,
     segments: jax.Array | None = None,
     query_offset: int | jax.Array = 0,
+    query_index: jax.Array | None = None,
     is_causal: bool = True,
     window: int | None = None,
     first_key: int | jax.Array = 0,
@@ -62,10 +63,13 @@ def attention(
       query_offset: Index of the first query among the keys; an int, or an int32
         scalar, which may be traced.
         While decoding, the number of tokens that are in the cache already.
+      query_index: Index of each query among the keys, int32 (batch, length), where
+        rows differ; instead of `query_offset`.
       is_causal: Whether later keys are hidden.
       window: Number of latest keys visible, the query's own included.
-      first_key: Index of the first key that may be seen; an int, or an int32
-        scalar, which may be traced. What lies before it is an empty part of a cache.
+      first_key: Index of the first key that may be seen; an int, or int32, a scalar
+        or one for each row, which may be traced. Keys before it are an empty part of
+        a cache.
       softcap: Bound of the scores.
       scale: Factor on the scores; head_dim ** -0.5 if None.
       dropout: Rate at which entries of the softmax are dropped, and the others scaled
@@ -90,6 +94,7 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     mask: Any = {"is_causal": is_causal, "window": window, "segments": segments}
     hides_keys = not isinstance(first_key, int) or first_key > 0
+    hides_keys |= query_index is not None
     drops = dropout > 0 and dropout_key is not None
     obstacles = {
         "reference": None,
@@ -116,6 +121,7 @@ def attention(
     if implementation == "splash":
         return splash(query, key, value, softcap=softcap, scale=scale, **mask)
     mask["first_key"] = first_key
+    mask["query_index"] = query_index
     if implementation == "xla":
         return _xla(query, key, value, query_offset, scale=scale, **mask)
     mask |= {"softcap": softcap, "scale": scale}
@@ -126,6 +132,7 @@ def attention(
                 expected="0 on a mesh that divides the tokens of a row",
                 got=str(dropout),
             )
+        del mask["query_index"]  # None on this path.
         return divided_attention(query, key, value, **mask)
     if drops:
         mask |= {"dropout": dropout, "dropout_key": dropout_key}
@@ -156,11 +163,22 @@ def _xla_obstacle(query: jax.Array, softcap: float | None) -> str | None:
 
 
 def _xla(
-    query, key, value, query_offset, *, scale, segments, is_causal, window, first_key
+    query,
+    key,
+    value,
+    query_offset,
+    *,
+    scale,
+    segments,
+    is_causal,
+    window,
+    first_key,
+    query_index,
 ):
     """Builds a mask only where JAX has no word for it."""
     mask = {}
     is_whole = all(isinstance(n, int) and n == 0 for n in (query_offset, first_key))
+    is_whole &= query_index is None
     if segments is None and is_whole:
         mask["is_causal"] = is_causal
         if window is not None:
@@ -172,6 +190,7 @@ def _xla(
             key.shape[1],
             segments=segments,
             query_offset=query_offset,
+            query_index=query_index,
             is_causal=is_causal,
             window=window,
             first_key=first_key,

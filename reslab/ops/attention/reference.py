@@ -15,6 +15,7 @@ def visibility(
     segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     query_offset: int | jax.Array = 0,
+    query_index: jax.Array | None = None,
     is_causal: bool = True,
     window: int | None = None,
     first_key: int | jax.Array = 0,
@@ -27,9 +28,10 @@ def visibility(
       segments: Document of each query (batch, length).
       key_segments: Segment of each key (batch, key_length); `segments` if None.
       query_offset: Index of the first query among the keys.
+      query_index: Index of each query among the keys (batch, length), instead.
       is_causal: Whether later keys are hidden.
       window: Number of latest keys visible, the query's own included.
-      first_key: Index of the first key that anyone may see.
+      first_key: Index of the first visible key, for all rows or each (batch,).
 
     Returns:
       Booleans (1 or batch, 1, length, key_length), or None if all is visible.
@@ -37,15 +39,19 @@ def visibility(
     >>> visibility(3, 3, window=2)[0, 0].astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
-    rows = jnp.arange(length, dtype=jnp.int32)[:, None] + query_offset
-    columns = jnp.arange(key_length, dtype=jnp.int32)[None, :]
+    rows = jnp.arange(length, dtype=jnp.int32)[None] + query_offset
+    if query_index is not None:
+        rows = query_index
+    rows = rows[:, None, :, None]
+    columns = jnp.arange(key_length, dtype=jnp.int32)[None, None, None, :]
     conditions = []
     if is_causal:
-        conditions.append((columns <= rows)[None, None])
+        conditions.append(columns <= rows)
     if window is not None:
-        conditions.append((columns > rows - window)[None, None])
+        conditions.append(columns > rows - window)
     if not isinstance(first_key, int) or first_key > 0:
-        conditions.append((columns >= first_key)[None, None])
+        first = jnp.asarray(first_key).reshape(-1, 1, 1, 1)
+        conditions.append(columns >= first)
     if segments is not None:
         others = segments if key_segments is None else key_segments
         conditions.append(segments[:, None, :, None] == others[:, None, None, :])
@@ -58,6 +64,7 @@ def reference_attention(
     value: jax.Array,
     query_offset: int | jax.Array,
     *,
+    query_index: jax.Array | None = None,
     segments: jax.Array | None,
     key_segments: jax.Array | None = None,
     is_causal: bool,
@@ -90,6 +97,7 @@ def reference_attention(
         segments=segments,
         key_segments=key_segments,
         query_offset=query_offset,
+        query_index=query_index,
         is_causal=is_causal,
         window=window,
         first_key=first_key,

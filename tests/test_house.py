@@ -16,7 +16,6 @@ LONG_FILES = {
     "train/loop.py": "one class: the order of everything around a step",
     "core/registry.py": "spec strings, from text to object",
     "ops/depth_attention/pallas_tpu.py": "one kernel, forward and backward",
-    "nn/residuals/attnres.py": "two forms of one residual over the same tables",
 }
 LONG_FUNCTIONS = {
     "nn/mixers/attention.py: __call__": "a forward pass, from projections to output",

@@ -6,29 +6,27 @@ import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.losses import add_loss
-from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import TAPS, tap
 from reslab.core.types import Branch
 from reslab.nn.base import sites
 from reslab.nn.base.history import History
+from reslab.nn.residuals._gate import GATES, Gate
 from reslab.nn.residuals._history import DepthAttention, HistoryResidual
+from reslab.nn.residuals._plan import Plan, plan
 from reslab.ops.depth_attention.api import (
     depth_read,
     depth_read_through,
     reads_by_kernel,
 )
 from reslab.ops.depth_attention.reference import merge
-
-GATES = ("", "scalar", "vector", "alpha")
 
 
 @bounded
@@ -117,7 +115,7 @@ class AttentionResiduals(HistoryResidual):
                     field, f"at most the model's {limit}, or 0 for no blocks"
                 )
         if self.is_as_released and not (
-            self._in_blocks and self.routing == "add" and self.source == "delta"
+            self._plan.is_in_blocks and self.routing == "add" and self.source == "delta"
         ):
             raise ReslabError(
                 "residuals 'attnres': is_as_released",
@@ -132,78 +130,28 @@ class AttentionResiduals(HistoryResidual):
         return self.routing == "add" and (self.gate == "alpha" or is_nothing)
 
     @property
-    def _in_blocks(self) -> bool:
-        return bool(self.block or self.block_layers)
-
-    @property
-    def _block_of_site(self) -> tuple[int, ...]:
-        if self.block_layers:
-            return tuple(layer // self.block_layers for layer in self.layer_of_site)
-        return tuple(site // (self.block or 1) for site in range(self.starts[-1]))
-
-    @property
-    def _is_first(self) -> tuple[bool, ...]:
-        """Returns whether a site is the first of its block."""
-        blocks = self._block_of_site
-        return tuple(i == 0 or blocks[i - 1] < b for i, b in enumerate(blocks))
-
-    @property
-    def visible(self) -> tuple[int, ...]:
-        """Number of sources that each site reads."""
-        blocks = self._block_of_site
-        if self.routing == "replace" or not self._in_blocks:
-            counts = [block + 1 for block in blocks]
-            if self.routing == "add":
-                counts[0] = 0
-            return tuple(counts)
-        # What a boundary appends is seen after the sublayer that stands there.
-        pairs = zip(blocks, self._is_first, strict=True)
-        return tuple(block if is_first else block + 1 for block, is_first in pairs)
-
-    @property
-    def _sees(self) -> frozenset[tuple[int, int]]:
-        """Pairs of sites of a layer: what the first finishes, the second sees."""
-        blocks, visible = self._block_of_site, self.visible
-        return frozenset(
-            (now, later)
-            for first, end in itertools.pairwise(self.starts)
-            for now, later in itertools.combinations(range(first, end), 2)
-            # Only what is finished is seen.
-            if blocks[now] < blocks[now + 1] and blocks[now] + 1 < visible[later]
-        )
-
-    @property
-    def _reads_together(self) -> bool:
-        """Returns whether all sites of a layer see the sources of its first."""
-        visible, sees = self.visible, self._sees
-        return all(
-            visible[later]
-            == max(visible[first], 1)
-            + sum((now, later) in sees for now in range(later))
-            for first, end in itertools.pairwise(self.starts)
-            for later in range(first + 1, end)
+    def _plan(self) -> Plan:
+        starts, layers = self.starts, tuple(self.layer_of_site)
+        return plan(
+            starts, layers, self.block, self.block_layers, self.routing == "add"
         )
 
     def is_idle(self, parameter: str, site: int) -> bool:
         """Returns whether a parameter is idle at a site, like a query of one source."""
-        visible = self.visible[site]
+        visible = self._plan.visible[site]
         if self.window:
             visible = min(visible, self.window + 1)
-        has_extra = self.routing == "replace" and not self._is_first[site]
+        has_extra = self.routing == "replace" and not self._plan.is_first[site]
         sources = visible + has_extra + self.use_null
         if parameter == "read/null":
             return False
         return sources < (1 if parameter.startswith("gated/") else 2)
 
     @property
-    def _rows(self) -> int:
-        return self._block_of_site[-1] + 2
-
-    @property
     def _keeps(self) -> tuple[str, ...]:
         """Names the arrays carried beside the sources: the sum s, a block's sum."""
         keeps_sum = self.routing == "add" or self.source == "cumulative"
-        keeps_part = self._in_blocks and self.source == "delta"
+        keeps_part = self._plan.is_in_blocks and self.source == "delta"
         return ("sum",) * keeps_sum + ("part",) * keeps_part
 
     def setup(self):
@@ -220,7 +168,9 @@ class AttentionResiduals(HistoryResidual):
     def widen(self, x: jax.Array) -> History:
         """The embedding is the first source, and the sum so far."""
         start = {"sum": x, "part": jnp.zeros_like(x)}
-        return History.start(x, self._rows, **{key: start[key] for key in self._keeps})
+        return History.start(
+            x, self._plan.rows, **{key: start[key] for key in self._keeps}
+        )
 
     def read_ahead(
         self,
@@ -243,7 +193,9 @@ class AttentionResiduals(HistoryResidual):
           The history with its readings, where a reading is one operation and the
           sublayers see the same; else as it was.
         """
-        if not self._reads_together or not self._reads_through(stream, 1 + len(others)):
+        if not self._plan.reads_together or not self._reads_through(
+            stream, 1 + len(others)
+        ):
             return stream
         return self._with_readings(stream, (self, *others), site)
 
@@ -251,8 +203,8 @@ class AttentionResiduals(HistoryResidual):
         self, stream: History, branch: Branch, *, site: int | jax.Array
     ) -> History:
         """Reads the sources, applies `branch`, and writes what it returns."""
-        block = sites.at(self._block_of_site, site)
-        is_first = sites.at(self._is_first, site)
+        block = sites.at(self._plan.block_of_site, site)
+        is_first = sites.at(self._plan.is_first, site)
         carried = stream.carried
         reading, weights, stream = self._read(stream, site)
         if weights is not None:
@@ -289,9 +241,9 @@ class AttentionResiduals(HistoryResidual):
     def _read(self, stream, site):
         """Returns a site's reading, its weights if known, and the history."""
         extra, has_extra = None, site is not None
-        if has_extra and self.routing == "replace" and self._in_blocks:
+        if has_extra and self.routing == "replace" and self._plan.is_in_blocks:
             extra = stream.carried["part" if self.source == "delta" else "sum"]
-            has_extra = ~jnp.asarray(sites.at(self._is_first, site))
+            has_extra = ~jnp.asarray(sites.at(self._plan.is_first, site))
         if not stream.ahead and self._reads_through(stream, 1):
             stream = self._with_readings(stream, (self,), site)
         if stream.ahead:
@@ -302,7 +254,9 @@ class AttentionResiduals(HistoryResidual):
                 )
             wide = reading.astype(query.dtype)
             return wide, None, dataclasses.replace(stream, ahead=tuple(ahead))
-        visible = self._rows if site is None else sites.at(self.visible, site)
+        visible = (
+            self._plan.rows if site is None else sites.at(self._plan.visible, site)
+        )
         sources = stream.before(visible)
         is_valid = sources.is_valid
         if self.window:
@@ -347,14 +301,14 @@ class AttentionResiduals(HistoryResidual):
         if site is None:  # Nobody reads later.
             readings, logsumexp = depth_read(*arguments, **keywords)
         else:
-            limit = jnp.maximum(sites.at(self.visible, site), 1)
+            limit = jnp.maximum(sites.at(self._plan.visible, site), 1)
             *found, values = depth_read_through(*arguments, limit=limit, **keywords)
             readings, logsumexp = found
         ahead = []
         for index, query in enumerate(queries):
             reading, total = readings[index], logsumexp[index]
-            if site is not None and 0 in self.visible:
-                sees = jnp.asarray(sites.at(self.visible, site + index)) > 0
+            if site is not None and 0 in self._plan.visible:
+                sees = jnp.asarray(sites.at(self._plan.visible, site + index)) > 0
                 # Without sources the reading is zero.
                 reading, total = (
                     jnp.where(sees, reading, 0),
@@ -365,7 +319,7 @@ class AttentionResiduals(HistoryResidual):
 
     def _merged_ahead(self, stream, source, site):
         """The history with what this site wrote in the readings that are to see it."""
-        sees, starts, ahead = self._sees, self.starts, []
+        sees, starts, ahead = self._plan.sees, self.starts, []
         for index, (reading, logsumexp, query) in enumerate(stream.ahead, start=1):
             table = [(now, now + index) in sees for now in range(starts[-1])]
             places = [
@@ -387,7 +341,7 @@ class AttentionResiduals(HistoryResidual):
         """Shows the mean weight of every row (rows,), unfinished ones among them."""
         means = jnp.mean(weights, axis=(1, 2))
         padded = jnp.zeros(rows, means.dtype)
-        if not self._in_blocks or self.routing == "add":
+        if not self._plan.is_in_blocks or self.routing == "add":
             shown = padded.at[: min(rows, means.shape[0])].set(means[:rows])
         else:
             shown = padded.at[:rows].set(means[:rows])
@@ -408,37 +362,6 @@ def _merged(
     wide = reading.astype(query.dtype)
     merged, total = merge(wide, logsumexp, source, query, epsilon, is_read)
     return merged.astype(reading.dtype), total
-
-
-class Gate(nn.Module):
-    """Returns the factor with which a reading is added to the stream.
-
-    Attributes:
-      kind: "scalar", "vector" or "alpha".
-      param_dtype: Dtype in which parameters are stored.
-    """
-
-    kind: str
-    param_dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, reading: jax.Array, stream: jax.Array) -> jax.Array:
-        """Scales `reading`, both (batch, length, embed)."""
-        dtype, features = reading.dtype, reading.shape[-1]
-
-        def make(name, value, shape, axes):
-            init = nn.initializers.constant(value)
-            args = (name, init, shape, axes, self.param_dtype)
-            return parameter(self, *args).astype(dtype)
-
-        if self.kind == "alpha":
-            return make("alpha", 0.0, (), ()) * reading
-        if self.kind == "scalar":
-            return jax.nn.sigmoid(make("logit", -2.0, (), ())) * reading
-        kernel = make("kernel", 0.0, (features, features), ("embed", None))
-        bias = make("bias", -2.0, (features,), ("embed",))
-        logits = stream.astype(dtype) @ kernel + bias[None, None]
-        return jax.nn.sigmoid(logits) * reading
 
 
 build = AttentionResiduals

@@ -30,7 +30,7 @@ class Plan:
 
     @functools.cached_property
     def is_in_blocks(self) -> bool:
-        """Whether sources are sums of blocks."""
+        """Returns whether sources are sums of blocks."""
         return bool(self.block or self.block_layers)
 
     @functools.cached_property
@@ -92,5 +92,5 @@ def plan(
     block_layers: int,
     is_added: bool,
 ) -> Plan:
-    """The same tables for the same model."""
+    """Returns the tables of a model, the same object for the same arguments."""
     return Plan(starts, layer_of_site, block, block_layers, is_added)

@@ -484,7 +484,9 @@ def test_memory_is_xlas_own(has_libtpu):
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1"])
+@pytest.mark.parametrize(
+    "name", ["v5e:1x1", pytest.param("v6e:1x1", marks=pytest.mark.conformance)]
+)
 def test_memory_traffic_of_a_stack_is_that_of_its_kernels(has_libtpu, name):
     """Read once each, scanned or not; XLA's own analysis counts one layer."""
     depth, width, rows = 4, 4096, 128

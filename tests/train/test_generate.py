@@ -66,7 +66,7 @@ def test_options_out_of_range_are_refused(options):
 @pytest.mark.parametrize(
     "parts",
     [
-        {"mixer": "attention(heads=2)"},
+        pytest.param({"mixer": "attention(heads=2)"}, marks=pytest.mark.conformance),
         {"mixer": ("gated_delta(heads=2)", "attention(heads=2,window=4)")},
         {"stack": "looped(loops=2)", "residual": "hyper"},
     ],

@@ -121,6 +121,7 @@ def test_killed_three_times_ends_bit_identical(tmp_path, child):
     assert looks == (broken / "probes.jsonl").read_text()
 
 
+@pytest.mark.conformance  # The drill stops runs in every test run.
 def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, small_config, monkeypatch):
     # Random numbers are those of the step, whoever computes it.
     config = small_config(

@@ -130,6 +130,7 @@ def temporary_bytes(depth, **fields):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.conformance  # The backward pass of 24 layers in every run.
 @pytest.mark.optimized
 def test_memory_does_not_grow_with_depth():
     deep = temporary_bytes(24, block="reversible")

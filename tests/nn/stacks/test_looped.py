@@ -39,7 +39,10 @@ def run(stack, params):
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("residual", ["plain", "hyper(streams=2)"])
+@pytest.mark.parametrize(
+    "residual",
+    ["plain", pytest.param("hyper(streams=2)", marks=pytest.mark.conformance)],
+)
 def test_one_pass_is_the_uniform_stack(residual):
     looped, uniform = make("looped(loops=1)", 2, residual), make("uniform", 2, residual)
     params = start(uniform)

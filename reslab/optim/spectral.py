@@ -1,7 +1,6 @@
 """Muon with the number of Newton-Schulz steps chosen per layer by its spectrum."""
 
 import functools
-import math
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -180,18 +179,6 @@ def scale_by_spectral(
         return moves, SpectralState(state.count + 1, sums, lowest, iterations)
 
     return optax.GradientTransformation(init, update)
-
-
-def added_iterations(exponent: float, larger: float) -> int:
-    """Steps to add for a model `larger` times as large.
-
-    Quantiles fall as size^-exponent, and a step multiplies small singular values by
-    the slope of the polynomial at 0.
-
-    >>> added_iterations(0.25, 1e12 / 2.8e9), added_iterations(0.96, 1e12 / 2.8e9)
-    (2, 5)
-    """
-    return math.ceil(exponent * math.log(larger) / math.log(KELLER[0]))
 
 
 def build(

@@ -1,5 +1,6 @@
 """What every stack keeps, over several designs of its layers."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +83,7 @@ def test_starts_the_same_scanned_or_unrolled(fields, small_model, start, tokens)
     model = small_model(**fields, is_unrolled=True)
     unrolled = unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
     assert jax.tree.structure(unrolled) == jax.tree.structure(start)
-    jax.tree.map(np.testing.assert_array_equal, unrolled, start)
+    chex.assert_trees_all_equal(unrolled, start)
 
 
 def test_every_layer_starts_with_kernels_of_its_own(start):

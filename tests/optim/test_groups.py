@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +69,7 @@ def test_adamw_is_that_of_optax():
         for _ in range(2):
             a, _ = ours.update(GRADIENTS, ours.init(PARAMS), PARAMS)
             b, _ = theirs.update(GRADIENTS, theirs.init(PARAMS), PARAMS)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_sgd_keeps_decay_out_of_the_momentum():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,8 +116,7 @@ def test_without_a_fault_it_is_the_inner_optimizer():
         gradient = jax.tree.map(lambda p, s=scale: jnp.full_like(p, s), params)
         updates, state = inner.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+    chex.assert_trees_all_close(found, params, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

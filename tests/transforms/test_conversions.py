@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def test_logits_are_the_same_all_the_way(x64, case):
     assert crms_fields["model.features"] == fields["model.features"] - 1
     np.testing.assert_allclose(logits(crms_fields, crms), before, rtol=0, atol=1e-10)
     # The given parameters are as they were.
-    jax.tree.map(np.testing.assert_array_equal, params, kept)
+    chex.assert_trees_all_equal(params, kept)
 
 
 def streams(fields, params):

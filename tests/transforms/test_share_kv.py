@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -188,4 +189,4 @@ def test_layers_in_other_scans_are_the_same_layers():
         logits(pairs, arranged), logits(fields, params), atol=1e-6
     )
     back = arrange_layers(arranged, like, params, blocks)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
+    chex.assert_trees_all_equal(back, params)

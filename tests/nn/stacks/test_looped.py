@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,7 @@ def run(stack, params):
 def test_one_pass_is_the_uniform_stack(residual):
     looped, uniform = make("looped(loops=1)", 2, residual), make("uniform", 2, residual)
     params = start(uniform)
-    jax.tree.map(np.testing.assert_array_equal, start(looped), params)
+    chex.assert_trees_all_equal(start(looped), params)
     for actual, wanted in zip(
         jax.tree.leaves(run(looped, params)),
         jax.tree.leaves(run(uniform, params)),

@@ -94,6 +94,24 @@ def test_eval_equals_the_result(run, capsys):
     assert float(printed["eval_bpb"]) == pytest.approx(recorded["eval_bpb"], rel=1e-5)
 
 
+def test_eval_along_a_path_of_layers(run, capsys):
+    def evaluated(*options):
+        assert main(["eval", str(run), *options]) == 0
+        return capsys.readouterr().out
+
+    whole = evaluated()
+    assert evaluated("--stack", "path(order=(0, 1))") == whole
+    assert evaluated("--stack", "path(order=(1, 0, 0))") != whole
+    for spec, message in (
+        ("path(order=(0, 2))", "expected numbers of layers, from 0 to 1; got 2"),
+        ("paht", "unknown stacks 'paht': try: 'path'"),
+        ("lab.stack", "no module named 'lab'"),
+    ):
+        assert main(["eval", str(run), "--stack", spec]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line
+
+
 def test_generate_is_seeded(run, capsys):
     def sample(*options):
         assert main(["generate", str(run), "--length", "20", *options]) == 0

@@ -51,7 +51,7 @@ def test_the_step_is_the_same_program(small_config, monkeypatch):
 
     def program(config):
         setup = loop.prepare(config)
-        trainer = loop._Trainer(setup, *[None] * 7)
+        trainer = loop._Trainer(setup, *[None] * 8)
         batch = jax.eval_shape(
             lambda: {
                 key: jax.numpy.zeros((8, 16), dtype)

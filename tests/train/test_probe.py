@@ -13,6 +13,7 @@ from reslab.data.batches import TrainBatches
 from reslab.data.corpus import load_corpus
 from reslab.data.windows import WindowSource
 from reslab.observe.probes.gradient import sum_of_squares
+from reslab.observe.writers import jsonl
 from reslab.parallel.mesh import make_mesh, place_on
 from reslab.train import loop
 from reslab.train.checkpoint import Checkpoints
@@ -171,7 +172,6 @@ def test_every_probe_that_a_run_can_answer(looked_at):
 @pytest.mark.parametrize(
     "names, words",
     [
-        (("depth_weights",), "one stream"),
         (("stream", "stream"), "named twice"),
         (("strem",), "'stream'"),
     ],
@@ -183,6 +183,17 @@ def test_mistakes_are_told_before_anything_is_written(
     with pytest.raises(ReslabError, match=words):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_probe_without_an_answer_does_not_stop_a_run(tmp_path, small_config, capsys):
+    names = ("depth_weights", "stream")
+    config = small_config(probes__every=4, probes__names=names, train__steps=4)
+    loop.train(config, tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if line.startswith("warning")]
+    assert "probe 'depth_weights': this residual reads from one stream" in line
+    (record,) = jsonl.read(tmp_path / "run" / "probes.jsonl")
+    assert {name.split("/")[0] for name in record} == {"step", "stream"}
 
 
 def test_a_run_without_checkpoints(tmp_path, looked_at):

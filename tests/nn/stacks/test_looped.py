@@ -100,7 +100,7 @@ def test_every_pass_keeps_a_state_of_its_own():
     keys = np.asarray(state[0][0]["key"])
     assert keys.shape == (3, 2, 2, 6, 2, 4)
     assert np.abs(keys[0] - keys[1]).max() > 1e-3
-    np.testing.assert_array_equal(state[0][0]["length"], np.full((3, 2), 6))
+    np.testing.assert_array_equal(state[0][0]["length"], np.full((3, 2, 2), 6))
 
 
 def test_refuses_no_passes():

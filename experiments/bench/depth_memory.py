@@ -13,8 +13,7 @@ and with what EXTRA adds; a row of the same residual and depth is replaced.
 that of `reslab compile`, and good for ratios only: a timeline of the compiled schedule,
 every Pallas kernel by its own (`reslab/parallel/aot/cost.py`). `unknown` counts loops
 and kernels whose length could not be read. Another libtpu compiles other programs. Rows
-whose `estimator` is "sum" are of before the timeline: they add up instructions as if
-nothing went on beside them, and leave kernels out; they have no ratio.
+whose `estimator` is "sum" were compiled before the timeline, and have no estimate.
 """
 
 import argparse

@@ -11,8 +11,7 @@ over as many steps as lie between two, of the optimizer's own step. With `--topo
 the steps are compiled for a TPU slice that is not there, and nothing is run: bytes
 moved to and from memory and an estimate of the step, each over adamw's (what is done
 under a condition counts as if it were always done). Appends its rows to
-experiments/bench/optimizers.csv. Rows whose `estimator` is "sum" are of before
-estimates were a timeline; what libtpu compiled them was not always recorded.
+experiments/bench/optimizers.csv.
 """
 
 import argparse

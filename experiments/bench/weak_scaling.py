@@ -19,9 +19,9 @@ those of the whole array that it makes or splits. `analytic` is the count by han
 On some slices the compiler adds up gradients by an all-reduce and keeps a part, which
 sends twice what a reduce-scatter does: `reduced_by` says which. From 64 v5p chips on it
 gathers by one, too, so that all its bytes are among those reduced. Every slice is
-compiled; nothing is run or extrapolated. Rows whose `estimator` is "sum" are of before
-estimates were a timeline, and say only what is reached where all collectives are
-hidden; their bytes, memory and FLOPs do not depend on it. Appends to weak_scaling.csv,
+compiled; nothing is run or extrapolated. Rows whose `estimator` is "sum" were compiled
+before estimates were a timeline, and have none; their bytes, memory and FLOPs do not
+depend on it. Appends to weak_scaling.csv,
 where a row of the same preset and slice is replaced; `--plot` draws it again from there
 (with Chromium, which makes the picture from the chart's SVG).
 """

@@ -155,6 +155,16 @@ def test_python_runs(number):
     exec(compile(blocks("python")[number], "README.md", "exec"), {})
 
 
+def test_the_example_of_interventions_runs():
+    """As the guide has it; the other block there needs a run."""
+    block, of_a_run = blocks("python", (DOCS / "GUIDE.md").read_text())
+    names = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(block, "GUIDE.md", "exec"), names)
+    assert names["logits"].shape == (1, 8, 32)
+    assert "restore(" in of_a_run
+
+
 def test_examples_of_protocols_run():
     """One after the other, as a reader of the page would; models are built."""
     names, tokens = {}, jax.ShapeDtypeStruct((1, 4), "int32")

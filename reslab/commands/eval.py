@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
             raise ReslabError(
                 f"{options.run}: {name}", expected="a finite value", got=str(value)
             )
+    if options.stack:
+        print(f"stack {options.stack}")
     for name, value in found.items():
         print(f"{name} {value:.6g}")
     return 0

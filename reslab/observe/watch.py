@@ -141,6 +141,13 @@ def watching_sublayers() -> Iterator[set[int]]:
         return features
 
     def end(call, named, stack):
+        order = getattr(stack, "order", ())
+        if len({*order}) < len(order):
+            raise CannotAnswer(
+                "activations by layer",
+                expected="a path that names every layer once",
+                got=str(order),
+            )
         features, state = call(named)
         with at(Here(0)):
             features = changed("end", features)

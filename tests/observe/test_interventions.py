@@ -1,5 +1,6 @@
 """Interventions on every kind of stream, scanned and unrolled, jitted and mapped."""
 
+import dataclasses
 import functools
 
 import jax
@@ -57,18 +58,31 @@ def test_patching_every_reading_gives_the_clean_run(x64, name, is_unrolled):
     count = 3 * 3 if name == "macaron" else 4 * 2 if name == "looped" else 3 * 2
     if name == "looped":
         count = 8
-    assert values["reading"].shape == values["output"].shape == (count, 2, 6, 8)
+    assert (
+        values["reading"].values.shape
+        == values["output"].values.shape
+        == (count, 2, 6, 8)
+    )
     end = interventions.run(model, variables, TOKENS, read=["end"])[1]["end"]
     # The last features are what the clean run's were: so is everything after them.
-    edits = [interventions.replace("end", end[0])]
+    edits = [interventions.replace("end", end.values[0])]
     patched, _ = interventions.run(model, variables, OTHERS, edits=edits)
     np.testing.assert_allclose(patched, wanted, rtol=1e-10)
-    edits = [interventions.replace("output", values["output"], by_site=True)]
+    edits = [interventions.replace("output", values["output"])]
     run = functools.partial(interventions.run, model, variables, edits=edits)
     # The outputs are all that tells two equal embeddings' continuations apart.
     same, read = jax.jit(functools.partial(run, read=names[:2]))(TOKENS)
     np.testing.assert_allclose(same, wanted, rtol=1e-10)
-    np.testing.assert_allclose(read["output"], values["output"], rtol=1e-10)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10),
+        read["output"],
+        values["output"],
+    )
+    # Of a run on other tokens, every sublayer gets its own.
+    for activation in ("heads", "neurons"):
+        edit = interventions.replace(activation, values[activation])
+        same, _ = interventions.run(model, variables, TOKENS, edits=edit)
+        np.testing.assert_allclose(same, wanted, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["plain", "hyper", "attnres", "looped"])
@@ -100,10 +114,11 @@ def test_the_gradient_by_an_added_value_is_that_by_the_activation(x64, name):
     model = make(**MODELS[name])
     variables = variables_of(model)
     _, values = interventions.run(model, variables, TOKENS, read=["output"])
-    zeros = jnp.zeros_like(values["output"])
+    zeros = jnp.zeros_like(values["output"].values)
 
     def loss(added):
-        edit = interventions.add("output", added, by_site=True)
+        added = dataclasses.replace(values["output"], values=added)
+        edit = interventions.add("output", added)
         logits, _ = interventions.run(model, variables, TOKENS, edits=[edit])
         return jnp.sum(jnp.sin(logits))
 
@@ -168,7 +183,7 @@ def test_without_edits_the_program_is_the_same(x64):
 WRONG = {
     "no such activation": (
         interventions.ablate("hedas"),
-        "no sublayer of this model has an activation 'hedas'",
+        "no activation 'hedas' to change in this model: expected end, heads",
     ),
     "no such head": (interventions.ablate("heads", head=2), "expected 0 to 1; got 2"),
     "no head axis": (interventions.ablate("output", head=0), "it has no such axis"),
@@ -176,6 +191,13 @@ WRONG = {
     "no such layer": (interventions.ablate("output", layer=3), "got 3"),
     "no heads there": (interventions.ablate("heads", sublayer=1), "expected 0; got 1"),
     "another shape": (interventions.replace("output", np.ones(5)), "broadcasts to"),
+    "a complex value": (interventions.add("output", 1j), "real numbers"),
+    "a mask of layers": (interventions.ablate("output", layer=[False, True]), "whole"),
+    "half a layer": (interventions.ablate("output", layer=1.5), "got 1.5"),
+    "half a head": (interventions.ablate("heads", head=0.5), "whole numbers"),
+    "no layers": (interventions.ablate("output", layer=[]), "whole numbers"),
+    "a layer of the end": (interventions.ablate("end", layer=0), "follows all layers"),
+    "a long mask": (interventions.ablate("output", position=np.ones(7, bool)), "mask"),
 }
 
 
@@ -190,10 +212,31 @@ def test_what_cannot_be_edited_is_refused(x64, name):
 def test_the_sources_of_a_history_are_not_edited(x64):
     model = make(residual="attnres")
     edit = interventions.ablate("stream", layer=1)
-    with pytest.raises(ReslabError, match="an activation 'stream'"):
+    with pytest.raises(ReslabError, match="no activation 'stream'"):
         interventions.run(model, variables_of(model), TOKENS, edits=[edit])
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ReslabError, match="unknown kind of edit 'put'"):
         interventions.Edit("output", "put", 0.0)
+
+
+def test_what_cannot_be_read_is_refused(x64):
+    model = make()
+    variables = variables_of(model)
+    for name in ("stream", "hedas"):
+        with pytest.raises(ReslabError, match=f"no activation '{name}' to read"):
+            interventions.run(model, variables, TOKENS, read=name)
+    repeated = model.clone(stack="path(order=(0, 1, 1))")
+    with pytest.raises(ReslabError, match="a path that names every layer once"):
+        interventions.run(repeated, variables, TOKENS, read="output")
+
+
+def test_a_path_is_patched_by_its_own_activations(x64):
+    model = make(stack="path(order=(2, 0))")
+    variables = variables_of(model)
+    wanted, values = interventions.run(model, variables, TOKENS, read="output")
+    np.testing.assert_array_equal(values["output"].sites, [0, 1, 4, 5])
+    edit = interventions.replace("output", values["output"])
+    found, _ = interventions.run(model, variables, TOKENS, edits=edit)
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)

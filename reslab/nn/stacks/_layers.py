@@ -186,6 +186,13 @@ class Layers(nn.Module):
         """Applies segments by the loop that keeps least and carries what they have."""
         frozen = frozen_layers()
         if self.order:
+            if frozen:
+                raise ReslabError(
+                    "a backward pass that ends at a layer",
+                    expected="layers in their order",
+                    got="stack 'path'",
+                    hint="stack uniform, or another optimizer",
+                )
             stream, _, changes = path.run(segments, stream, {})
             return stream, changes
         if not append_only.refusal(segments, stream):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.freezing import frozen_layers
 from reslab.core.losses import LOSSES
 from reslab.core.model_state import BATCH_STATS, CONSTANTS, GRADIENT_STATS
 from reslab.core.randomness import DROPOUT
@@ -67,6 +68,13 @@ class LoopedStack(UniformStack):
             once = jax.tree.map(lambda a: a[0], state)
             return layers(stream, 0, once, positions, segments)[0], state
 
+        if frozen_layers():
+            raise ReslabError(
+                "a backward pass that ends at a layer",
+                expected="layers that are applied once",
+                got="stack 'looped'",
+                hint="stack uniform, or another optimizer",
+            )
         if GRADIENT_STATS in layers.variables:
             raise ReslabError(
                 "stacks 'looped': a norm whose backward pass keeps statistics",

@@ -1,6 +1,7 @@
 """Interventions: activations of a running model, read and changed by name."""
 
 from reslab.observe.interventions.edit import (
+    Activations,
     Edit,
     ablate,
     add,
@@ -9,4 +10,4 @@ from reslab.observe.interventions.edit import (
     scale,
 )
 
-__all__ = ["Edit", "ablate", "add", "replace", "run", "scale"]
+__all__ = ["Activations", "Edit", "ablate", "add", "replace", "run", "scale"]

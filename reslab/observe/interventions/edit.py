@@ -24,11 +24,27 @@ Selection = int | Sequence[int] | jax.Array | None
 
 
 @functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "sites"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """An activation of several sublayers, in the order of their sites.
+
+    Attributes:
+      values: One for each sublayer that has it (sublayers, ...).
+      sites: Numbers of these sublayers among all (sublayers,).
+    """
+
+    values: jax.Array
+    sites: jax.Array
+
+
+@functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
         *("value", "layer", "pass_index", "sublayer", "position", "head", "stream")
     ],
-    meta_fields=["name", "kind", "by_site"],
+    meta_fields=["name", "kind"],
 )
 @dataclasses.dataclass(frozen=True)
 class Edit:
@@ -41,7 +57,8 @@ class Edit:
 
     Activations, by the names under which probes see them:
 
-    * `reading` (batch, length, embed): what a sublayer reads, before its norm;
+    * `reading` (batch, length, embed): what a sublayer reads, before its norm; of a
+      residual that reads for queries, keys and values apart, the first of them;
     * `output` (batch, length, embed): what it returns to the residual;
     * `heads` (batch, length, heads, head_dim): what attention and other mixers with
       heads hand to their output projection;
@@ -55,8 +72,8 @@ class Edit:
     Attributes:
       name: Name of the activation.
       kind: "replace", "add" or "scale".
-      value: Number or array that broadcasts against the activation.
-      by_site: Whether axis 0 of `value` is the site, as `run` returns activations.
+      value: Number or array that broadcasts against the activation; or `Activations`,
+        as `run` returns them, one for each sublayer; others are left as they are.
       layer: Layers, among those with parameters of their own.
       pass_index: Passes of a looped stack.
       sublayer: Sublayers of a layer; 0 is the mixer of a standard block.
@@ -72,7 +89,6 @@ class Edit:
     name: str
     kind: str
     value: Any
-    by_site: bool = False
     layer: Selection = None
     pass_index: Selection = None
     sublayer: Selection = None
@@ -95,19 +111,24 @@ class Edit:
         """
         if name != self.name:
             return old
-        value = jnp.asarray(self.value)
-        if self.by_site:
-            value = value[here.site]
+        selected, value = self._selected(here, old), self.value
+        if isinstance(value, Activations):
+            is_site = jnp.asarray(value.sites) == here.site
+            selected &= jnp.broadcast_to(jnp.any(is_site), old.shape)
+            value = jnp.asarray(value.values)[jnp.argmax(is_site)]
+        value = jnp.asarray(value)
         try:
+            if jnp.issubdtype(value.dtype, jnp.complexfloating):
+                raise ValueError
             value = jnp.broadcast_to(value.astype(old.dtype), old.shape)
         except ValueError:
             raise ReslabError(
                 f"edit of {name!r}: value",
-                expected=f"a shape that broadcasts to {old.shape}",
-                got=str(value.shape),
+                expected=f"real numbers whose shape broadcasts to {old.shape}",
+                got=f"{value.dtype}{value.shape}",
             ) from None
         changes = {"replace": value, "add": old + value, "scale": old * value}
-        return jnp.where(self._selected(here, old), changes[self.kind], old)
+        return jnp.where(selected, changes[self.kind], old)
 
     def _selected(self, here: Here, old: jax.Array) -> jax.Array:
         """Marks the entries of the activation that are changed."""
@@ -118,13 +139,17 @@ class Edit:
         for key in ("layer", "pass_index", "sublayer"):
             wanted = getattr(self, key)
             if wanted is not None:
+                self._check_kind(key)
+                if self.name == "end":
+                    raise ReslabError(
+                        f"edit of 'end': {key}", expected="none: it follows all layers"
+                    )
                 chosen &= jnp.any(jnp.asarray(wanted) == getattr(here, key))
         length = 2 if self.name in _STREAM_AXIS else 1
         if self.position is not None:
             mask = jnp.asarray(self.position)
             if mask.dtype == bool:
-                mask = mask.reshape(mask.shape + (1,) * (old.ndim - length - 1))
-                chosen &= jnp.broadcast_to(mask, old.shape)
+                chosen &= self._masked(mask, old, length)
             else:
                 chosen &= self._at(old, length, "position")
         if self.head is not None:
@@ -133,6 +158,18 @@ class Edit:
             chosen &= self._at(old, _STREAM_AXIS.get(self.name), "stream")
         return chosen
 
+    def _masked(self, mask: jax.Array, old: jax.Array, axis: int) -> jax.Array:
+        """Marks the entries at the positions of a mask."""
+        shapes = old.shape[axis : axis + 1], old.shape[axis - 1 : axis + 1]
+        if mask.shape not in shapes:
+            raise ReslabError(
+                f"edit of {self.name!r}: position",
+                expected=f"a mask {shapes[0]} or {shapes[1]}",
+                got=str(mask.shape),
+            )
+        mask = mask.reshape(mask.shape + (1,) * (old.ndim - axis - 1))
+        return jnp.broadcast_to(mask, old.shape)
+
     def _at(self, old: jax.Array, axis: int | None, what: str) -> jax.Array:
         """Marks the entries of the activation that are selected along an axis."""
         if axis is None:
@@ -140,11 +177,22 @@ class Edit:
                 f"edit of {self.name!r}: {what}", expected="none: it has no such axis"
             )
         size = old.shape[axis]
+        self._check_kind(what)
         self._check(what, size)
         wanted = jnp.asarray(getattr(self, what)).reshape(-1, 1)
         found = jnp.any(jnp.arange(size)[None] == wanted, axis=0)
         found = found.reshape((size,) + (1,) * (old.ndim - axis - 1))
         return jnp.broadcast_to(found, old.shape)
+
+    def _check_kind(self, what: str) -> None:
+        """Refuses a selection of anything but whole numbers."""
+        wanted = jnp.asarray(getattr(self, what))
+        if not wanted.size or not jnp.issubdtype(wanted.dtype, jnp.integer):
+            raise ReslabError(
+                f"edit of {self.name!r}: {what}",
+                expected="whole numbers",
+                got=str(getattr(self, what)),
+            )
 
     def _check(self, what: str, size: int) -> None:
         """Refuses numbers that are out of range, where they are known."""
@@ -162,7 +210,7 @@ def _numbers(selection: Selection) -> list[int]:
     if selection is None or isinstance(selection, jax.core.Tracer):
         return []
     array = np.asarray(selection)
-    return [] if array.dtype == bool else [int(n) for n in array.reshape(-1)]
+    return [int(n) for n in array.reshape(-1)] if array.dtype.kind in "iu" else []
 
 
 def replace(name: str, value: Any, **where: Any) -> Edit:
@@ -189,11 +237,11 @@ def run(
     model: nn.Module,
     variables: Mapping[str, Any],
     *arguments: Any,
-    edits: Iterable[Edit] = (),
-    read: Sequence[str] = (),
+    edits: Edit | Iterable[Edit] = (),
+    read: str | Sequence[str] = (),
     method: Any = None,
     **keywords: Any,
-) -> tuple[Any, dict[str, jax.Array]]:
+) -> tuple[Any, dict[str, Activations]]:
     """Applies a model with edits, and returns activations beside its result.
 
     A pure function: it may be jitted, differentiated by values of edits, and mapped
@@ -206,16 +254,20 @@ def run(
       edits: Changes, applied in order.
       read: Names of the activations to return, as they are after the edits.
       method: The method; `__call__` if None.
-      **keywords: Keyword arguments of `model.apply`.
+      **keywords: Keyword arguments of the method, and `rngs` for `model.apply`.
 
     Returns:
-      The result, and for each name of `read` the activations in order of depth
-      (sublayers that have it, ...).
+      The result, and for each name of `read` the activations.
 
     Raises:
       ReslabError: If no sublayer has an activation that is named.
     """
-    edits = tuple(edits)
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    read = (read,) if isinstance(read, str) else tuple(read)
+    if "mutable" in keywords:
+        raise ReslabError(
+            "interventions.run: mutable", expected="none: nothing is updated"
+        )
     seen: dict[str, set[int]] = {}
 
     def change(here, name, value):
@@ -230,13 +282,16 @@ def run(
         )
     result, written = found
     values = tapped(written.get(TAPS, {}))
-    for name in [edit.name for edit in edits if edit.name not in seen] + [
-        name for name in read if name not in values
-    ]:
-        raise ReslabError(
-            f"no sublayer of this model has an activation {name!r}",
-            expected=", ".join(sorted(seen)),
-        )
+    for names, known, what in (
+        ([edit.name for edit in edits], {*seen}, "change"),
+        (read, {*seen, *values} - {"stream"}, "read"),
+    ):
+        for name in names:
+            if name not in known:
+                raise ReslabError(
+                    f"no activation {name!r} to {what} in this model",
+                    expected=", ".join(sorted(known)),
+                )
     for edit in edits:
         for index in _numbers(edit.sublayer):
             if index not in seen[edit.name]:
@@ -245,4 +300,9 @@ def run(
                     expected=" or ".join(map(str, sorted(seen[edit.name]))),
                     got=str(index),
                 )
-    return result, {name: by_site(name, values[name]) for name in read}
+    return result, {name: _activations(name, values[name]) for name in read}
+
+
+def _activations(name: str, pairs: list[tuple[jax.Array, jax.Array]]) -> Activations:
+    sites = jnp.concatenate([site.reshape(-1) for site, _ in pairs])
+    return Activations(by_site(name, pairs), jnp.sort(sites))

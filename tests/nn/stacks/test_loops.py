@@ -223,3 +223,10 @@ def test_a_path_has_layers_alone(x64, order):
     model = make(stack=f"path(order={order})")
     with pytest.raises(ReslabError, match="numbers of layers, from 0 to 3; got"):
         jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+
+
+@pytest.mark.parametrize("stack", ["looped(loops=2)", "path(order=(0, 1, 2, 3))"])
+def test_a_cut_wants_layers_that_are_applied_once_in_their_order(x64, stack):
+    model = make(stack=stack)
+    with pytest.raises(ReslabError, match="a backward pass that ends at a layer"):
+        gradient(model, variables_of(model), frozen=2)

@@ -86,9 +86,7 @@ def recomputed(remat):
     ],
 )
 def test_flops_are_the_closed_form(accumulate, remat, layers):
-    config = small(
-        train__accumulate=accumulate, model__remat=remat, model__layers=layers
-    )
+    config = small(train__accumulate=accumulate, model__remat=remat, model__loop=layers)
     setup = setup_on_cpu(config)
     per_token = training_flops_per_token(setup.model, setup.shapes.params, LENGTH)
     expected = TOKENS * (per_token + recomputed(remat))

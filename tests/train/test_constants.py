@@ -51,7 +51,7 @@ def test_int8_weights_train_by_their_scales_and_generate(
     (tmp_path / "quantized" / "int8.py").write_text(textwrap.dedent(QUANTIZED))
     monkeypatch.syspath_prepend(str(tmp_path))
     config = small_config(
-        model__linear="quantized.int8", model__layers="scan", train__accumulate=2
+        model__linear="quantized.int8", model__loop="scan", train__accumulate=2
     )
     setup = make_setup(config, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
     begin = jax.device_get(setup.init())

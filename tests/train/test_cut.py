@@ -100,7 +100,7 @@ def test_a_step_trains_what_is_above_its_cut(small_config):
     config = small_config(
         optim__name="drop_muon(inner='sgd', buckets=2)",
         model__depth=2,
-        model__layers="scan",
+        model__loop="scan",
     )
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     setup = make_setup(config, mesh)

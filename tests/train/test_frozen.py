@@ -34,8 +34,8 @@ def shapes_of(setup):
 
 @pytest.mark.parametrize("layers", ["unroll", "scan"])
 def test_training_the_head_alone_costs_the_forward_pass_and_the_head(setup_of, layers):
-    whole = setup_of(model__layers=layers)
-    head = setup_of(model__layers=layers, optim__groups=HEAD_ONLY)
+    whole = setup_of(model__loop=layers)
+    head = setup_of(model__loop=layers, optim__groups=HEAD_ONLY)
     forward = training_flops_per_unit(whole) // 3
     size = named_leaves(whole.shapes.params)["head"].size
     counted = count_flops(make_step(head), *shapes_of(head))
@@ -47,7 +47,7 @@ def test_training_the_head_alone_costs_the_forward_pass_and_the_head(setup_of, l
 
 @pytest.mark.parametrize("groups", [HEAD_ONLY, BOTTOM], ids=["head", "bottom"])
 def test_the_logged_norm_is_that_of_what_learns(setup_of, groups):
-    setup = setup_of(model__layers="scan", optim__groups=groups)
+    setup = setup_of(model__loop="scan", optim__groups=groups)
     rng = np.random.default_rng(0)
     batch = {
         key: np.ones(leaf.shape, leaf.dtype)

@@ -107,7 +107,7 @@ def test_a_corpus_that_changes_ends_the_run_at_its_next_save(
         loop.train(config, run, after_step=change)
     assert end(caught.value) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "the corpus" in told and "the same command goes on" in told
+    assert "the corpus" in told and "the same command resumes" in told
     assert saved(run) == [4] and not (run / "result.json").exists()
     if kind == "cut":  # Read beyond its end, or noticed by the save.
         return

@@ -41,7 +41,7 @@ def test_a_run_is_traced_where_it_was_asked(tmp_path, small_config):
     assert _steps(trace) == [2, 3]
     ended = train("2:3")
     assert ended.returncode == 2
-    assert "goes on from step 4" in ended.stderr
+    assert "resumes from step 4" in ended.stderr
 
 
 def _steps(trace):

@@ -87,20 +87,27 @@ def telling(place: Place) -> Iterator[None]:
     Args:
       place: The place, which the caller moves on.
     """
+    running: list[nn.Module] = []
 
     def tell(call, args, kwargs, context):
-        kind = type(context.module)
-        if context.method_name != "__call__":
+        module = context.module
+        # A class that calls the method of its base is told once.
+        is_base = any(module is other for other in running)
+        if context.method_name != "__call__" or is_base:
             return call(*args, **kwargs)
         known = {
             name: getattr(place, name)
-            for name, position in _asked(kind).items()
+            for name, position in _asked(type(module)).items()
             if name not in kwargs and position >= len(args)
         }
-        y = call(*args, **known, **kwargs)
-        if _leaves(context.module):
+        running.append(module)
+        try:
+            y = call(*args, **known, **kwargs)
+        finally:
+            running.pop()
+        if _leaves(module):
             y, entries = y
-            _check_entries(context.module, entries)
+            _check_entries(module, entries)
             place.shared = {**place.shared, **entries}
         return y
 

@@ -213,10 +213,10 @@ class Layers(nn.Module):
             size = len(segment.blocks)
             below = min(frozen // size, segment.count)
             frozen -= min(frozen, size * segment.count)
-            if not reversible.refusal(segment, shared):
-                after = reversible.run(segment, stream, shared)
-            elif below:
+            if below:
                 after = cut.run(segment, below, stream, shared)
+            elif not reversible.refusal(segment, shared):
+                after = reversible.run(segment, stream, shared)
             else:
                 after = scan.scan(segment, stream, shared)
             stream, shared, change = after

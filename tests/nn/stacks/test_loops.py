@@ -70,6 +70,7 @@ CARRIED = {
     "losses": {"ffn": Costly},
     "running statistics": {"norm": "progressive_rep_batch"},
     "random numbers": {"dropout": 0.3},
+    "layers that could be undone": {"residual": "reversible", "block": "reversible"},
     "a renewed depth memory": {
         "mixer": "attention(heads=2, value_path='shared_values')",
     },
@@ -85,6 +86,7 @@ def test_a_frozen_part_changes_no_number_above_it(x64, name, remat):
     (value, wanted), whole = gradient(model, variables, rngs=rngs)
     (cut, written), part = gradient(model, variables, frozen=2, rngs=rngs)
     np.testing.assert_allclose(cut, value, rtol=1e-12)
+    tolerance = 1e-9 if "undone" in name else 1e-11
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), written, wanted
     )
@@ -98,7 +100,7 @@ def test_a_frozen_part_changes_no_number_above_it(x64, name, remat):
                 expected[:] = 0
         elif path == "embedding":
             expected[:] = 0
-        np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-11, err_msg=path)
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=tolerance, err_msg=path)
 
 
 def test_layers_that_are_undone_may_not_add_to_the_loss(x64):

@@ -343,6 +343,16 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
     return functools.partial(_call, build, written)
 
 
+def typed_arguments(family: str, spec: str) -> dict[str, Any]:
+    """The arguments of a spec string, each of the type of its annotation.
+
+    >>> typed_arguments("norms", "dyt(alpha=1)")
+    {'alpha': 1.0}
+    """
+    made: Any = factory(family, spec)
+    return dict(made.args[1])
+
+
 def make(family: str, spec: Spec, **context: Any) -> Any:
     """Builds a variant: `factory(family, spec)(**context)`."""
     return factory(family, spec)(**context)

@@ -15,6 +15,7 @@ from reslab.core.layout import Layout, read
 from reslab.ops.spectra import correlated_tail, eigenvalues, tail_exponents
 from reslab.optim import heavy_tail, importance_sparse, lisa, normalize_and_project
 from reslab.optim.base.group import parse_groups
+from reslab.optim.base.wrapping import unwrapped
 from reslab.optim.groups import grouped
 from reslab.optim.tract import build as tract
 from reslab.optim.tract import gram, patch_gram, preconditioned
@@ -297,3 +298,17 @@ def test_mistakes(spec, words):
         with pytest.raises(ReslabError) as caught:
             make(spec)
         assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_whole_numbers_are_floats_where_a_wrapper_wants_floats():
+    # As an int its square would not fit into 32 bits.
+    typed = registry.typed_arguments("optimizers", "noise_adaptive_muon(alpha=1000000)")
+    assert type(typed["alpha"]) is float
+    made = registry.make(
+        "optimizers", "noise_adaptive_muon(alpha=1000000)", learning_rate=0.1
+    )
+    params = {"kernel": jnp.ones((4, 4))}
+    made.update(params, made.init(params), params)
+    _, (wrap,) = unwrapped("noise_adaptive_muon(alpha=1000000)")
+    whole = wrap(optax.sgd(0.1), layouts=None, steps=1)
+    whole.update(params, whole.init(params), params)

@@ -108,7 +108,7 @@ def _wrapper_of(method: registry.Spec) -> tuple[Any, dict[str, Any], Any] | None
     build = registry.module("optimizers", parsed.name).build
     if not hasattr(build, "wrap"):
         return None
-    options = dict(parsed.arguments)
+    options = registry.typed_arguments("optimizers", method)
     default = registry.arguments(build)["inner"].default
     return build, options, options.pop("inner", default)
 

@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 import contextlib
 import gc
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -31,6 +32,10 @@ os.environ["XLA_FLAGS"] = FLAGS
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A job in the background of a shell ignores interrupts, as do its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 

@@ -192,6 +192,7 @@ WRONG = {
     "no heads there": (interventions.ablate("heads", sublayer=1), "expected 0; got 1"),
     "another shape": (interventions.replace("output", np.ones(5)), "broadcasts to"),
     "a complex value": (interventions.add("output", 1j), "real numbers"),
+    "a word": (interventions.replace("output", "x"), "got 'x'"),
     "a mask of layers": (interventions.ablate("output", layer=[False, True]), "whole"),
     "half a layer": (interventions.ablate("output", layer=1.5), "got 1.5"),
     "half a head": (interventions.ablate("heads", head=0.5), "whole numbers"),

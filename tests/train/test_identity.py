@@ -20,24 +20,7 @@ from reslab.observe.writers.jsonl import JsonLines
 from reslab.train import identity, loop
 from reslab.train.run import Run
 
-SMALL = {
-    "train__steps": 4,
-    "train__checkpoint_every": 2,
-    "train__log_every": 1,
-    "model__depth": 1,
-    "model__features": 16,
-    "mesh__cpu_devices": 8,
-}
 CLOCKS = ("elapsed_seconds", "tokens_per_second", "step_seconds")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, small_config):
-    """Two runs that differ in their seed, whole."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        loop.train(small_config(**SMALL, seed=seed), folder / str(seed))
-    return folder
 
 
 @pytest.fixture
@@ -251,9 +234,9 @@ def test_metrics_are_missed_while_the_run_goes_on(kind, tmp_path, capsys):
     assert rows(tmp_path / "renamed") and not folder.exists()
 
 
-def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path, small_config):
-    config = small_config(
-        **SMALL | {"train__checkpoint_every": 1},
+def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path, brief_config):
+    config = brief_config(
+        train__checkpoint_every=1,
         optim__learning_rate=3.4e38,
         optim__schedule="constant",
     )
@@ -271,10 +254,8 @@ def test_a_loss_that_is_not_finite_is_no_evaluation(runs, monkeypatch):
     assert "expected a finite value; got nan" in refused("eval", runs[0])
 
 
-def test_a_gradient_of_zero_is_told_once(tmp_path, small_config, capsys):
-    config = small_config(
-        **SMALL, model__embedding_std=1e20, precision__compute="bfloat16"
-    )
+def test_a_gradient_of_zero_is_told_once(tmp_path, brief_config, capsys):
+    config = brief_config(model__embedding_std=1e20, precision__compute="bfloat16")
     with contextlib.suppress(loop.Diverged):
         loop.train(config, tmp_path / "run")
     said = capsys.readouterr().err
@@ -284,18 +265,18 @@ def test_a_gradient_of_zero_is_told_once(tmp_path, small_config, capsys):
 @pytest.mark.parametrize(
     "name", ["metrics.jsonl", "run.json", "result.json", "probes.jsonl"]
 )
-def test_what_is_no_runs_is_not_touched(name, tmp_path, small_config):
+def test_what_is_no_runs_is_not_touched(name, tmp_path, brief_config):
     mine = tmp_path / "d" / name
     mine.parent.mkdir()
     mine.write_text('{"eval_bpb": 1.0}')
     with pytest.raises(ReslabError, match="of an unknown run"):
-        loop.train(small_config(**SMALL), mine.parent)
+        loop.train(brief_config(), mine.parent)
     assert [path.name for path in mine.parent.iterdir()] == [name]
     assert mine.read_text() == '{"eval_bpb": 1.0}'
 
 
-def test_a_run_killed_while_it_was_made_is_made_again(tmp_path, small_config):
-    config = small_config(**SMALL)
+def test_a_run_killed_while_it_was_made_is_made_again(tmp_path, brief_config):
+    config = brief_config()
     run = Run(tmp_path / "run")
     about = loop.describe(loop.prepare(config))
     assert run.open(config, about) is False
@@ -306,11 +287,11 @@ def test_a_run_killed_while_it_was_made_is_made_again(tmp_path, small_config):
     assert run.open(config, about) is True
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(ReslabError, match="of an unknown run"):
-        run.open(small_config(**SMALL, seed=3), about)
+        run.open(brief_config(seed=3), about)
 
 
-def test_the_start_of_a_continued_run_is_pinned(runs, tmp_path, small_config):
-    config = small_config(**SMALL, train__continue_from=str(runs[0]))
+def test_the_start_of_a_continued_run_is_pinned(runs, tmp_path, brief_config):
+    config = brief_config(train__continue_from=str(runs[0]))
 
     def start(run):
         """Begins the run and kills it before its first checkpoint."""
@@ -339,10 +320,10 @@ def test_the_start_of_a_continued_run_is_pinned(runs, tmp_path, small_config):
         loop.train(config, tmp_path / "next")
 
 
-def test_a_corpus_that_changed_is_refused(tmp_path, small_config):
+def test_a_corpus_that_changed_is_refused(tmp_path, brief_config):
     corpus = tmp_path / "corpus"
     tokenize("synthetic(documents=60)", "bytes", corpus)
-    config = small_config(**SMALL, data__source=f"tokens(path={str(corpus)!r})")
+    config = brief_config(data__source=f"tokens(path={str(corpus)!r})")
     run = tmp_path / "run"
     loop.train(config, run)
     (run / "result.json").unlink()
@@ -376,11 +357,11 @@ def save_tokenizer(path, order=1):
     return path.stat().st_size
 
 
-def test_a_tokenizer_that_changed_is_refused(tmp_path, small_config):
+def test_a_tokenizer_that_changed_is_refused(tmp_path, brief_config):
     path = tmp_path / "tokenizer.json"
     size = save_tokenizer(path)
     spec = f"huggingface(path={str(path)!r})"
-    config = small_config(**SMALL, data__tokenizer=spec)
+    config = brief_config(data__tokenizer=spec)
     run = tmp_path / "run"
     loop.train(config, run)
     (run / "result.json").unlink()

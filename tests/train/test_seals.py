@@ -15,24 +15,6 @@ from reslab.study.sweep import _is_settled
 from reslab.train import loop
 from reslab.train.run import Run
 
-SMALL = {
-    "train__steps": 4,
-    "train__checkpoint_every": 2,
-    "train__log_every": 1,
-    "model__depth": 1,
-    "model__features": 16,
-    "mesh__cpu_devices": 8,
-}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, small_config):
-    """Two runs that differ in their seed, whole."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        loop.train(small_config(**SMALL, seed=seed), folder / str(seed))
-    return folder
-
 
 @pytest.fixture
 def run(trained, tmp_path):

@@ -71,7 +71,7 @@ class Layers(nn.Module):
             return plan
         return [
             ((plan[segment][0][block],), len(periods))
-            for segment, block, periods in path.parts(plan, self.order)
+            for segment, (block, periods) in path.parts(plan, self.order)
         ]
 
     def init_state(
@@ -120,31 +120,19 @@ class Layers(nn.Module):
             )
         if self.is_initializing():
             return self._create(stream, first_layer, positions, segments), state
-        found = self._segments(first_layer, positions, segments)
-        names = [f"segment_{index}" for index in range(len(found))]
+        kind, found = "segment", self._segments(first_layer, positions, segments)
         if self.order:
-            found = [
-                dataclasses.replace(
-                    path.part(found[index], block, periods),
-                    keys=self._keys(len(periods)),
-                )
-                for index, block, periods in path.parts(self.plan(), self.order)
-            ]
-            names = [f"part_{index}" for index in range(len(found))]
-        else:
-            found = [
-                dataclasses.replace(segment, keys=self._keys(segment.count))
-                for segment in found
-            ]
-        if state is not None:
-            found = [
-                dataclasses.replace(segment, state=own)
-                for segment, own in zip(found, state, strict=True)
-            ]
+            kind, parts = "part", path.parts(self.plan(), self.order)
+            found = [path.part(found[index], *where) for index, where in parts]
+        states = [None] * len(found) if state is None else state
+        found = [
+            dataclasses.replace(segment, keys=self._keys(segment.count), state=own)
+            for segment, own in zip(found, states, strict=True)
+        ]
         stream, changes = self._run(found, stream)
-        for name, change in zip(names, changes, strict=True):
+        for index, change in enumerate(changes):
             for collection, tree in change.collections.items():
-                self.put_variable(collection, name, tree)
+                self.put_variable(collection, f"{kind}_{index}", tree)
         if state is not None:
             state = tuple(change.state for change in changes)
         return stream, state

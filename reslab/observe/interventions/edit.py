@@ -116,16 +116,18 @@ class Edit:
             is_site = jnp.asarray(value.sites) == here.site
             selected &= jnp.broadcast_to(jnp.any(is_site), old.shape)
             value = jnp.asarray(value.values)[jnp.argmax(is_site)]
-        value = jnp.asarray(value)
         try:
+            value = jnp.asarray(value)
             if jnp.issubdtype(value.dtype, jnp.complexfloating):
                 raise ValueError
             value = jnp.broadcast_to(value.astype(old.dtype), old.shape)
-        except ValueError:
+        except (TypeError, ValueError):
             raise ReslabError(
                 f"edit of {name!r}: value",
                 expected=f"real numbers whose shape broadcasts to {old.shape}",
-                got=f"{value.dtype}{value.shape}",
+                got=f"shape {jnp.shape(value)}"
+                if isinstance(value, jax.Array)
+                else repr(value),
             ) from None
         changes = {"replace": value, "add": old + value, "scale": old * value}
         return jnp.where(selected, changes[self.kind], old)

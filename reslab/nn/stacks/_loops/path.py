@@ -57,7 +57,7 @@ def run(
 
 def parts(
     plan: Sequence[tuple[Sequence, int]], order: Sequence[int]
-) -> list[tuple[int, int, tuple[int, ...]]]:
+) -> list[tuple[int, tuple[int, tuple[int, ...]]]]:
     """Cuts a path into runs of layers that one scan can apply.
 
     Args:
@@ -65,10 +65,10 @@ def parts(
       order: Numbers of the layers along the path.
 
     Returns:
-      Segment, block in its period, and periods, of each run.
+      Of each run its segment, and the block and the periods that `part` takes.
 
     >>> parts([("a", 3), ("bc", 2)], (0, 2, 2, 3, 5, 1))
-    [(0, 0, (0, 2, 2)), (1, 0, (0, 1)), (0, 0, (1,))]
+    [(0, (0, (0, 2, 2))), (1, (0, (0, 1))), (0, (0, (1,)))]
     """
     home = [
         (segment, block, period)
@@ -77,7 +77,10 @@ def parts(
         for block in range(len(blocks))
     ]
     runs = itertools.groupby((home[layer] for layer in order), lambda at: at[:2])
-    return [(*at, tuple(period for *_, period in run)) for at, run in runs]
+    return [
+        (segment, (block, tuple(period for *_, period in run)))
+        for (segment, block), run in runs
+    ]
 
 
 def part(segment: Segment, block: int, periods: Sequence[int]) -> Segment:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -194,12 +194,6 @@ class Segment:
         return dataclasses.replace(
             self, collections=jax.lax.stop_gradient(self.collections)
         )
-
-
-# Applies segments: (segments, stream, shared) -> (stream, shared, changes).
-Runner = Callable[
-    [Sequence[Segment], Stream, Shared], tuple[Stream, Shared, list[Change]]
-]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -94,7 +94,6 @@ def unwrapped(method: registry.Spec) -> tuple[registry.Spec, list[Any]]:
     """
     wraps: list[Any] = []
     while (found := _wrapper_of(method)) is not None:
-        registry.factory("optimizers", method)  # Checks names and types of arguments.
         build, options, method = found
         wraps.insert(0, _with_options(build.wrap, options))
     return method, wraps
@@ -108,6 +107,7 @@ def _wrapper_of(method: registry.Spec) -> tuple[Any, dict[str, Any], Any] | None
     build = registry.module("optimizers", parsed.name).build
     if not hasattr(build, "wrap"):
         return None
+    # Checks their names and types, too.
     options = registry.typed_arguments("optimizers", method)
     default = registry.arguments(build)["inner"].default
     return build, options, options.pop("inner", default)

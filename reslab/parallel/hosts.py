@@ -33,8 +33,10 @@ def join(
 ) -> None:
     """Makes this process one of a run on many hosts; call before the first array.
 
-    On Cloud TPU the hosts find each other, without arguments; elsewhere they are
-    told. Where there are neither arguments nor a TPU, this process is alone.
+    On Cloud TPU the hosts find each other, without arguments: JAX asks the environment
+    (GKE) or the metadata server (TPU VMs). Elsewhere they are told. Where there are
+    neither arguments nor TPU chips, or nothing is known of other hosts, this process
+    is alone.
 
     Args:
       coordinator: `HOST:PORT` of process 0.
@@ -48,8 +50,9 @@ def join(
         process ends, with one line and exit code 2: JAX would abort it.
     """
     told = (coordinator, processes, process)
-    if told == (None, None, None):
-        if not _is_tpu_host():
+    is_told = told != (None, None, None)
+    if not is_told:
+        if not _has_tpu_chips():
             return
     elif None in told:
         raise ReslabError("--coordinator, --processes and --process belong together")
@@ -73,7 +76,11 @@ def join(
                 initialization_timeout=int(seconds) + 60,
                 heartbeat_timeout_seconds=heartbeat,
             )
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
+            # Neither an environment with the names of hosts nor a metadata server.
+            is_unknown = isinstance(error, ValueError | OSError)
+            if is_unknown and not is_told:
+                return
             raise ReslabError(
                 "the processes of this run cannot find each other",
                 got=(str(error).splitlines() or [type(error).__name__])[0],
@@ -81,16 +88,36 @@ def join(
             ) from error
 
 
-def _is_tpu_host() -> bool:
+def check_joined() -> None:
+    """Checks that a host of several has joined them; makes JAX look for its devices.
+
+    Raises:
+      ReslabError: If it has not.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ReslabError(
+            f"this host is one of {jax.process_count()} of its TPU slice",
+            expected="a command that all hosts run together: `reslab train` alone",
+            hint="the same command on every host (tpu_setup/launch.sh does that)",
+        )
+
+
+def _has_tpu_chips() -> bool:
     """Returns whether this machine has TPU chips that JAX may use."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-    is_known = "TPU_WORKER_ID" in os.environ or "CLOUD_TPU_TASK_ID" in os.environ
-    return ("tpu" in platforms or not platforms) and bool(chips) and is_known
+    return ("tpu" in platforms or not platforms) and bool(chips)
 
 
 @contextlib.contextmanager
 def _leaving_after(seconds: float) -> Iterator[None]:
+    def say() -> None:
+        print(
+            f"reslab: waiting for the other hosts, at most {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
     def leave() -> None:
         print(
             f"reslab: the other hosts of this run have not come in {seconds:.0f} s; "
@@ -100,13 +127,15 @@ def _leaving_after(seconds: float) -> Iterator[None]:
         )
         os._exit(BAD_INPUT)
 
-    timer = threading.Timer(seconds, leave)
-    timer.daemon = True
-    timer.start()
+    timers = threading.Timer(10.0, say), threading.Timer(seconds, leave)
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def configure_cpu(devices: int, cores: int | None = None) -> None:

@@ -20,6 +20,7 @@ from reslab.core.types import (
     MESH_AXES,
     SEQUENCE_AXIS,
 )
+from reslab.parallel.hosts import check_joined
 
 # The batch is spread over data and fsdp; fsdp also spreads parameters over their
 # embed axis, tensor over the axis inside each sublayer (Megatron's split). Tokens of
@@ -60,10 +61,13 @@ def make_mesh(
       The mesh.
 
     Raises:
-      ReslabError: If the sizes do not multiply to the number of devices, or the
-        number of slices is not `dcn_data`.
+      ReslabError: If the sizes do not multiply to the number of devices, the number
+        of slices is not `dcn_data`, or this host has not joined the others.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    if devices is None:
+        check_joined()
+        devices = jax.devices()
+    devices = list(devices)
     axes = MESH_AXES
     if shape.get(SEQUENCE_AXIS, 1) != 1:
         axes = (*MESH_AXES[:-1], SEQUENCE_AXIS, MESH_AXES[-1])

@@ -15,7 +15,7 @@ from reslab.core.trees import (
     named_leaves,
     unbox,
 )
-from reslab.models.examples import EXAMPLES
+from reslab.models.examples import CALLS, run_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +141,7 @@ def parameter_shapes(
     family: str, spec: registry.Spec, width: int
 ) -> dict[str, jax.ShapeDtypeStruct] | None:
     """Shapes of a variant's parameters at a width; None if it can have none."""
-    example = EXAMPLES.get(family)
-    if example is None:
+    if family not in CALLS:
         return None
-    variables = jax.eval_shape(lambda: example(spec, width)[1])
+    variables = jax.eval_shape(lambda: run_example(family, spec, width)[1])
     return named_leaves(unbox(variables).get("params", {}))

@@ -1,5 +1,6 @@
-"""Creation of parameters and constants with logical axis names."""
+"""Creation of parameters and constants, with logical axis names if they are wanted."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -7,6 +8,48 @@ import flax.linen as nn
 import jax
 
 from reslab.core.model_state import CONSTANTS
+
+# JAX traces a function again where this differs; None leaves it to the module.
+_are_named = jax.make_user_context(None)
+
+
+def logical_axes(are_named: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Attaches logical axis names to the parameters that modules create inside.
+
+    The names, in boxes as Flax has them, say how parameters lie on a mesh and which of
+    their axes are a matrix to an optimizer. The models of reslab attach them wherever
+    they are initialized; parts that are used alone create plain arrays, unless inside
+    this context.
+
+    Args:
+      are_named: False leaves the names out, of models too.
+
+    >>> from reslab.nn.norms.rms import RMSNorm
+    >>> norm, key, x = RMSNorm(), jax.random.key(0), jax.numpy.ones((1, 4))
+    >>> norm.init(key, x)["params"]["gain"].shape
+    (4,)
+    >>> with logical_axes():
+    ...     norm.init(key, x)["params"]["gain"].names
+    ('embed',)
+    """
+    return _are_named(are_named)
+
+
+class NamedModule(nn.Module):
+    """Base of models, whose parameters have logical axis names."""
+
+    @nn.nowrap
+    def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
+        """Initializes the model; see `flax.linen.Module.init_with_output`."""
+        is_decided = _are_named.value is not None
+        with contextlib.nullcontext() if is_decided else logical_axes():
+            return super().init_with_output(*args, **kwargs)
+
+
+def _named(init: Callable[..., Any], axes: Sequence[str | None]) -> Callable[..., Any]:
+    if not _are_named.value:
+        return init
+    return nn.with_logical_partitioning(init, tuple(axes))
 
 
 def parameter(
@@ -30,8 +73,8 @@ def parameter(
     Returns:
       The array, out of its box.
     """
-    boxed = nn.with_logical_partitioning(init, tuple(axes))
-    return cast(jax.Array, module.param(name, boxed, tuple(shape), dtype))
+    made = module.param(name, _named(init, axes), tuple(shape), dtype)
+    return cast(jax.Array, made)
 
 
 def constant(
@@ -48,7 +91,7 @@ def constant(
     """
 
     def make() -> Any:
-        boxed = nn.with_logical_partitioning(init, tuple(axes))
-        return boxed(module.make_rng("params"), tuple(shape), dtype)
+        key = module.make_rng("params")
+        return _named(init, axes)(key, tuple(shape), dtype)
 
     return module.variable(CONSTANTS, name, make).value

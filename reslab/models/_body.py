@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.parameters import NamedModule
 from reslab.core.types import Context
 from reslab.models._growth import check_growth
 from reslab.nn.base import sites as sites_of
@@ -19,7 +20,7 @@ from reslab.ops.tiles import IMPLEMENTATIONS
 Specs = registry.Spec | Sequence[registry.Spec]
 
 
-class Body(nn.Module):
+class Body(NamedModule):
     """Base of models that are a stack of layers between two ends.
 
     Every part is named by a spec string. A sequence of specs is tiled over depth.

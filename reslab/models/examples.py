@@ -1,8 +1,10 @@
 """Every variant alone, called on a small input."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -10,97 +12,98 @@ from reslab.core import registry
 from reslab.core.types import Context
 
 
-def _init(module: Any, *args: Any, **kwargs: Any) -> Any:
-    return module.init_with_output(jax.random.key(0), *args, **kwargs)
+class Example(NamedTuple):
+    """A variant used alone.
+
+    Attributes:
+      module: The module.
+      call: `call(module, x)`, on an input (batch, length, width).
+    """
+
+    module: nn.Module
+    call: Callable[[Any, jax.Array], Any]
 
 
-def _example_input(width: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(1), (2, 8, width))
+def _positions(x: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
 
 
-def _example_norm(spec, width):
-    return _init(registry.make("norms", spec), _example_input(width))
+def _call_mixer(mixer, x):
+    return mixer(x, positions=_positions(x))
 
 
-def _example_ffn(spec, width):
-    return _init(registry.make("ffns", spec), _example_input(width))
+def _call_position(position, x):
+    return position.embed(x, _positions(x))
 
 
-def _example_linear(spec, width):
-    module = registry.make("linears", spec, features=width)
-    return _init(module, _example_input(width))
-
-
-def _example_mixer(spec, width):
-    positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
-    module = registry.make("mixers", spec)
-    return _init(module, _example_input(width), positions=positions)
-
-
-def _example_position(spec, width):
-    positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
-    module = registry.make("positions", spec)
-    return _init(module, _example_input(width), positions, method="embed")
-
-
-def _example_value_path(spec, width):
-    module, x = registry.make("value_paths", spec, depth=2), _example_input(width)
+def _call_value_path(path, x):
     heads = x.reshape(*x.shape[:-1], 4, -1)
-
-    def layer(shared):
-        (key, value, shared), variables = _init(
-            module,
-            x,
-            key=lambda: heads,
-            value=lambda: heads,
-            keep=lambda name, new: new,
-            shared=shared,
-        )
-        return (key, value), shared, variables
-
+    arguments = {
+        "key": lambda: heads,
+        "value": lambda: heads,
+        "keep": lambda name, new: new,
+    }
     # The parameters are those of a layer after the first.
-    output, _, variables = layer(layer({})[1])
-    return output, variables
+    first = path.clone(parent=None, name=None)
+    found, _ = first.init_with_output(jax.random.key(0), x, shared={}, **arguments)
+    return path(x, shared=found[-1], **arguments)[:2]
 
 
-def _example_residual(spec, width):
-    module = registry.make("residuals", spec)
-    stream = module.widen(_example_input(width))
-    return _init(module, stream, jnp.tanh, site=0)
+def _call_residual(residual, x):
+    return residual(residual.widen(x), jnp.tanh, site=0)
 
 
-def _example_placement(spec, width):
-    module = registry.make("placements", spec)
+def _call_placement(placement, x):
     plain = registry.make("residuals", "plain", parent=None)
-    return _init(module, _example_input(width), plain, jnp.tanh, site=0)
+    return placement(x, plain, jnp.tanh, site=0)
 
 
-def _example_block(spec, width):
-    positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
-    module = registry.make("blocks", spec)
-    ends = registry.make("residuals", module.residual)
-    stream = ends.apply({}, _example_input(width), method="widen")
-    return _init(module, stream, {}, layer=0, positions=positions)
+def _call_block(block, x):
+    ends = registry.make("residuals", block.residual, parent=None)
+    stream = ends.apply({}, x, method="widen")
+    return block(stream, {}, layer=0, positions=_positions(x))
 
 
-def _example_stack(spec, width):
-    block = registry.factory("blocks", "standard")
-    positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
-    module = registry.make("stacks", spec, blocks=(block,), depth=2, context=Context())
-    return _init(module, _example_input(width), positions=positions)
-
-
-# How a variant of each family is called, alone, on an input (2, 8, width): used
-# to show its parameters. Returns the output and the variables.
-EXAMPLES: Mapping[str, Callable[[registry.Spec, int], tuple[Any, Any]]] = {
-    "norms": _example_norm,
-    "ffns": _example_ffn,
-    "linears": _example_linear,
-    "mixers": _example_mixer,
-    "positions": _example_position,
-    "value_paths": _example_value_path,
-    "residuals": _example_residual,
-    "placements": _example_placement,
-    "blocks": _example_block,
-    "stacks": _example_stack,
+# How a variant of each family is called alone.
+CALLS: Mapping[str, Callable[[Any, jax.Array], Any]] = {
+    "norms": lambda norm, x: norm(x),
+    "ffns": lambda ffn, x: ffn(x),
+    "linears": lambda linear, x: linear(x),
+    "mixers": _call_mixer,
+    "positions": _call_position,
+    "value_paths": _call_value_path,
+    "residuals": _call_residual,
+    "placements": _call_placement,
+    "blocks": _call_block,
+    "stacks": _call_mixer,
 }
+
+
+def example(
+    family: str, spec: registry.Spec, width: int, **surroundings: Any
+) -> Example:
+    """Makes a variant to be used alone.
+
+    Args:
+      family: Its family, a key of `CALLS`.
+      spec: Its spec.
+      width: Width of its input.
+      **surroundings: Fields of `Context`, such as `dtype`.
+    """
+    context = Context(**surroundings)
+    block = functools.partial(registry.factory("blocks", "standard"), context=context)
+    known = {
+        "linears": {"features": width},
+        "value_paths": {"depth": 2},
+        "blocks": {"context": context},
+        "stacks": {"blocks": (block,), "depth": 2, "context": context},
+    }.get(family, {})
+    module = registry.make(family, spec, **known | surroundings)
+    return Example(module, CALLS[family])
+
+
+def run_example(family: str, spec: registry.Spec, width: int) -> tuple[Any, Any]:
+    """Calls a variant on an input (2, 8, width): its output and its variables."""
+    module, call = example(family, spec, width)
+    x = jax.random.normal(jax.random.key(1), (2, 8, width))
+    return nn.init_with_output(call, module)(jax.random.key(0), x)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.parameters import NamedModule
 from reslab.core.precision import statistics_dtype
 from reslab.models._classifier import Classifier, as_floats
 from reslab.models._convolution import Convolution
@@ -16,7 +17,7 @@ from reslab.nn.base.norm import norm_and_activation
 from reslab.ops.grams import patch_gram
 
 
-class ResNet(nn.Module):
+class ResNet(NamedModule):
     """A residual network of the CIFAR layout, with pre-activation blocks.
 
         x = conv(image)

@@ -15,6 +15,7 @@ from reslab.core import extension, precision, registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import layouts
 from reslab.core.model_state import model_state_of
+from reslab.core.parameters import logical_axes
 from reslab.core.trees import first_match, named_leaves, unbox
 from reslab.core.types import SEQUENCE_AXIS
 from reslab.optim.base.group import parse_groups
@@ -274,6 +275,8 @@ def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
         extension.buildable("what this config describes"),
         use_mesh(mesh),
         extension.held_to_protocols(),
+        # A model from elsewhere may be made of parts of reslab.
+        logical_axes(),
     ):
         variables = jax.eval_shape(
             lambda: model.init(jax.random.key(config.seed), *task.example())

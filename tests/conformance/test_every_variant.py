@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from reslab.core import registry
+from reslab.core.parameters import logical_axes
 from reslab.core.trees import is_box
 from reslab.core.types import LOGICAL_AXES
-from reslab.models.examples import EXAMPLES
+from reslab.models.examples import CALLS, run_example
 
-VARIANTS = [(family, name) for family in EXAMPLES for name in registry.names(family)]
+VARIANTS = [(family, name) for family in CALLS for name in registry.names(family)]
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda variant: "/".join(variant))
@@ -19,7 +20,7 @@ def variant(request):
 
 def test_builds_with_defaults_and_computes_finite_numbers(variant):
     family, name = variant
-    output, _ = EXAMPLES[family](name, 16)
+    output, _ = run_example(family, name, 16)
     leaves = [leaf for leaf in jax.tree.leaves(output) if leaf.dtype.kind == "f"]
     assert leaves
     for leaf in leaves:
@@ -28,7 +29,8 @@ def test_builds_with_defaults_and_computes_finite_numbers(variant):
 
 def test_parameters_name_their_logical_axes(variant):
     family, name = variant
-    variables = jax.eval_shape(lambda: EXAMPLES[family](name, 16)[1])
+    with logical_axes():
+        variables = jax.eval_shape(lambda: run_example(family, name, 16)[1])
     boxes = jax.tree.leaves(variables.get("params", {}), is_leaf=is_box)
     for box in boxes:
         assert is_box(box), f"a parameter of shape {box.shape} names no axes"

@@ -7,7 +7,7 @@ import pytest
 
 from reslab.core import registry
 from reslab.core.trees import unbox
-from reslab.models.examples import EXAMPLES
+from reslab.models.examples import run_example
 from reslab.parallel.mesh import batch_sharding, tree_sharding, use_mesh
 
 WIDTH = 16
@@ -20,7 +20,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def ffn(name, randomized):
-    variables = randomized(EXAMPLES["ffns"](name, WIDTH)[1])
+    variables = randomized(run_example("ffns", name, WIDTH)[1])
     return registry.make("ffns", name).apply, variables
 
 

@@ -8,7 +8,7 @@ import pytest
 from reslab.core import registry
 from reslab.core.model_state import model_state_of
 from reslab.core.trees import unbox
-from reslab.models.examples import EXAMPLES
+from reslab.models.examples import run_example
 from reslab.parallel.mesh import batch_sharding, use_mesh
 
 WIDTH = 16
@@ -22,7 +22,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def norm(name, randomized):
     """The norm, evaluated, as a function of (parameters, x); moved parameters."""
-    variables = EXAMPLES["norms"](name, WIDTH)[1]
+    variables = run_example("norms", name, WIDTH)[1]
     state = model_state_of(variables)
     module = registry.make("norms", name)
 

@@ -10,7 +10,7 @@ import pytest
 
 from reslab.core import registry
 from reslab.core.trees import unbox
-from reslab.models.examples import EXAMPLES
+from reslab.models.examples import run_example
 
 WIDTH = 16
 
@@ -47,7 +47,7 @@ def stream():
 def placement(name, randomized):
     """The placement around tanh on a plain residual, as a function."""
     module = registry.make("placements", name)
-    variables = randomized(EXAMPLES["placements"](name, WIDTH)[1])
+    variables = randomized(run_example("placements", name, WIDTH)[1])
     plain = registry.make("residuals", "plain", parent=None)
 
     def apply(variables, stream, site=0, branch=jnp.tanh):

@@ -13,6 +13,7 @@ from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
+from reslab.core.varying import varying_like
 from reslab.nn.linears._linear import LinearModule
 from reslab.nn.linears.dense import Dense
 
@@ -99,6 +100,7 @@ class MemoryLookup(LinearModule):
 
         wide = (1,) * len(self.outputs)
         start = jnp.zeros(lead + self.outputs, scores.dtype)
+        start = varying_like(start, tables, scores)
         first = (jnp.moveaxis(codes, -1, 0), jnp.moveaxis(scores, -1, 0))
         total, _ = jax.lax.scan(add, start, (tables, *first))
         return self.add_bias(total.astype(self.dtype))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
+from reslab.core.varying import varying_like
 from reslab.ops.cross_entropy.chunked import chunked
 from reslab.ops.cross_entropy.reference import whole
 
@@ -83,6 +84,8 @@ def token_losses(
     chunks = chunks or automatic_chunks(columns)
     if chunks == 1:
         return whole(features, kernel, targets, vocabulary_size)
+    # The gradient by a kernel that all devices share is summed where this is undone.
+    features, kernel = varying_like((features, kernel), features, kernel, targets)
     return chunked(features, kernel, targets, vocabulary_size, chunks)
 
 

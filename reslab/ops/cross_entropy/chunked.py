@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.precision import statistics_dtype
+from reslab.core.varying import varying_like
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -40,6 +41,7 @@ def _forward(features, kernel, targets, vocabulary_size, chunks):
     # The first chunk holds id 0, so the maximum is finite from then on.
     zeros = jnp.zeros(targets.shape, wide)
     start = (zeros - jnp.inf, zeros, zeros)
+    start = varying_like(start, features)
     (maximum, total, target), _ = jax.lax.scan(step, start, _split(kernel, chunks))
     log_normalizer = maximum + jnp.log(total)
     outputs = (log_normalizer - target, log_normalizer)
@@ -67,7 +69,7 @@ def _backward(vocabulary_size, chunks, saved, cotangents):
         )
         return features_bar, part_bar.astype(kernel.dtype)
 
-    start = jnp.zeros(features.shape, wide)
+    start = varying_like(jnp.zeros(features.shape, wide), features)
     features_bar, parts_bar = jax.lax.scan(step, start, _split(kernel, chunks))
     kernel_bar = jnp.moveaxis(parts_bar, 0, 2).reshape(kernel.shape[0], -1)
     kernel_bar = kernel_bar[:, : kernel.shape[1]]

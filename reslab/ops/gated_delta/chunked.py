@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from reslab.core.platform import platform
 from reslab.core.precision import statistics_dtype
+from reslab.core.varying import varying_like
 
 # Tokens that are taken together; the memory is kept for the backward pass once for
 # each of them. A TPU's matrix unit is as wide as the second: with it, and the products
@@ -42,7 +43,7 @@ def inverse_of_unit_lower(matrices: jax.Array) -> jax.Array:
         for axis in (2, 1)
     )
     blocks = jnp.where(row // leaf == column // leaf, matrices, 0)
-    inverse = (row == column).astype(matrices.dtype)
+    inverse = varying_like((row == column).astype(matrices.dtype), matrices)
     in_blocks = (*matrices.shape[:-2], size // leaf, leaf, size)
 
     def solve(first, inverse):
@@ -158,7 +159,8 @@ def chunked(
         return memory + product("bhik,bhiv->bhkv", kept, change), output
 
     chunks = writes, erased, read, seen, kept, from_start[..., -1]
-    state, output = jax.lax.scan(step, state.astype(wide), chunks)
+    start = varying_like(state.astype(wide), chunks)
+    state, output = jax.lax.scan(step, start, chunks)
     output = jnp.moveaxis(output, (0, 2), (1, 3))
     output = output.reshape(output.shape[0], -1, *output.shape[3:])[:, :length]
     return output.astype(given), state

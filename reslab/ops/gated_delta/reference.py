@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.precision import statistics_dtype
+from reslab.core.varying import varying_like
 
 
 def recurrent(
@@ -41,5 +42,6 @@ def recurrent(
         return memory, read(memory, query)
 
     time_first = [jnp.swapaxes(x, 0, 1) for x in tokens]
-    state, output = jax.lax.scan(step, state.astype(wide), time_first)
+    start = varying_like(state.astype(wide), time_first)
+    state, output = jax.lax.scan(step, start, time_first)
     return jnp.swapaxes(output, 0, 1).astype(query.dtype), state

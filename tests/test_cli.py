@@ -136,6 +136,9 @@ def test_list_and_show(capsys):
     assert main(["show", "norms/rms", "--width", "64"]) == 0
     shown = capsys.readouterr().out
     assert "gain  (64,)" in shown and "epsilon = 1e-06" in shown
+    assert main(["show", "residuals/delta_attnres"]) == 0
+    # Attributes that its docstring leaves to a base.
+    assert "block_layers: Layers in a block" in capsys.readouterr().out
     assert main(["show", "tiny"]) == 0
     shown = capsys.readouterr().out
     for words in (

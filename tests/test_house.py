@@ -84,3 +84,18 @@ def test_private_modules_stay_in_their_folder(path):
                     continue
                 if name(path) not in LISTED:
                     assert parts[:index] == here[:index], f"{node.module}.{alias.name}"
+
+
+RESIDUALS = sorted((ROOT / "nn" / "residuals").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("path", RESIDUALS, ids=name)
+def test_the_equation_of_a_residual_is_short(path):
+    """Machinery around it, such as tables and kernels, has files of its own."""
+    classes = [
+        n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)
+    ]
+    for node in classes:
+        documented = [f for f in node.body if isinstance(f, ast.FunctionDef)]
+        docstrings = sum(f.end_lineno - f.lineno + 1 - length(f) for f in documented)
+        assert length(node) - docstrings <= LINES_OF_A_FUNCTION, node.name

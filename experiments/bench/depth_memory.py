@@ -45,11 +45,8 @@ WIDTH, BATCH, LENGTH = 1024, 4, 1024
 
 # What is worth a row beside the defaults of a residual.
 EXTRA = {
-    "attnres": (
-        "attnres(block={eighth})",
-        "attnres(routing='add')",
-        "attnres(routing='add', block={eighth})",
-    ),
+    "attnres": ("attnres(block={eighth})",),
+    "delta_attnres": ("delta_attnres(block={eighth})",),
     "hyper": ("hyper(is_dynamic=True)",),
 }
 # What is aimed at, by column: for every residual, and for some of them.
@@ -82,8 +79,8 @@ def kernel_shares(spec: str, depth: int) -> dict[str, float]:
     if not getattr(residual, "is_history", False):
         return shares
     # What a sublayer of attention residuals sees; the others write once a layer.
-    visible = getattr(residual, "visible", [*range(1, depth + 1)] * 2)
-    visible = sorted(visible)
+    tables = getattr(residual, "tables", None)
+    visible = sorted(tables.visible if tables else [*range(1, depth + 1)] * 2)
     read, rows = visible[::2], visible[-1] + 1
     kernel = RowsKernel(rows, 1, WIDTH, jnp.bfloat16)
     turns = [-(-max(1, limit) // kernel.chunk) for limit in [*read, rows]]

@@ -4,7 +4,9 @@ import ast
 import dataclasses
 import inspect
 import pathlib
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -113,7 +115,7 @@ def show_variant(name: str, width: int) -> str:
             hint=nearest(variant, registry.names(family)),
         )
     build = registry.module(family, variant).build
-    lines = [name, "", inspect.getdoc(build) or "", "", "Arguments:"]
+    lines = [name, "", documentation(build), "", "Arguments:"]
     for key, parameter in registry.arguments(build).items():
         default = parameter.default
         value = getattr(default, "__name__", repr(default))
@@ -135,6 +137,18 @@ def show_variant(name: str, width: int) -> str:
             lines.append(f"  {path}  {tuple(leaf.shape)}")
         lines.append(f"  {count_parameters(list(shapes.values())):,} in all")
     return "\n".join(lines)
+
+
+def documentation(build: Any) -> str:
+    """Returns a docstring, with the attributes that it leaves to a base written out."""
+    bases = {base.__name__: base for base in getattr(build, "__mro__", ())}
+
+    def attributes(match: re.Match[str]) -> str:
+        found = documentation(bases[match[1]]).partition("Attributes:\n")[2]
+        return re.split(r"\n(?!  )", found, maxsplit=1)[0] + "\n"
+
+    inherited = rf" *\((?:and )?those of `({'|'.join(bases)})`\)\n?"
+    return re.sub(inherited, attributes, inspect.getdoc(build) or "")
 
 
 def parameter_shapes(

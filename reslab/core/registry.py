@@ -310,15 +310,12 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
         return functools.partial(_call, spec, {})
     if not isinstance(spec, str):
         raise ReslabError(f"{family}", expected="a spec string", got=repr(spec))
-    parsed = parse(spec)
+    parsed = _current(family, parse(spec))
     build = module(family, parsed.name).build
     accepted = arguments(build)
     hints = _hints(build)
     written: dict[str, Any] = {}
-    given = parsed.arguments
-    if renamed := getattr(module(family, parsed.name), "RENAMED", None):
-        given = renames.current(f"{family} {parsed.name!r}", build, renamed, given)
-    for key, value in given.items():
+    for key, value in parsed.arguments.items():
         if key not in accepted:
             raise ReslabError(
                 f"{family} {parsed.name!r} has no argument {key!r}",
@@ -341,6 +338,15 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
             functools.partial(extension.build, family, parsed.name, build)
         )
     return functools.partial(_call, build, written)
+
+
+def _current(family: str, parsed: Parsed) -> Parsed:
+    """A spec of an earlier version in present names."""
+    found = module(family, parsed.name)
+    if renamed := getattr(found, "RENAMED", None):
+        known = family, parsed.name, found.build, renamed
+        return Parsed(*renames.current(*known, parsed.arguments))
+    return parsed
 
 
 def typed_arguments(family: str, spec: str) -> dict[str, Any]:

@@ -4,6 +4,10 @@
 
 beside a `build` says that `iterations=5` is now `ns_steps=5`, and that `b2=0.95` is now
 written into the spec that the argument `others` holds: `others='adamw(b2=0.95)'`.
+
+    RENAMED = {"routing": {"replace": "attnres", "add": "delta_attnres"}}
+
+says that the argument is now the choice of a variant, by its value.
 """
 
 import inspect
@@ -15,24 +19,39 @@ from reslab.core.errors import ReslabError
 
 
 def current(
-    what: str, build: Any, renamed: Mapping[str, str], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns arguments under their present names, with a warning about old ones.
+    family: str,
+    variant: str,
+    build: Any,
+    renamed: Mapping[str, str | Mapping[str, str]],
+    arguments: Mapping[str, Any],
+) -> tuple[str, dict[str, Any]]:
+    """Returns a variant and its arguments under their present names.
+
+    Warns about every old name.
 
     Args:
-      what: Name of the variant, for messages.
+      family: Family of the variant, for messages.
+      variant: Name of the variant in the spec.
       build: The variant.
-      renamed: Old names, each with the present one.
+      renamed: Old names, each with the present one, or with variants by value.
       arguments: As they are written in a spec.
 
     Raises:
-      ReslabError: If an argument is given by both names.
+      ReslabError: If an argument is given by both names, or chooses no variant.
     """
-    found = dict(arguments)
+    what, found = f"{family} {variant!r}", dict(arguments)
     for old, new in renamed.items():
         if old not in found:
             continue
         value = found.pop(old)
+        if isinstance(new, Mapping):
+            if not isinstance(value, str) or value not in new:
+                expected = " or ".join(map(repr, new))
+                raise ReslabError(f"{what}: {old}", expected=expected, got=repr(value))
+            variant = new[value]
+            told = f"{what}: {old}={value!r} is now {variant!r}"
+            warnings.warn(told, FutureWarning, stacklevel=4)
+            continue
         name, _, inner = new.partition(".")
         if inner:
             default = inspect.signature(build).parameters[name].default
@@ -42,8 +61,8 @@ def current(
             raise ReslabError(f"{what}: {name}", expected="one value", got=old)
         found[name] = value
         told = f"{name}={value!r}" if inner else name
-        warnings.warn(f"{what}: {old!r} is now {told}", FutureWarning, stacklevel=3)
-    return found
+        warnings.warn(f"{what}: {old!r} is now {told}", FutureWarning, stacklevel=4)
+    return variant, found
 
 
 def _with_argument(spec: str, name: str, value: Any) -> str:

@@ -23,7 +23,7 @@ def build(
     start as they do in a new model, where this residual computes what a plain one
     would: `hyper`, of streams that are all alike; `ddl(blend=0.0)`, whose delta rule
     has no share yet; `denseformer`, which starts with the latest layer alone; Delta
-    Attention Residuals, `attnres(routing="add", gate="alpha")`, whose gate is shut; any
+    Attention Residuals, `delta_attnres(gate="alpha")`, whose gate is shut; any
     other that says so. Training can continue from the result.
 
     Reference: the initial values of the residual's own paper.
@@ -59,7 +59,6 @@ def build(
             f"change_residual: {to!r} does not start as a plain residual",
             expected="one that does",
             got=to,
-            hint="hyper, denseformer, ddl(blend=0.0) or "
-            "attnres(routing='add', gate='alpha')",
+            hint="hyper, denseformer, ddl(blend=0.0) or delta_attnres(gate='alpha')",
         )
     return variables, {"model.residual": to}

@@ -13,7 +13,7 @@ from reslab.parallel.mesh import make_mesh
 
 OPTIONS = (
     "attnres(block=3)",
-    "attnres(routing='add', gate='alpha', block=2, use_null=True)",
+    "delta_attnres(gate='alpha', block=2, use_null=True)",
     "ddl(values=2, form='sigmoid')",
     "hyper(streams=2, is_dynamic=True)",
 )
@@ -22,9 +22,9 @@ MORE_OPTIONS = (
     "attnres(window=2, use_null=True)",
     "attnres(source='cumulative')",
     "attnres(source='cumulative', block_layers=1)",
-    "attnres(routing='add', gate='vector')",
-    "attnres(routing='add', gate='scalar', block_layers=1, source='cumulative')",
-    "attnres(routing='add', block=2, is_as_released=True)",
+    "delta_attnres(gate='vector')",
+    "delta_attnres(gate='scalar', block_layers=1, source='cumulative')",
+    "delta_attnres(block=2, is_as_released=True)",
     "dca(version=1)",
     "dca(version=2, last=2)",
     "denseformer(dilation=2, period=2)",
@@ -37,7 +37,7 @@ NAMES = (
     *(pytest.param(spec, marks=pytest.mark.exhaustive) for spec in MORE_OPTIONS),
 )
 # They do not start as plain, but as a multiple of it.
-PLAIN_BUT_FOR_A_FACTOR = ("attnres(routing='add', gate='vector')",)
+PLAIN_BUT_FOR_A_FACTOR = ("delta_attnres(gate='vector')",)
 SUBLAYERS = 64
 
 

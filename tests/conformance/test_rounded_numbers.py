@@ -38,7 +38,7 @@ CASES += [
     ("mixer", "attention(heads=2, value_path=\"value_residual(form='constant')\")"),
     ("residual", "skip_init(start=0.3)"),
     ("residual", "hyper(streams=2, is_dynamic=True)"),
-    ("residual", "attnres(routing='add', gate='scalar')"),
+    ("residual", "delta_attnres(gate='scalar')"),
 ]
 ARITHMETIC = ("mul", "div", "add", "sub", "pow", "max", "min")
 # Hand on what they are given.

@@ -22,8 +22,8 @@ exhaustive = pytest.mark.exhaustive
 RESIDUALS = [
     "attnres(block=3)",
     pytest.param("attnres", marks=exhaustive),
-    pytest.param("attnres(routing='add')", marks=exhaustive),
-    pytest.param("attnres(routing='add', block=2, gate='scalar')", marks=exhaustive),
+    pytest.param("delta_attnres", marks=exhaustive),
+    pytest.param("delta_attnres(block=2, gate='scalar')", marks=exhaustive),
     pytest.param("mudd", marks=pytest.mark.conformance),
     pytest.param("denseformer(dilation=2)", marks=exhaustive),
     pytest.param("elc_bert(form='weighted_output')", marks=exhaustive),

@@ -120,7 +120,7 @@ def trained_on(converted):
         "hyper(streams=2)",
         pytest.param("denseformer", marks=pytest.mark.exhaustive),
         pytest.param("ddl(blend=0.0)", marks=pytest.mark.exhaustive),
-        "attnres(routing='add', gate='alpha')",
+        "delta_attnres(gate='alpha')",
     ],
 )
 def test_another_residual_takes_over_and_trains_on(source, tmp_path, to):

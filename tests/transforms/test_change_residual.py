@@ -20,10 +20,10 @@ FIELDS = {
         "hyper(streams=2)",
         "ddl(blend=0.0)",
         "denseformer",
-        "attnres(routing='add', gate='alpha')",
-        "attnres(routing='add', block_layers=2, use_null=True, null_bias=20.0)",
+        "delta_attnres(gate='alpha')",
+        "delta_attnres(block_layers=2, use_null=True, null_bias=20.0)",
         # As many sublayers as the model has, twice its layers.
-        "attnres(routing='add', gate='alpha', block=8)",
+        "delta_attnres(gate='alpha', block=8)",
         "plain",
     ],
 )

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.losses import total_loss
 from reslab.nn.base.history import History
-from reslab.nn.residuals._history import DepthAttention
+from reslab.nn.residuals._depth_attention import DepthAttention
 from reslab.nn.residuals.attnres import AttentionResiduals
+from reslab.nn.residuals.delta_attnres import DeltaAttentionResiduals
 from reslab.ops.depth_attention.reference import attend, merge
 
 
@@ -25,9 +27,10 @@ def reader(params, prefix, key):
     return {"params": {"read": {"query": query, "gain": gain - 1}}}
 
 
-def make(depth=3, **options):
+def make(depth=3, routing="replace", **options):
     fields = {"depth": depth, "sublayers": 2, "param_dtype": jnp.float64}
-    return AttentionResiduals(**fields | options)
+    kinds = {"replace": AttentionResiduals, "add": DeltaAttentionResiduals}
+    return kinds[routing](**fields | options)
 
 
 def network(residual, x, params):
@@ -314,12 +317,28 @@ def test_logits_do_not_see_the_size_of_a_source(x64):
         ({"window": -1}, "window: expected at least 1, or 0"),
         ({"entropy_bonus": -0.1}, "entropy_bonus: expected at least 0"),
         ({"source": "sum"}, "source: expected 'delta' or 'cumulative'; got 'sum'"),
-        ({"routing": "sum"}, "routing: expected 'replace' or 'add'; got 'sum'"),
-        ({"gate": "alpha"}, "gate: expected none"),
         ({"gate": "soft", "routing": "add"}, "gate: expected '', 'scalar'"),
-        ({"is_as_released": True}, "is_as_released: expected routing='add'"),
+        (
+            {"is_as_released": True, "routing": "add"},
+            "is_as_released: expected source='delta' and blocks",
+        ),
     ],
 )
 def test_refuses(options, message):
     with pytest.raises(ReslabError, match=message):
         make(**options)
+
+
+def test_the_argument_of_earlier_versions_chooses_the_variant():
+    def old(spec):
+        return registry.make("residuals", spec, depth=3)
+
+    with pytest.warns(FutureWarning, match="routing='add' is now 'delta_attnres'"):
+        added = old("attnres(routing='add', gate='alpha')")
+    assert added == DeltaAttentionResiduals(gate="alpha", depth=3)
+    with pytest.warns(FutureWarning, match="routing='replace' is now 'attnres'"):
+        assert old("attnres(routing='replace')") == AttentionResiduals(depth=3)
+    with pytest.raises(ReslabError, match="routing: expected 'replace' or 'add'"):
+        old("attnres(routing='sum')")
+    with pytest.raises(ReslabError, match="no argument 'routing'"):
+        old("delta_attnres(routing='add')")

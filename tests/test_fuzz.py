@@ -16,6 +16,7 @@ from reslab.cli import main
 from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.errors import ReslabError, printable
+from reslab.core.surroundings import reserved
 from reslab.observe.metrics import check_writers
 from reslab.parallel.mesh import use_mesh
 from reslab.train import loop
@@ -261,7 +262,7 @@ def test_specs_that_are_built(chosen, checked, monkeypatch):
         for family in BUILT
         for name in registry.names(family)
         for argument in registry.arguments(registry.module(family, name).build)
-        if argument not in registry.RESERVED
+        if argument not in reserved(family)
     ]
 
     @chosen

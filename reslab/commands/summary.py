@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.layout import layouts
 from reslab.core.trees import (
     count_bytes,
@@ -53,7 +53,11 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
 
     def factor(spec: str) -> float:
         spec = spec or config.optim.schedule
-        return float(registry.make("schedules", spec, steps=config.train.steps)(step))
+        return float(
+            registry.make(
+                "schedules", spec, **surroundings.Schedules(steps=config.train.steps)
+            )(step)
+        )
 
     for name, leaf in named_leaves(params).items():
         plan = planned[name]

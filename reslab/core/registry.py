@@ -17,7 +17,7 @@ import pathlib
 import types
 import typing
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from reslab.core import extension, foreign, imports, renames
@@ -47,49 +47,6 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "writers": "reslab.observe.writers",
         "probes": "reslab.observe.probes",
         "transforms": "reslab.transforms",
-    }
-)
-
-# What only the surroundings of a variant know; a spec string cannot set it.
-RESERVED = frozenset(
-    {
-        "blocks",
-        "config",
-        "context",
-        "depth",
-        "dtype",
-        "epsilon_scale",
-        "hidden_scale",
-        "inner_norm",
-        "inner_scale",
-        "is_causal",
-        "is_unrolled",
-        "kernels",
-        "layer",
-        "layers",
-        "layouts",
-        "learning_rate",
-        "logical_axis",
-        "max_length",
-        "param_dtype",
-        "passes",
-        "remat",
-        "residual",
-        "role",
-        "sites",
-        "steps",
-        "sublayer",
-        "sublayer_index",
-        "sublayers",
-        "weight_decay",
-    }
-)
-
-# The same of one family alone.
-RESERVED_IN: Mapping[str, frozenset[str]] = types.MappingProxyType(
-    {
-        "writers": frozenset({"directory"}),
-        "linears": frozenset({"features", "kernel_axes"}),
     }
 )
 
@@ -321,15 +278,10 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
                 f"{family} {parsed.name!r} has no argument {key!r}",
                 hint=nearest(key, accepted),
             )
-        if key in RESERVED:
+        if key in _reserved(family):
             raise ReslabError(
                 f"{family} {parsed.name!r}: {key} is not set in a spec",
-                hint="the field of the config that sets it for all parts",
-            )
-        if key in RESERVED_IN.get(family, ()):
-            raise ReslabError(
-                f"{family} {parsed.name!r}: {key} is not set in a spec",
-                hint="leave it out: its surroundings know it",
+                hint="leave it out: a field of the config or the model sets it",
             )
         where = f"{family} {parsed.name!r}: {key}"
         written[key] = _typed(where, hints.get(key), value)
@@ -338,6 +290,13 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
             functools.partial(extension.build, family, parsed.name, build)
         )
     return functools.partial(_call, build, written)
+
+
+def _reserved(family: str) -> Collection[str]:
+    # Imported here, since it needs JAX and this module.
+    from reslab.core.surroundings import reserved
+
+    return reserved(family)
 
 
 def _current(family: str, parsed: Parsed) -> Parsed:

@@ -4,14 +4,12 @@ Nothing inherits from these; a module that has the methods fits. Arrays are
 `(batch, length, embed)` unless a docstring says otherwise.
 """
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 
-from reslab.core.registry import Spec
+from reslab.core.surroundings import Context
 
 Array = jax.Array
 
@@ -62,52 +60,6 @@ MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor",)
 SEQUENCE_AXIS = "sequence"
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """Surroundings that a part may request by argument name.
-
-    The registry passes each field to the variants whose `build` takes an
-    argument of that name; an argument written in the spec string wins.
-
-    Attributes:
-      depth: Number of layers applied, counting every pass of a loop.
-      passes: Number of times that each layer is applied.
-      sites: First site of every layer applied, and one past the last; () is unknown
-        (see `reslab.nn.base.sites`).
-      dtype: Compute dtype.
-      param_dtype: Dtype in which parameters are stored.
-      norm: Default normalization, for parts that normalize inside.
-      linear: What a projection is.
-      position: Position encoding.
-      init_std: Standard deviation of projection kernels; 0 is 1/sqrt(fan in).
-      output_scale: Factor on the initial standard deviation of projections
-        that write into the residual stream.
-      inner_scale: The same factor for values and for projections that widen.
-      inner_norm: Norm before the projection into the stream; "" disables it.
-      qkv_norm: Norm of every query, key and value head; "" disables it.
-      is_causal: Whether a position may see those before it alone.
-      dropout: Rate at which outputs of sublayers are dropped during training.
-      kernels: Implementation of the operations that have a kernel.
-    """
-
-    depth: int = 1
-    passes: int = 1
-    sites: tuple[int, ...] = ()
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    norm: Spec = "rms"
-    linear: Spec = "dense"
-    position: Spec = "none"
-    init_std: float = 0.0
-    output_scale: float = 1.0
-    inner_scale: float = 1.0
-    inner_norm: Spec = ""
-    qkv_norm: Spec = ""
-    is_causal: bool = True
-    dropout: float = 0.0
-    kernels: str = "auto"
 
 
 class Norm(Protocol):

@@ -7,10 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import NamedModule
-from reslab.core.types import Context
+from reslab.core.surroundings import Context
 from reslab.models._growth import check_growth
 from reslab.nn.base import sites as sites_of
 from reslab.nn.base.dropout import check_rate
@@ -88,7 +88,7 @@ class Body(NamedModule):
         return registry.make(
             "positions",
             self.position,
-            max_length=max_length,
+            **surroundings.Positions(max_length=max_length),
             embedding_std=self.embedding_std,
             param_dtype=self.param_dtype,
             **keywords,
@@ -147,16 +147,20 @@ class Body(NamedModule):
                     layers=self.depth,
                 )
                 known[key] = functools.partial(
-                    build, **chosen, residual=self.residual, context=context
+                    build,
+                    **chosen,
+                    **surroundings.Blocks(residual=self.residual, context=context),
                 )
             blocks.append(known[key])
         return build_stack(
-            blocks=tuple(blocks),
-            depth=self.depth,
-            residual=self.residual,
-            context=context,
-            is_unrolled=self.is_unrolled,
-            remat=self.remat,
+            **surroundings.Stacks(
+                blocks=tuple(blocks),
+                depth=self.depth,
+                residual=self.residual,
+                context=context,
+                is_unrolled=self.is_unrolled,
+                remat=self.remat,
+            ),
             **keywords,
         )
 

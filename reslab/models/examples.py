@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
-from reslab.core.types import Context
+from reslab.core.surroundings import Context
 
 
 class Example(NamedTuple):

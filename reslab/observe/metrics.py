@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from reslab.core import imports, registry
+from reslab.core import imports, registry, surroundings
 from reslab.core.errors import ReslabError, missing_extra
 
 
@@ -76,10 +76,10 @@ class Writers:
             registry.parse(spec).name: registry.factory("writers", spec)
             for spec in ("jsonl", *specs)
         }
-        jsonl = factories.pop("jsonl")
+        jsonl, given = factories.pop("jsonl"), surroundings.Writers(directory=directory)
         # The optional ones first: where a package is missing nothing is written.
-        others = [build(directory=directory) for build in factories.values()]
-        self.lines = jsonl(directory=directory)
+        others = [build(**given) for build in factories.values()]
+        self.lines = jsonl(**given)
         self._writers: list[Writer] = [self.lines, *others]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
 from reslab.core.precision import scaled
@@ -201,15 +201,19 @@ def _optimizer(
     plan: Plan, schedule: optax.Schedule, layouts: Layouts, steps: int
 ) -> optax.GradientTransformation:
     if plan.schedule:
-        schedule = registry.make("schedules", plan.schedule, steps=steps)
+        schedule = registry.make(
+            "schedules", plan.schedule, **surroundings.Schedules(steps=steps)
+        )
     return registry.make(
         "optimizers",
         plan.method,
-        learning_rate=lambda step: plan.lr * schedule(step),
-        weight_decay=plan.weight_decay,
-        layouts=layouts,
-        epsilon_scale=plan.epsilon_scale,
-        steps=steps,
+        **surroundings.Optimizers(
+            learning_rate=lambda step: plan.lr * schedule(step),
+            weight_decay=plan.weight_decay,
+            layouts=layouts,
+            epsilon_scale=plan.epsilon_scale,
+            steps=steps,
+        ),
     )
 
 

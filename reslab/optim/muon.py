@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
@@ -193,9 +193,11 @@ def with_others(
                 "others": registry.make(
                     "optimizers",
                     others,
-                    learning_rate=rate,
-                    weight_decay=weight_decay,
-                    layouts=layouts,
+                    **surroundings.Optimizers(
+                        learning_rate=rate,
+                        weight_decay=weight_decay,
+                        layouts=layouts,
+                    ),
                 ),
             },
             labels,

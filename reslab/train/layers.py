@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.depth import sum_by_layer
 from reslab.core.layout import layouts
 from reslab.core.trees import named_leaves
@@ -56,7 +56,9 @@ def _learning_rates(
             continue
         plan, at = planned[name], np.asarray(layout.layers)
         spec = plan.schedule or config.optim.schedule
-        schedule = registry.make("schedules", spec, steps=config.train.steps)
+        schedule = registry.make(
+            "schedules", spec, **surroundings.Schedules(steps=config.train.steps)
+        )
         rate = 0.0 if plan.freeze else plan.lr * schedule(step)
         scale = plan.factor(step) if callable(plan.factor) else plan.factor
         rates = jnp.broadcast_to(rate * jnp.asarray(scale, jnp.float32), at.shape)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
-from reslab.core import extension, precision, registry
+from reslab.core import extension, precision, registry, surroundings
 from reslab.core.errors import ReslabError
 from reslab.core.layout import layouts
 from reslab.core.model_state import model_state_of
@@ -110,7 +110,9 @@ def build_optimizer(
       ReslabError: If a group matches nothing or an option is wrong.
     """
     optim = config.optim
-    factor = registry.make("schedules", optim.schedule, steps=config.train.steps)
+    factor = registry.make(
+        "schedules", optim.schedule, **surroundings.Schedules(steps=config.train.steps)
+    )
     transformation = grouped(
         optim.name,
         unbox(boxed),

@@ -9,7 +9,7 @@ import pytest
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.types import Context
+from reslab.core.surroundings import Context
 
 BATCH, LENGTH, WIDTH = 2, 8, 16
 # Blocks know mixers by their protocol alone: one of each is tried with all others.

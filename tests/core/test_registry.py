@@ -1,7 +1,14 @@
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.surroundings import Context, reserved
+from reslab.models.lm import LanguageModel
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES)
@@ -64,3 +71,46 @@ def test_files_that_define_no_build_are_no_variants():
 def test_a_module_without_build():
     with pytest.raises(ReslabError, match="a module with `build`"):
         registry.module("norms", "json.decoder")
+
+
+def test_what_surroundings_give_is_refused_in_a_spec():
+    for family in registry.FAMILIES:
+        for name in registry.names(family):
+            taken = registry.arguments(registry.module(family, name).build)
+            for argument in taken.keys() & reserved(family):
+                with pytest.raises(ReslabError, match=f"{argument} is not set in a"):
+                    registry.factory(family, f"{name}({argument}=1)")
+
+
+def test_surroundings_give_what_is_reserved_or_a_default(monkeypatch):
+    passed, make = collections.defaultdict(set), registry.factory
+
+    def factory(family, spec):
+        build = make(family, spec)
+
+        def record(**context):
+            passed[family] |= context.keys()
+            return build(**context)
+
+        return record
+
+    monkeypatch.setattr(registry, "factory", factory)
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    for fields in ({"block": "macaron"}, {"block": "hourglass(lift=48)"}):
+        model = LanguageModel(
+            vocabulary_size=8,
+            features=16,
+            depth=2,
+            placement="mix_ln",
+            position="learned",
+            max_length=4,
+            **fields,
+        )
+        jax.eval_shape(model.init, jax.random.key(0), tokens)
+    # Linen's own; specs of other fields of the model; those of the part around.
+    free = {"parent", "name"} | {"mixer", "ffn", "norm", "placement"}
+    free |= {"embedding_std", "use_bias", "scale", "kv_heads", "window"}
+    free |= {f.name for f in dataclasses.fields(Context)} - reserved("mixers")
+    assert {"stacks", "blocks", "residuals", "linears"} <= passed.keys()
+    for family, names in passed.items():
+        assert names <= reserved(family) | free, family

@@ -12,7 +12,8 @@ import jax
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.types import Context, Shared
+from reslab.core.surroundings import Context
+from reslab.core.types import Shared
 from reslab.nn.base import sites
 
 # The families whose parts are told.

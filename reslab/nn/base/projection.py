@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.nn.base.norm import make_norm
 
 
@@ -38,7 +38,7 @@ class ProjectingModule(nn.Module):
             return x
         return make_norm(
             self.inner_norm,
-            logical_axis=logical_axis,
+            **surroundings.Norms(logical_axis=logical_axis),
             param_dtype=self.param_dtype,
             name="inner_norm",
         )(x)
@@ -69,14 +69,14 @@ class ProjectingModule(nn.Module):
         return registry.make(
             "linears",
             self.linear,
-            features=features,
-            kernel_axes=tuple(kernel_axes),
+            **surroundings.Linears(
+                features=features, kernel_axes=tuple(kernel_axes), role=name
+            ),
             use_bias=use_bias,
             scale=scale,
             init_std=self.init_std,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            role=name,
             # Or else it would be a part of whoever calls this for us.
             parent=self,
             name=name,

@@ -6,9 +6,10 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.errors import ReslabError
-from reslab.core.types import Branch, Context, Shared, State, Stream
+from reslab.core.surroundings import Context
+from reslab.core.types import Branch, Shared, State, Stream
 from reslab.nn.base import sites
 from reslab.nn.base.dropout import dropout
 from reslab.nn.base.place import Place, telling
@@ -130,11 +131,8 @@ class SublayerBlock(nn.Module):
         return registry.unbound("placements", self.placement, **self._around(kind))
 
     def _around(self, kind: str) -> dict[str, Any]:
-        return vars(self.context) | {
-            "norm": self.norm,
-            "sublayer": kind,
-            "sublayers": self.sublayers,
-        }
+        around = surroundings.Placements(sublayer=kind, sublayers=self.sublayers)
+        return vars(self.context) | {"norm": self.norm, **around}
 
     def part_context(self, part: str) -> Context:
         """Builds the context of the mixer or ffn, adapted by the placement.
@@ -255,9 +253,11 @@ class SublayerBlock(nn.Module):
                 "residuals",
                 self.residual,
                 **around,
-                sublayer=part.kind,
-                sublayers=self.sublayers,
-                sublayer_index=index,
+                **surroundings.Residuals(
+                    sublayer=part.kind,
+                    sublayers=self.sublayers,
+                    sublayer_index=index,
+                ),
                 name=f"{part.name}_residual",
             )
             for index, part in enumerate(parts)

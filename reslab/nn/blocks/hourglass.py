@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import scaled
@@ -84,7 +84,12 @@ class HourglassBlock(SublayerBlock):
     def _steps(self, hidden_scale: float) -> Iterable[tuple[str, nn.Module]]:
         for index in range(self.bottlenecks):
             name = f"ffn_{index}"
-            yield name, self.make_ffn(name=name, hidden_scale=hidden_scale)
+            yield (
+                name,
+                self.make_ffn(
+                    name=name, **surroundings.FeedForwards(hidden_scale=hidden_scale)
+                ),
+            )
 
     def _lifted(self, h: jax.Array) -> jax.Array:
         """Steps in a wider space, between a fixed and a learned projection."""
@@ -116,8 +121,7 @@ class HourglassBlock(SublayerBlock):
             "linears",
             context.linear,
             **vars(context) | {"scale": context.output_scale},
-            features=features,
-            kernel_axes=("mlp", "embed"),
+            **surroundings.Linears(features=features, kernel_axes=("mlp", "embed")),
             name="down",
         )
         return down(z)

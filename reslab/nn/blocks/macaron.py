@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import ClassVar
 
+from reslab.core import surroundings
 from reslab.core.precision import scaled
 from reslab.core.types import Branch
 from reslab.nn.blocks._sublayers import Sublayer, SublayerBlock
@@ -45,7 +46,7 @@ class MacaronBlock(SublayerBlock):
         yield Sublayer("second_ffn", "ffn", self._half_step("second_ffn"))
 
     def _half_step(self, name: str) -> Branch:
-        ffn = self.make_ffn(name=name, hidden_scale=0.5)
+        ffn = self.make_ffn(name=name, **surroundings.FeedForwards(hidden_scale=0.5))
         return lambda h: scaled(ffn(h), self.step)
 
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.randomness import training_key
@@ -203,7 +203,7 @@ class Attention(ProjectingModule):
                 return h
             return make_norm(
                 spec,
-                logical_axis="head_dim",
+                **surroundings.Norms(logical_axis="head_dim"),
                 param_dtype=self.param_dtype,
                 parent=self,
                 name=name,

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
@@ -176,7 +176,7 @@ class GatedDelta(ProjectingModule):
         y = registry.make(
             "norms",
             "rms",
-            logical_axis="head_dim",
+            **surroundings.Norms(logical_axis="head_dim"),
             param_dtype=self.param_dtype,
             name="output_norm",
         )(y)

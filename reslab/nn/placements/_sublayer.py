@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.types import Branch, Context, Residual, Stream
+from reslab.core.surroundings import Context
+from reslab.core.types import Branch, Residual, Stream
 from reslab.nn.base.norm import make_norm, needs_batch
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 
 from reslab.core.precision import scaled
-from reslab.core.types import Branch, Context, Residual, Stream
+from reslab.core.surroundings import Context
+from reslab.core.types import Branch, Residual, Stream
 from reslab.nn.base import sites
 from reslab.nn.placements.post import PostNorm
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from reslab.core.types import Branch, Context, Residual, Stream
+from reslab.core.surroundings import Context
+from reslab.core.types import Branch, Residual, Stream
 from reslab.nn.placements._sublayer import Placement
 from reslab.nn.placements.pre import PreNorm
 

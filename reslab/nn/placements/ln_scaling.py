@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.precision import scaled, statistics_dtype
-from reslab.core.types import Branch, Context
+from reslab.core.surroundings import Context
+from reslab.core.types import Branch
 from reslab.nn.base import sites
 from reslab.nn.placements._sublayer import Placement
 

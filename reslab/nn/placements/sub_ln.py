@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from reslab.core.types import Context
+from reslab.core.surroundings import Context
 from reslab.nn.base import sites
 from reslab.nn.placements._sublayer import Placement
 

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from reslab.core import registry
-from reslab.core.types import Context, State
+from reslab.core.surroundings import Context
+from reslab.core.types import State
 from reslab.nn.stacks._layers import Layers
 from reslab.nn.stacks._loops.segment import BlockFactory, unbound
 

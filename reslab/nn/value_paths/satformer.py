@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.precision import statistics_dtype
 from reslab.nn.value_paths._path import FirstValues
@@ -71,13 +71,13 @@ class GatedFirstValues(FirstValues):
         logits = registry.make(
             "linears",
             self.linear,
-            features=self.kv_heads,
-            kernel_axes=("embed", "heads"),
+            **surroundings.Linears(
+                features=self.kv_heads, kernel_axes=("embed", "heads"), role="gate"
+            ),
             use_bias=self.use_bias,
             init_std=self.init_std,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            role="gate",
             name="gate",
         )(x)
         dtype = statistics_dtype(own.dtype)

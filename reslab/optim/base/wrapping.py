@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.bounds import bounded
 from reslab.core.layout import Layout
 from reslab.core.precision import scaled
@@ -55,10 +55,12 @@ def wrapper(
             made = registry.make(
                 "optimizers",
                 inner,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                layouts=layouts,
-                steps=steps,
+                **surroundings.Optimizers(
+                    learning_rate=learning_rate,
+                    weight_decay=weight_decay,
+                    layouts=layouts,
+                    steps=steps,
+                ),
             )
             if takes_steps:
                 options["steps"] = steps

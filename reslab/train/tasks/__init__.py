@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from reslab.core import registry
+from reslab.core import registry, surroundings
 from reslab.core.model_state import ModelState
 
 Batch = Mapping[str, jax.Array]
@@ -110,5 +110,7 @@ def make_task(config: ConfigDict) -> Task:
     """The task of the model that a config names."""
     name = registry.parse(config.model.name).name
     return registry.make(
-        "tasks", registry.module("models", name).build.task, config=config
+        "tasks",
+        registry.module("models", name).build.task,
+        **surroundings.Tasks(config=config),
     )

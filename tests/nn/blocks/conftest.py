@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from reslab.core import registry
+from reslab.core.surroundings import Context
 from reslab.core.trees import unbox
-from reslab.core.types import Context
 
 WIDE = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 PLACES = {"positions": np.broadcast_to(np.arange(4), (2, 4))}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from reslab.core.errors import ReslabError
+from reslab.core.surroundings import Context
 from reslab.core.trees import count_parameters, named_leaves
-from reslab.core.types import Context
 from reslab.nn.blocks.hourglass import HourglassBlock
 
 WIDE = {"dtype": jnp.float64, "param_dtype": jnp.float64}

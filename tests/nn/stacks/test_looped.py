@@ -8,8 +8,8 @@ import pytest
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.surroundings import Context
 from reslab.core.trees import count_parameters, named_leaves, unbox
-from reslab.core.types import Context
 
 X = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
 POSITIONS = np.broadcast_to(np.arange(6), (2, 6))

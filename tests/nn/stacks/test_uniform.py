@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from reslab.core import registry
+from reslab.core.surroundings import Context
 from reslab.core.trees import unbox
-from reslab.core.types import Context
 
 DEPTH = 5
 

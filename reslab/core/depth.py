@@ -13,7 +13,7 @@ from reslab.core.trees import named_leaves, nested_leaves
 
 # Stacks of layers are stored as scans of periods of blocks: the leaf
 # `<stack>/segment_i/block_j/...` holds, along axis 0, the layers number
-# j, j + period, j + 2 period, ... of segment i.
+# j, j + period, j + 2 period, ... of span i.
 _LAYERED = re.compile(r"^(.*?)segment_(\d+)/block_(\d+)/")
 
 
@@ -32,17 +32,17 @@ def layer_numbers(tree: Any) -> dict[str, np.ndarray]:
     found = {}
     for name, leaf in named_leaves(tree).items():
         if match := _LAYERED.match(name):
-            segment, block = (match[1], int(match[2])), int(match[3])
-            found[name] = segment, block
-            counts[segment] = leaf.shape[0]
-            periods[segment] = max(periods.get(segment, 0), block + 1)
+            span, block = (match[1], int(match[2])), int(match[3])
+            found[name] = span, block
+            counts[span] = leaf.shape[0]
+            periods[span] = max(periods.get(span, 0), block + 1)
     first, total = {}, 0
-    for segment in sorted(counts):
-        first[segment] = total
-        total += counts[segment] * periods[segment]
+    for span in sorted(counts):
+        first[span] = total
+        total += counts[span] * periods[span]
     return {
-        name: first[segment] + block + periods[segment] * np.arange(counts[segment])
-        for name, (segment, block) in found.items()
+        name: first[span] + block + periods[span] * np.arange(counts[span])
+        for name, (span, block) in found.items()
     }
 
 
@@ -95,7 +95,7 @@ def separate_layers(
     blocks: Mapping[str, np.ndarray],
     is_kept: Callable[[int, str], bool] = lambda layer, name: True,
 ) -> dict[str, Any]:
-    """Takes the layers of a stack apart, so that each is a segment of its own.
+    """Takes the layers of a stack apart, so that each is a span of its own.
 
     Args:
       tree: Parameters, or another collection.

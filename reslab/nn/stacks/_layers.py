@@ -14,14 +14,14 @@ from reslab.core.randomness import DROPOUT
 from reslab.core.trees import unbox
 from reslab.core.types import Shared, State, Stream
 from reslab.nn.stacks._loops import append_only, cut, listed, path, reversible, scan
-from reslab.nn.stacks._loops.segment import (
+from reslab.nn.stacks._loops.span import (
     READ,
     REMAT_POLICIES,
     WRITTEN,
     BlockFactory,
     Change,
     Period,
-    Segment,
+    Span,
     unbound,
     written,
 )
@@ -30,9 +30,9 @@ from reslab.nn.stacks._loops.segment import (
 class Layers(nn.Module):
     """Applies `depth` layers, tiling a pattern of blocks, in few loops.
 
-    The parameters of each segment are stacked on axis 0 under `segment_<i>`, in the
+    The parameters of each span are stacked on axis 0 under `segment_<i>`, in the
     same tree whatever loop applies it. Where a block is the first to leave something
-    in the depth memory, its first period is a segment of its own, and later ones close
+    in the depth memory, its first period is a span of its own, and later ones close
     over what it left: a value written once is saved once.
 
     Attributes:
@@ -52,7 +52,7 @@ class Layers(nn.Module):
     order: tuple[int, ...] = ()
 
     def plan(self) -> list[tuple[tuple[BlockFactory, ...], int]]:
-        """The segments: each a period of blocks and how often it is repeated."""
+        """The spans: each a period of blocks and how often it is repeated."""
         layers = [self.blocks[i % len(self.blocks)] for i in range(self.depth)]
         plan, known = [], set()
         for blocks, count in _repetitions(layers):
@@ -70,8 +70,8 @@ class Layers(nn.Module):
         if not self.order:
             return plan
         return [
-            ((plan[segment][0][block],), len(periods))
-            for segment, (block, periods) in path.parts(plan, self.order)
+            ((plan[span][0][block],), len(periods))
+            for span, (block, periods) in path.parts(plan, self.order)
         ]
 
     def init_state(
@@ -120,14 +120,14 @@ class Layers(nn.Module):
             )
         if self.is_initializing():
             return self._create(stream, first_layer, positions, segments), state
-        kind, found = "segment", self._segments(first_layer, positions, segments)
+        kind, found = "segment", self._spans(first_layer, positions, segments)
         if self.order:
             kind, parts = "part", path.parts(self.plan(), self.order)
             found = [path.part(found[index], *where) for index, where in parts]
         states = [None] * len(found) if state is None else state
         found = [
-            dataclasses.replace(segment, keys=self._keys(segment.count), state=own)
-            for segment, own in zip(found, states, strict=True)
+            dataclasses.replace(span, keys=self._keys(span.count), state=own)
+            for span, own in zip(found, states, strict=True)
         ]
         stream, changes = self._run(found, stream)
         for index, change in enumerate(changes):
@@ -137,8 +137,8 @@ class Layers(nn.Module):
             state = tuple(change.state for change in changes)
         return stream, state
 
-    def _segments(self, first_layer, positions, documents) -> list[Segment]:
-        """Every segment, without keys and states."""
+    def _spans(self, first_layer, positions, segments) -> list[Span]:
+        """Every span, without keys and states."""
         mutable = tuple(name for name in WRITTEN if self.is_mutable_collection(name))
         found, applied = [], 0
         for index, (blocks, count) in enumerate(self.plan()):
@@ -155,8 +155,8 @@ class Layers(nn.Module):
                 if name in self.variables.get(collection, {})
             }
             found.append(
-                Segment(
-                    *(blocks, collections, {}, layers, None, positions, documents),
+                Span(
+                    *(blocks, collections, {}, layers, None, positions, segments),
                     *(mutable, self.remat, self.is_unrolled),
                 )
             )
@@ -169,9 +169,9 @@ class Layers(nn.Module):
         return {DROPOUT: jax.random.split(self.make_rng(DROPOUT), count)}
 
     def _run(
-        self, segments: Sequence[Segment], stream: Stream
+        self, spans: Sequence[Span], stream: Stream
     ) -> tuple[Stream, list[Change]]:
-        """Applies segments by the loop that keeps least and carries what they have."""
+        """Applies spans by the loop that keeps least and carries what they have."""
         frozen = frozen_layers()
         if self.order:
             if frozen:
@@ -181,9 +181,9 @@ class Layers(nn.Module):
                     got="stack 'path'",
                     hint="stack uniform, or another optimizer",
                 )
-            stream, _, changes = path.run(segments, stream, {})
+            stream, _, changes = path.run(spans, stream, {})
             return stream, changes
-        if not append_only.refusal(segments, stream):
+        if not append_only.refusal(spans, stream):
             if frozen:
                 raise ReslabError(
                     "a backward pass that ends at a layer",
@@ -191,28 +191,28 @@ class Layers(nn.Module):
                     got="a history of all layers",
                     hint="residual plain, or another optimizer",
                 )
-            is_listed = not listed.refusal(segments, stream)
+            is_listed = not listed.refusal(spans, stream)
             run = listed.run if is_listed else append_only.run
-            stream, _, changes = run(segments, stream, {})
+            stream, _, changes = run(spans, stream, {})
             return stream, changes
         shared: Shared = {}
         changes = []
-        for segment in segments:
-            size = len(segment.blocks)
-            below = min(frozen // size, segment.count)
-            frozen -= min(frozen, size * segment.count)
+        for span in spans:
+            size = len(span.blocks)
+            below = min(frozen // size, span.count)
+            frozen -= min(frozen, size * span.count)
             if below:
-                after = cut.run(segment, below, stream, shared)
-            elif not reversible.refusal(segment, shared):
-                after = reversible.run(segment, stream, shared)
+                after = cut.run(span, below, stream, shared)
+            elif not reversible.refusal(span, shared):
+                after = reversible.run(span, stream, shared)
             else:
-                after = scan.scan(segment, stream, shared)
+                after = scan.scan(span, stream, shared)
             stream, shared, change = after
             changes.append(change)
         return stream, changes
 
-    def _create(self, stream, first_layer, positions, documents) -> Stream:
-        """Makes the variables of every layer, in a lifted scan over each segment."""
+    def _create(self, stream, first_layer, positions, segments) -> Stream:
+        """Makes the variables of every layer, in a lifted scan over each span."""
         shared: Shared = {}
         applied = 0
         for index, (blocks, count) in enumerate(self.plan()):
@@ -225,7 +225,7 @@ class Layers(nn.Module):
                     None,
                     layer=layer,
                     positions=positions,
-                    segments=documents,
+                    segments=segments,
                 )
                 first = {key: after[key] for key in after if key not in known}
                 return (stream, {key: after[key] for key in known}), first

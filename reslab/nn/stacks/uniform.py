@@ -9,7 +9,7 @@ from reslab.core import registry
 from reslab.core.surroundings import Context
 from reslab.core.types import State
 from reslab.nn.stacks._layers import Layers
-from reslab.nn.stacks._loops.segment import BlockFactory, unbound
+from reslab.nn.stacks._loops.span import BlockFactory, unbound
 
 
 class UniformStack(nn.Module):

@@ -53,12 +53,12 @@ def test_every_sublayer_has_a_site_of_its_own():
     params = unbox(jax.jit(model.init)(jax.random.key(0), tokens))["params"]
     found = {}
     body = params["layers"]["body"]
-    for segment, blocks in body.items():
+    for span, blocks in body.items():
         for block, parts in blocks.items():
             for part, leaves in parts.items():
                 if part.endswith("_residual"):
                     reads = np.argmax(np.asarray(leaves["mix"])[:, :, 0], axis=1)
-                    found[f"{segment}/{block}/{part}"] = reads.tolist()
+                    found[f"{span}/{block}/{part}"] = reads.tolist()
     assert sorted(site for reads in found.values() for site in reads) == list(range(8))
     assert found["segment_0/block_1/mixer_residual"] == [3]
     assert found["segment_0/block_2/joint_residual"] == [5]

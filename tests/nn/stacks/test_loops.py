@@ -131,14 +131,14 @@ PATHS = {
 
 
 def homes(body):
-    """Segment, block and row of every layer, in order of depth."""
+    """Span, block and row of every layer, in order of depth."""
     sizes = {}
     for path, leaf in named_leaves(body).items():
-        segment, block, _ = path.split("/", 2)
-        sizes.setdefault(segment, {})[block] = leaf.shape[0]
+        span, block, _ = path.split("/", 2)
+        sizes.setdefault(span, {})[block] = leaf.shape[0]
     return [
-        (segment, block, row)
-        for segment, blocks in sorted(sizes.items())
+        (span, block, row)
+        for span, blocks in sorted(sizes.items())
         for row in range(next(iter(blocks.values())))
         for block in sorted(blocks)
     ]
@@ -152,11 +152,11 @@ def along(params, order, like):
     )
     goals, leaves = homes(like["layers"]["body"]), {}
     for path in named_leaves(like["layers"]["body"]):
-        segment, block, rest = path.split("/", 2)
+        span, block, rest = path.split("/", 2)
         rows = [
             given[f"{home[0]}/{home[1]}/{rest}"][home[2]]
             for home, goal in zip([plan[n] for n in order], goals, strict=True)
-            if goal[:2] == (segment, block)
+            if goal[:2] == (span, block)
         ]
         leaves[path] = np.stack(rows)
     body = nested_leaves(leaves)

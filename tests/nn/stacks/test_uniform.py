@@ -32,8 +32,8 @@ def test_is_its_blocks_one_after_the_other():
     wanted = x
     for layer in range(DEPTH):
         period, kind = divmod(layer, 2)
-        segment = params["segment_0" if period < 2 else "segment_1"]
-        own = jax.tree.map(lambda leaf, p=period: leaf[p % 2], segment[f"block_{kind}"])
+        span = params["segment_0" if period < 2 else "segment_1"]
+        own = jax.tree.map(lambda leaf, p=period: leaf[p % 2], span[f"block_{kind}"])
         block = kinds()[kind]()
         wanted, _, _ = jax.jit(functools.partial(block.apply, layer=layer))(
             {"params": own}, wanted, {}, positions=positions

@@ -300,7 +300,7 @@ def test_taps_need_a_watcher(small_model):
 
 
 def test_layers_are_numbered_in_the_order_of_depth(small_model):
-    """Two mixers over five layers: one segment of two periods, then one of one."""
+    """Two mixers over five layers: one span of two periods, then one of one."""
     mixers = ("gated_delta(heads=1)", "attention(heads=2)")
     _, params, _ = small_model(depth=5, mixer=mixers)
     numbers = layer_numbers(params)

@@ -13,27 +13,27 @@ from reslab.core.platform import platform
 from reslab.core.taps import TAPS
 from reslab.core.types import Shared, Stream
 from reslab.nn.base.history import History
-from reslab.nn.stacks._loops.segment import Change, Segment
+from reslab.nn.stacks._loops.span import Change, Span
 
 # (variables, history, shared, x) -> (history, written, change)
 Step = Callable[..., tuple[History, Shared, Any]]
 
 
-def refusal(segments: Sequence[Segment], stream: Stream) -> str:
-    """Names what of the segments this loop cannot carry; "" is nothing."""
+def refusal(spans: Sequence[Span], stream: Stream) -> str:
+    """Names what of the spans this loop cannot carry; "" is nothing."""
     if not isinstance(stream, History):
         return "a stream that every layer changes"
-    if any(segment.state is not None for segment in segments):
+    if any(span.state is not None for span in spans):
         return "states of a model that generates"
-    if any(segment.renews for segment in segments):
+    if any(span.renews for span in spans):
         return "a depth memory that later layers change"
-    if any(TAPS in segment.mutable for segment in segments):
+    if any(TAPS in span.mutable for span in spans):
         return "taps, which may need a gradient"
     return ""
 
 
 def run(
-    segments: Sequence[Segment], history: History, shared: Shared
+    spans: Sequence[Span], history: History, shared: Shared
 ) -> tuple[History, Shared, list[Change]]:
     """Scans over all periods; the backward pass needs the last sources alone.
 
@@ -41,22 +41,21 @@ def run(
     ride in the history, because only what is carried there has a gradient.
 
     Args:
-      segments: The segments.
+      spans: The spans.
       history: The history before the first period.
       shared: The depth memory.
 
     Returns:
-      The history, the depth memory, and the change of each segment, stacked; the
-      change of the last segment has the sum of all losses.
+      The history, the depth memory, and the change of each span, stacked; the
+      change of the last span has the sum of all losses.
     """
-    has_losses = any(LOSSES in segment.mutable for segment in segments)
+    has_losses = any(LOSSES in span.mutable for span in spans)
     if has_losses:
         history = history.carry(**history.carried, **{LOSSES: jnp.zeros(())})
     steps = [
-        _with_losses_carried(segment.step) if has_losses else segment.step
-        for segment in segments
+        _with_losses_carried(span.step) if has_losses else span.step for span in spans
     ]
-    xs = [segment.xs for segment in segments]
+    xs = [span.xs for span in spans]
     history, shared, changes = append_only_scan(steps, xs, history, shared)
     if has_losses:
         carried = dict(history.carried)
@@ -136,7 +135,7 @@ def append_only_scan(
         for plan, own, x, (_, used), before in reversed(
             list(zip(plans, variables, xs, consts, carried, strict=True))
         ):
-            # Gradients of what this segment wrote meet it at its first step.
+            # Gradients of what this span wrote meet it at its first step.
             by_written = jax.tree.map(
                 lambda d, n=plan.count: jnp.zeros((n, *d.shape), d.dtype).at[0].set(d),
                 {key: by_shared[key] for key in plan.written},
@@ -213,7 +212,7 @@ def append_only_scan(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """The step of a segment, made a function of arguments alone.
+    """The step of a span, made a function of arguments alone.
 
     Attributes:
       forward: The step; its first argument is what it uses of its surroundings.

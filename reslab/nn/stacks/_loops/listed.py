@@ -7,39 +7,39 @@ import jax.numpy as jnp
 
 from reslab.core.types import Shared
 from reslab.nn.base.history import History
-from reslab.nn.stacks._loops.segment import Change, Segment
+from reslab.nn.stacks._loops.span import Change, Span
 
 
-def refusal(segments: Sequence[Segment], history: History) -> str:
-    """Names what of the segments this loop cannot carry; "" is nothing."""
-    if not all(isinstance(segment.layers, tuple) for segment in segments):
+def refusal(spans: Sequence[Span], history: History) -> str:
+    """Names what of the spans this loop cannot carry; "" is nothing."""
+    if not all(isinstance(span.layers, tuple) for span in spans):
         return "layers whose numbers are traced"
-    if not isinstance(history.sources, tuple) and segments[0].layers[0] != 0:
+    if not isinstance(history.sources, tuple) and spans[0].layers[0] != 0:
         return "an array of sources with an unknown number of written rows"
     return ""
 
 
 def run(
-    segments: Sequence[Segment], history: History, shared: Shared
+    spans: Sequence[Span], history: History, shared: Shared
 ) -> tuple[History, Shared, list[Change]]:
     """Lays all periods out, each over the sources that are written by then.
 
     Args:
-      segments: The segments, whose layers are numbers.
+      spans: The spans, whose layers are numbers.
       history: The history before the first period.
       shared: The depth memory.
 
     Returns:
-      The history, the depth memory, and the change of each segment, stacked.
+      The history, the depth memory, and the change of each span, stacked.
     """
     history, changes = history.listed(), []
-    for segment in segments:
+    for span in spans:
         # A number, not an array: the sites of a layer are known.
-        step = segment.remembered(static_argnums=3)
+        step = span.remembered(static_argnums=3)
         found = []
-        for index, layer in enumerate(segment.layers):
+        for index, layer in enumerate(span.layers):
             variables = jax.tree.map(
-                lambda leaf, i=index: leaf[i], (segment.collections, segment.keys)
+                lambda leaf, i=index: leaf[i], (span.collections, span.keys)
             )
             history, entries, change = step(variables, history, shared, (layer, None))
             shared = {**shared, **entries}

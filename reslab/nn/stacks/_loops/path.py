@@ -11,18 +11,18 @@ from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS
 from reslab.core.types import Shared, Stream
 from reslab.nn.base.history import History
 from reslab.nn.stacks._loops import scan
-from reslab.nn.stacks._loops.segment import Change, Segment
+from reslab.nn.stacks._loops.span import Change, Span
 
 
-def refusal(segments: Sequence[Segment], stream: Stream) -> str:
-    """Names what of the segments this loop cannot carry; "" is nothing."""
+def refusal(spans: Sequence[Span], stream: Stream) -> str:
+    """Names what of the spans this loop cannot carry; "" is nothing."""
     if isinstance(stream, History):
         return "a residual that reads what every earlier layer wrote"
-    if any(segment.writes for segment in segments):
+    if any(span.writes for span in spans):
         return "a depth memory, which belongs to one order of layers"
     if any(
-        collection in segment.mutable and collection in segment.collections
-        for segment in segments
+        collection in span.mutable and collection in span.collections
+        for span in spans
         for collection in (BATCH_STATS, GRADIENT_STATS)
     ):
         return "statistics of a model that trains"
@@ -30,12 +30,12 @@ def refusal(segments: Sequence[Segment], stream: Stream) -> str:
 
 
 def run(
-    segments: Sequence[Segment], stream: Stream, shared: Shared
+    spans: Sequence[Span], stream: Stream, shared: Shared
 ) -> tuple[Stream, Shared, list[Change]]:
     """Applies the parts of a path in turn.
 
     Args:
-      segments: The parts, each of one layer's block.
+      spans: The parts, each of one layer's block.
       stream: The stream.
       shared: The depth memory.
 
@@ -43,16 +43,16 @@ def run(
       The stream, the depth memory, and the change of each part, stacked.
 
     Raises:
-      ReslabError: If the segments have what this loop cannot carry.
+      ReslabError: If the spans have what this loop cannot carry.
     """
-    if reason := refusal(segments, stream):
+    if reason := refusal(spans, stream):
         raise ReslabError(
             "a path through the layers",
             expected="layers that may be left out, repeated and reordered",
             got=reason,
             hint="stack uniform",
         )
-    return scan.run(segments, stream, shared)
+    return scan.run(spans, stream, shared)
 
 
 def parts(
@@ -61,37 +61,37 @@ def parts(
     """Cuts a path into runs of layers that one scan can apply.
 
     Args:
-      plan: Blocks of a period and number of periods, of each segment of the stack.
+      plan: Blocks of a period and number of periods, of each span of the stack.
       order: Numbers of the layers along the path.
 
     Returns:
-      Of each run its segment, and the block and the periods that `part` takes.
+      Of each run its span, and the block and the periods that `part` takes.
 
     >>> parts([("a", 3), ("bc", 2)], (0, 2, 2, 3, 5, 1))
     [(0, (0, (0, 2, 2))), (1, (0, (0, 1))), (0, (0, (1,)))]
     """
     home = [
-        (segment, block, period)
-        for segment, (blocks, count) in enumerate(plan)
+        (span, block, period)
+        for span, (blocks, count) in enumerate(plan)
         for period in range(count)
         for block in range(len(blocks))
     ]
     runs = itertools.groupby((home[layer] for layer in order), lambda at: at[:2])
     return [
-        (segment, (block, tuple(period for *_, period in run)))
-        for (segment, block), run in runs
+        (span, (block, tuple(period for *_, period in run)))
+        for (span, block), run in runs
     ]
 
 
-def part(segment: Segment, block: int, periods: Sequence[int]) -> Segment:
-    """One block of a segment's period, in some of its periods, in any order."""
+def part(span: Span, block: int, periods: Sequence[int]) -> Span:
+    """One block of a span's period, in some of its periods, in any order."""
     return dataclasses.replace(
-        segment,
-        blocks=(segment.blocks[block],),
+        span,
+        blocks=(span.blocks[block],),
         collections={
             name: {"block_0": tree[f"block_{block}"]}
-            for name, tree in segment.collections.items()
+            for name, tree in span.collections.items()
             if f"block_{block}" in tree
         },
-        layers=jnp.asarray(segment.layers) + block,
+        layers=jnp.asarray(span.layers) + block,
     ).rows(jnp.asarray(periods))

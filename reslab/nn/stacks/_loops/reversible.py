@@ -10,37 +10,35 @@ from reslab.core.losses import LOSSES
 from reslab.core.randomness import without_randomness
 from reslab.core.taps import is_watched
 from reslab.core.types import Shared, Stream
-from reslab.nn.stacks._loops.segment import Change, Segment, unbound
+from reslab.nn.stacks._loops.span import Change, Span, unbound
 
 _WHERE = "a backward pass that undoes layers"
 
 
-def refusal(segment: Segment, shared: Shared) -> str:
-    """Names what of a segment this loop cannot carry; "" is nothing."""
-    if not all(getattr(unbound(b), "is_reversible", False) for b in segment.blocks):
+def refusal(span: Span, shared: Shared) -> str:
+    """Names what of a span this loop cannot carry; "" is nothing."""
+    if not all(getattr(unbound(b), "is_reversible", False) for b in span.blocks):
         return "blocks that cannot be undone"
-    if segment.state is not None:
+    if span.state is not None:
         return "states of a model that generates"
-    if segment.writes - set(shared) or segment.renews:
+    if span.writes - set(shared) or span.renews:
         return "a depth memory that its layers write"
-    if set(segment.collections) != {"params"}:
+    if set(span.collections) != {"params"}:
         return "collections beside the parameters"
     if is_watched():
         return "taps"
     return ""
 
 
-def run(
-    segment: Segment, stream: Stream, shared: Shared
-) -> tuple[Stream, Shared, Change]:
-    """Applies the periods of a segment; the backward pass undoes them.
+def run(span: Span, stream: Stream, shared: Shared) -> tuple[Stream, Shared, Change]:
+    """Applies the periods of a span; the backward pass undoes them.
 
     The forward pass keeps its end and the parameters. The backward pass goes through
     the layers in the other order, each giving its gradients and the stream before it
     by its method `backward`. So what is kept does not grow with depth.
 
     Args:
-      segment: The segment; `refusal` returns "" for it.
+      span: The span; `refusal` returns "" for it.
       stream: The stream before the first layer.
       shared: The depth memory, which is only read.
 
@@ -50,9 +48,9 @@ def run(
     Raises:
       ReslabError: If a layer draws random numbers or adds a loss.
     """
-    mutable = [LOSSES] if LOSSES in segment.mutable else False
-    modules = [block(parent=None) for block in segment.blocks]
-    unroll = segment.count if segment.is_unrolled else 1
+    mutable = [LOSSES] if LOSSES in span.mutable else False
+    modules = [block(parent=None) for block in span.blocks]
+    unroll = span.count if span.is_unrolled else 1
 
     def run(params, stream, layers, shared, positions, segments):
         def period(stream, scanned):
@@ -108,14 +106,14 @@ def run(
 
     undone = jax.custom_vjp(run)
     undone.defvjp(forward, backward)
-    with without_randomness(_WHERE if segment.keys else ""):
+    with without_randomness(_WHERE if span.keys else ""):
         stream = undone(
-            segment.collections["params"],
+            span.collections["params"],
             stream,
-            jnp.asarray(segment.layers),
+            jnp.asarray(span.layers),
             shared,
-            segment.positions,
-            segment.documents,
+            span.positions,
+            span.segments,
         )
     return stream, shared, Change({}, None)
 

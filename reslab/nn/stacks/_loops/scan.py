@@ -1,45 +1,43 @@
-"""The ordinary loop: segments in turn, each a scan over its periods."""
+"""The ordinary loop: spans in turn, each a scan over its periods."""
 
 from collections.abc import Sequence
 
 import jax
 
 from reslab.core.types import Shared, Stream
-from reslab.nn.stacks._loops.segment import Change, Segment
+from reslab.nn.stacks._loops.span import Change, Span
 
 
 def run(
-    segments: Sequence[Segment], stream: Stream, shared: Shared
+    spans: Sequence[Span], stream: Stream, shared: Shared
 ) -> tuple[Stream, Shared, list[Change]]:
-    """Applies segments one after the other, each by `scan`."""
+    """Applies spans one after the other, each by `scan`."""
     changes = []
-    for segment in segments:
-        stream, shared, change = scan(segment, stream, shared)
+    for span in spans:
+        stream, shared, change = scan(span, stream, shared)
         changes.append(change)
     return stream, shared, changes
 
 
-def scan(
-    segment: Segment, stream: Stream, shared: Shared
-) -> tuple[Stream, Shared, Change]:
-    """Applies the periods of a segment, rolled or unrolled.
+def scan(span: Span, stream: Stream, shared: Shared) -> tuple[Stream, Shared, Change]:
+    """Applies the periods of a span, rolled or unrolled.
 
     What is in the depth memory is closed over, so that it is saved once; the scan
     carries only the entries that its layers overwrite. An entry that they are first to
-    write is read back from the first period: such a segment has one period.
+    write is read back from the first period: such a span has one period.
 
     Args:
-      segment: The segment.
+      span: The span.
       stream: The stream.
       shared: The depth memory.
 
     Returns:
       The stream, the depth memory, and changes stacked on axis 0.
     """
-    is_carried = {key: key in segment.renews for key in shared}
+    is_carried = {key: key in span.renews for key in shared}
     fixed = {key: shared[key] for key in shared if not is_carried[key]}
     carried = {key: shared[key] for key in sorted(shared) if is_carried[key]}
-    step = segment.remembered()
+    step = span.remembered()
 
     def body(carry, scanned):
         stream, carried = carry
@@ -51,9 +49,9 @@ def scan(
     (stream, carried), (first, change) = jax.lax.scan(
         body,
         (stream, carried),
-        segment.xs,
-        length=segment.count,
-        unroll=segment.count if segment.is_unrolled else 1,
+        span.xs,
+        length=span.count,
+        unroll=span.count if span.is_unrolled else 1,
     )
     first = jax.tree.map(lambda leaf: leaf[0], first)
     return stream, {**fixed, **carried, **first}, change

@@ -1,4 +1,4 @@
-"""Segment: consecutive layers as one pure step that is repeated."""
+"""Span: consecutive layers as one pure step that is repeated."""
 
 import dataclasses
 import functools
@@ -85,7 +85,7 @@ class Change(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class Span:
     """Periods of layers that differ in their variables alone.
 
     Attributes:
@@ -96,7 +96,7 @@ class Segment:
         the numbers are known.
       state: The state of each period, stacked on axis 0, or None.
       positions: Position of each token in its document (batch, length).
-      documents: Document of each token, or None.
+      segments: Document of each token, or None.
       mutable: Names of the collections that modules may write to.
       remat: A key of `REMAT_POLICIES`.
       is_unrolled: Whether the periods are laid out one after the other.
@@ -108,7 +108,7 @@ class Segment:
     layers: jax.Array | tuple[int, ...]
     state: State
     positions: jax.Array
-    documents: jax.Array | None
+    segments: jax.Array | None
     mutable: tuple[str, ...]
     remat: str
     is_unrolled: bool
@@ -157,7 +157,7 @@ class Segment:
             state,
             layer=layer,
             positions=self.positions,
-            segments=self.documents,
+            segments=self.segments,
             mutable=list(self.mutable),
             rngs=dict(keys),
         )
@@ -181,16 +181,16 @@ class Segment:
             **keywords,
         )
 
-    def rows(self, index: slice | jax.Array) -> "Segment":
-        """The same segment with some of its periods, in any order."""
+    def rows(self, index: slice | jax.Array) -> "Span":
+        """The same span with some of its periods, in any order."""
         variables, (layers, state) = jax.tree.map(lambda leaf: leaf[index], self.xs)
         collections, keys = variables
         return dataclasses.replace(
             self, collections=collections, keys=keys, layers=layers, state=state
         )
 
-    def stopped(self) -> "Segment":
-        """The same segment without a gradient by its variables."""
+    def stopped(self) -> "Span":
+        """The same span without a gradient by its variables."""
         return dataclasses.replace(
             self, collections=jax.lax.stop_gradient(self.collections)
         )

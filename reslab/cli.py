@@ -19,6 +19,7 @@ from reslab import __version__
 from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import BAD_INPUT, INTERNAL, INTERRUPTED, explain
+from reslab.runtime.programs import kept_programs
 from reslab.runtime.streams import outlive_readers, write_failure
 from reslab.runtime.text import PrintableStream, warnings_in_one_line
 
@@ -54,7 +55,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     try:
         _check_working_directory()
-        with imports.guarded(getattr(options, "allow_import", ())):
+        with (
+            imports.guarded(getattr(options, "allow_import", ())),
+            kept_programs(getattr(options, "compile_cache", None)),
+        ):
             code = options.command(options) or 0
         if failure := write_failure():
             raise failure

@@ -5,7 +5,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING
 
-from reslab.commands.options import configurable, place
+from reslab.commands.options import compiling, configurable, place
 from reslab.commands.runs import configure
 from reslab.core import imports
 from reslab.core.errors import ReslabError
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where it does not fit, compile its remedies too, until one does",
     )
     configurable(parser)
+    compiling(parser)
     parser.add_argument(
         "--versus",
         action="append",

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from reslab.commands.options import importing, place
+from reslab.commands.options import compiling, importing, place
 from reslab.commands.runs import open_run, restore
 from reslab.core import imports, registry
 from reslab.core.errors import ReslabError
@@ -16,6 +16,7 @@ HELP = "evaluate a run on all of its held-out text"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     importing(parser)
+    compiling(parser)
     parser.add_argument("run", type=place, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--stack",

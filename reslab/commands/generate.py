@@ -2,7 +2,7 @@
 
 import argparse
 
-from reslab.commands.options import importing, number, place, whole
+from reslab.commands.options import compiling, importing, number, place, whole
 from reslab.commands.runs import open_run
 from reslab.commands.sampling import sample
 
@@ -12,6 +12,7 @@ HELP = "sample text from a run"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     importing(parser)
+    compiling(parser)
     parser.add_argument("run", type=place, metavar="RUN", help="a run directory")
     parser.add_argument("--prompt", help="text to continue (default: a new document)")
     parser.add_argument(

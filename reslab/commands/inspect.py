@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from reslab.commands.options import importing, place, whole
+from reslab.commands.options import compiling, importing, place, whole
 from reslab.commands.runs import open_run
 from reslab.core import imports
 
@@ -13,6 +13,7 @@ HELP = "look inside a run, layer by layer"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     importing(parser)
+    compiling(parser)
     parser.add_argument(
         "run",
         type=place,

@@ -84,3 +84,13 @@ def configurable(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="change one field of the config; may be repeated",
     )
+
+
+def compiling(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of commands that compile."""
+    parser.add_argument(
+        "--no-compile-cache",
+        action="store_false",
+        dest="compile_cache",
+        help="do not keep compiled programs for the next command, nor use kept ones",
+    )

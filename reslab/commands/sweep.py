@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from reslab.commands.options import configurable, place, whole
+from reslab.commands.options import compiling, configurable, place, whole
 from reslab.runtime.exits import STOPPED
 
 HELP = "do the runs of a study, or resume them"
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a study file, or FILE:SCALE; it is Python and is executed",
     )
     configurable(parser)
+    compiling(parser)
     parser.add_argument(
         "--out", type=place, metavar="DIR", help="default: runs/<name of the study>"
     )

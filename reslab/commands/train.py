@@ -4,7 +4,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from reslab.commands.options import configurable, number, place, whole
+from reslab.commands.options import compiling, configurable, number, place, whole
 from reslab.commands.runs import check_is_run, configure
 from reslab.commands.sampling import sample
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the config recorded in a run directory",
     )
     configurable(parser)
+    compiling(parser)
     parser.add_argument(
         "--run",
         type=place,

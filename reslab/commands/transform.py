@@ -2,7 +2,7 @@
 
 import argparse
 
-from reslab.commands.options import importing, place
+from reslab.commands.options import compiling, importing, place
 from reslab.commands.runs import open_run
 from reslab.core import imports
 
@@ -12,6 +12,7 @@ HELP = "convert a run to another architecture"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     importing(parser)
+    compiling(parser)
     parser.add_argument("name", metavar="NAME", help="see `reslab list transforms`")
     parser.add_argument(
         "run", type=place, metavar="RUN", help="the run directory to convert"

@@ -1,14 +1,13 @@
-"""Runs a study: every run in a process of its own, several at once, resumable."""
+"""Runs a study: several runs at once, each of them resumable."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,14 +21,11 @@ from reslab.observe.progress import progress
 from reslab.runtime.exits import DIVERGED, STOPPED
 from reslab.runtime.files import make_directory, scratch_directory, write_whole
 from reslab.runtime.inside import check_links, open_inside
-from reslab.runtime.python import command
 from reslab.runtime.stopping import StopRequest, asked_to_stop
 from reslab.runtime.storage import storage_error
 from reslab.study.plan import Plan, PlannedRun, read_study
-from reslab.study.worker import CORES
+from reslab.study.pool import Ended, Pool, Worker, wait_for
 from reslab.train.run import Run
-
-_WORKER = "reslab.study.worker"
 
 
 class SweepStopped(Exception):
@@ -85,17 +81,16 @@ def sweep(
     ]
     check_links(directory)
     cores = cores_of(plan)
-    cost = _check(pending, jobs, cores) if pending else {}
-    write_record(plan, cores)
-    with (
-        asked_to_stop() as stop,
-        scratch_directory("reslab.sweep-") as cache,
-    ):
-        slots = _Slots(directory, jobs, cores, str(cache))
-        try:
-            _run_all(pending, slots, cost, stop)
-        finally:
-            slots.stop()
+    with asked_to_stop() as stop, scratch_directory("reslab.sweep-") as scratch:
+        pool = Pool(scratch, jobs, scratch / "programs")
+        slots = _Slots(directory, jobs, cores, pool, stop)
+        with contextlib.closing(pool):
+            cost = _check(pending, slots)
+            write_record(plan, cores)
+            try:
+                _run_all(pending, slots, cost, stop)
+            finally:
+                slots.stop()
     if stop.is_set:
         raise SweepStopped
     failures = {run: _failure(directory / run.directory) for run in runs}
@@ -163,7 +158,7 @@ def _failure(directory: pathlib.Path) -> str | None:
     return "not finished"
 
 
-def _check(runs: Sequence[PlannedRun], jobs: int, cores: int) -> dict[str, float]:
+def _check(runs: Sequence[PlannedRun], slots: "_Slots") -> dict[str, float]:
     """The FLOPs of a run of every case, after checking that each can be built.
 
     In processes of their own, with a run's share of the machine: on a TPU, a process
@@ -173,128 +168,129 @@ def _check(runs: Sequence[PlannedRun], jobs: int, cores: int) -> dict[str, float
     for run in runs:
         cases.setdefault(run.case, run)
     cost, platforms = {}, set()
-    for devices in sorted({run.config.mesh.cpu_devices for run in cases.values()}):
-        alike = {
-            case: run
-            for case, run in cases.items()
-            if run.config.mesh.cpu_devices == devices
-        }
-        for (case, run), answer in zip(
-            alike.items(), _ask(alike, _share(0, jobs), cores), strict=True
-        ):
-            if "error" in answer:
-                raise ReslabError(f"case {case!r}: {answer['error']}")
-            data, steps = run.config.data, run.config.train.steps
-            cost[case] = answer["flops_per_token"] * steps * data.batch * data.length
-            platforms.add(answer["platform"])
-    if jobs > 1 and platforms != {"cpu"}:
-        case, run = next(iter(cases.items()))
-        (last,) = _ask({case: run}, _share(jobs - 1, jobs), cores)
-        if last.get("platform") not in platforms:
-            raise ReslabError(
-                "--jobs",
-                expected="at most one run for each device",
-                got=f"{jobs}, and no device is left for the last of them",
-            )
+    # Those of one process together.
+    ordered = sorted(cases.values(), key=lambda run: run.config.mesh.cpu_devices)
+    for run in ordered:
+        answer = slots.check(0, run)
+        data, steps = run.config.data, run.config.train.steps
+        cost[run.case] = answer["flops_per_token"] * steps * data.batch * data.length
+        platforms.add(answer["platform"])
+    jobs = len(slots)
+    if jobs == 1 or not ordered or platforms == {"cpu"}:
+        return cost
+    if slots.check(jobs - 1, ordered[-1])["platform"] not in platforms:
+        raise ReslabError(
+            "--jobs",
+            expected="at most one run for each device",
+            got=f"{jobs}, and no device is left for the last of them",
+        )
     return cost
 
 
-def _ask(
-    cases: Mapping[str, PlannedRun], share: Mapping[str, str], cores: int
-) -> list[dict[str, Any]]:
-    """Returns the answers of a checking process about one run of each case."""
-    lines = [_line(run, cores) for run in cases.values()]
-    done = subprocess.run(
-        command(_WORKER, "check"),
-        input="".join(lines),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **share},
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    if done.returncode or len(answers) != len(lines):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        case = list(cases)[min(len(answers), len(lines) - 1)]
-        raise ReslabError(f"case {case!r} cannot be built", got=last)
-    return answers
-
-
-def _line(run: PlannedRun, cores: int) -> str:
-    """Builds a worker's input: the config, and what a person's study allows."""
+def _told(run: PlannedRun, cores: int) -> dict[str, Any]:
+    """A worker's input: the config, and what a person's study allows."""
     named = {module for _, module in configs.outside(dict(configs.flatten(run.config)))}
     named |= {*senders(run.config.train.writers)}
-    told = {
+    return {
         "config": configs.canonical_json(run.config),
         "allowed": sorted(named | set(imports.allowed())),
         "cores": cores,
     }
-    return json.dumps(told) + "\n"
 
 
 class _Slots:
     """The slots in which runs execute, each with its share of the machine."""
 
-    def __init__(self, directory: pathlib.Path, jobs: int, cores: int, cache: str):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        jobs: int,
+        cores: int,
+        pool: Pool,
+        stop: StopRequest,
+    ):
         self._directory = directory
-        self._environments = [_share(i, jobs) for i in range(jobs)]
+        self._stop = stop
+        self._jobs = jobs
         self._cores = cores
-        # Seeds of a case compile the same programs. Not kept: another machine that
-        # shares the directory may lack this one's instructions.
-        self._cache = cache
+        self._pool = pool
         self._log_begins: dict[PlannedRun, int] = {}
-        self._going: dict[int, tuple[PlannedRun, subprocess.Popen[str]]] = {}
+        self._going: dict[int, tuple[PlannedRun, Worker]] = {}
+
+    def __len__(self) -> int:
+        return self._jobs
+
+    def _worker(self, slot: int, run: PlannedRun) -> Worker:
+        # What JAX reads once in a process.
+        return self._pool.worker(slot, run.config.mesh.cpu_devices)
+
+    def check(self, slot: int, run: PlannedRun) -> dict[str, Any]:
+        """Asks the worker of a slot what a run costs.
+
+        Raises:
+          ReslabError: If the run cannot be built.
+          SweepStopped: If the sweep is asked to stop.
+        """
+        worker = self._worker(slot, run)
+        worker.ask(_told(run, self._cores))
+        try:
+            while (answer := worker.answer()) is None:
+                wait_for([worker], 0.2)
+                if self._stop.is_set:
+                    raise SweepStopped
+        except Ended as end:
+            raise ReslabError(
+                f"case {run.case!r} cannot be built", got=end.said
+            ) from None
+        if "error" in answer:
+            raise ReslabError(f"case {run.case!r}: {answer['error']}")
+        return answer
 
     def free(self) -> list[int]:
         """Returns the idle slots."""
-        return [i for i in range(len(self._environments)) if i not in self._going]
+        return [slot for slot in range(self._jobs) if slot not in self._going]
 
     def start(self, slot: int, run: PlannedRun) -> None:
         """Starts a run in a slot; what it says goes to `logs/`."""
         directory = self._directory / run.directory
         (directory / "failed.json").unlink(missing_ok=True)
-        logs = self._directory / "logs"
-        logs.mkdir(exist_ok=True)
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": self._cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-            **os.environ,
-            **self._environments[slot],
-        }
-        with open_inside(logs / f"{run.directory}.txt", "a") as log:
-            self._log_begins[run] = log.tell()
-            process = subprocess.Popen(
-                command(_WORKER, "train", str(directory)),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment,
-                # An interrupt from the keyboard is for the sweep, which passes it on.
-                start_new_session=True,
-            )
-        assert process.stdin is not None
-        process.stdin.write(_line(run, self._cores))
-        process.stdin.flush()
-        self._going[slot] = run, process
+        log = self._log(run)
+        log.parent.mkdir(exist_ok=True)
+        with open_inside(log, "a") as file:
+            self._log_begins[run] = file.tell()
+        worker = self._worker(slot, run)
+        asked = {"directory": str(directory), "log": str(log)}
+        worker.ask(_told(run, self._cores) | asked)
+        self._going[slot] = run, worker
+
+    def wait(self, seconds: float) -> None:
+        """Waits until a run has ended, but not longer than that."""
+        wait_for([worker for _, worker in self._going.values()], seconds)
 
     def reap(self) -> list[PlannedRun]:
         """Takes out the runs that have ended, and records those that failed."""
         ended = []
-        for slot, (run, process) in list(self._going.items()):
-            if (code := process.poll()) is None:
-                continue
-            assert process.stdin is not None
-            process.stdin.close()
+        for slot, (run, worker) in list(self._going.items()):
+            try:
+                if (answer := worker.answer()) is None:
+                    continue
+                code = answer["code"]
+            except Ended as end:
+                code = end.code
             del self._going[slot]
             ended.append(run)
+            if code:  # The next begins in a process of its own.
+                self._pool.dismiss(slot)
             # Asked to stop before it could save: nothing has failed.
             if code not in (0, STOPPED, -signal.SIGTERM):
                 self._record_failure(run, code)
         return ended
 
+    def _log(self, run: PlannedRun) -> pathlib.Path:
+        return self._directory / "logs" / f"{run.directory}.txt"
+
     def _record_failure(self, run: PlannedRun, code: int) -> None:
-        log = self._directory / "logs" / f"{run.directory}.txt"
+        log = self._log(run)
         said = log.read_bytes()[self._log_begins[run] :].decode(errors="replace")
         lines = said.strip().splitlines()
         directory = self._directory / run.directory
@@ -314,11 +310,11 @@ class _Slots:
 
     def stop(self) -> None:
         """Asks every run to save and stop, and waits for it."""
-        for _, process in self._going.values():
-            process.send_signal(signal.SIGTERM)
-        for _, process in self._going.values():
-            process.wait()
-        self.reap()
+        for _, worker in self._going.values():
+            worker.stop()
+        while self._going:
+            self.reap()
+            self.wait(1.0)
 
 
 def _fraction(directory: pathlib.Path, run: PlannedRun) -> float:
@@ -330,26 +326,6 @@ def _fraction(directory: pathlib.Path, run: PlannedRun) -> float:
     except OSError:
         return 0.0
     return int(steps[-1]) / run.config.train.steps if steps else 0.0
-
-
-def _share(slot: int, jobs: int) -> dict[str, str]:
-    """The environment that gives one of several processes its part of the machine.
-
-    Devices that a scheduler has chosen are shared out; others are not touched.
-    """
-    if jobs == 1:
-        return {}
-    here = available_cores()
-    share = {CORES: ",".join(map(str, here[slot % len(here) :: jobs]))}
-    for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_DEVICES"):
-        chosen = os.environ.get(name, "")
-        # An empty list is no device, and never another's.
-        visible = chosen.split(",") if chosen else [str(i) for i in range(jobs)]
-        share[name] = visible[slot] if slot < len(visible) else ""
-    return share | {
-        "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
-        "TPU_PROCESS_BOUNDS": "1,1,1",
-    }
 
 
 def _run_all(
@@ -377,11 +353,4 @@ def _run_all(
             )
             going = bool(waiting or parts)
             if going:
-                _wait(stop, 2.0)
-
-
-def _wait(stop: StopRequest, seconds: float) -> None:
-    """Sleeps, or less if asked to stop."""
-    end = time.monotonic() + seconds
-    while not stop.is_set and time.monotonic() < end:
-        time.sleep(0.05)
+                slots.wait(0.2)

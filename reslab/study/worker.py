@@ -1,19 +1,25 @@
-"""A process of a sweep: checks configs, or trains one run.
+"""A process of a sweep: checks configs and trains runs, one after the other.
 
-    main("check")             # standard input: configs, one line of JSON each
-    main("train", DIRECTORY)  # standard input: the config, one line of JSON
+Standard input has one line of JSON for each, standard output one for each answer:
 
-A failure of a run is its process's alone. The trainer takes the end of its standard
-input for the end of the sweep, saves, and stops: a sweep that is killed leaves
-no process behind.
+    {"config": TEXT, "allowed": [...], "cores": N}              what a run costs
+    {..., "directory": PATH, "log": FILE}                       trains it
+
+A failure of a run is its own: what comes next is done as if by a new process. The end
+of standard input is the end of the sweep, on which a run is saved and stops: a sweep
+that is killed leaves no process behind.
 """
 
 import contextlib
+import gc
 import json
 import os
+import queue
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -21,6 +27,7 @@ from reslab.core import config as configs
 from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import STOPPED
+from reslab.runtime.inside import open_inside
 from reslab.runtime.text import warnings_in_one_line
 from reslab.train.run import InUse
 
@@ -33,38 +40,30 @@ PATIENCE = 60.0
 WATCHDOG = 300.0
 
 
-def check() -> int:
-    """Prints for every config what a run costs, or what is wrong with it."""
+def check(config: ConfigDict) -> dict[str, Any]:
+    """Returns what a run of a config costs, or what is wrong with it."""
     from reslab.train.cost import training_flops_per_unit
     from reslab.train.loop import prepare
     from reslab.train.probe import Prober
 
-    for line in sys.stdin:
-        # Only answers go to standard output, whatever a variant prints.
-        with contextlib.redirect_stdout(sys.stderr):
-            try:
-                config = _config(line)
-                setup = prepare(config)
-                if config.probes.every:
-                    Prober(setup, is_lenient=True)
-                flops = training_flops_per_unit(setup)
-                platform = setup.mesh.devices.flat[0].platform
-                answer = {"flops_per_token": flops, "platform": platform}
-            except ReslabError as error:
-                answer = {"error": str(error)}
-        print(json.dumps(answer), flush=True)
-    return 0
+    try:
+        setup = prepare(config)
+        if config.probes.every:
+            Prober(setup, is_lenient=True)
+        flops = training_flops_per_unit(setup)
+        platform = setup.mesh.devices.flat[0].platform
+        return {"flops_per_token": flops, "platform": platform}
+    except ReslabError as error:
+        return {"error": str(error)}
 
 
-def train(directory: str) -> int:
-    """Trains the run whose config comes on standard input."""
-    line = sys.stdin.readline()
-    threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
+def train(config: ConfigDict, directory: str) -> int:
+    """Trains a run; returns the exit code that a process of its own would have."""
     from reslab.train import loop
     from reslab.train.ending import end
 
     try:
-        loop.train(_config(line), directory, patience=PATIENCE, watchdog=WATCHDOG)
+        loop.train(config, directory, patience=PATIENCE, watchdog=WATCHDOG)
     except InUse as error:  # Someone else is doing this run: that is no failure.
         print(error, file=sys.stderr)
         return STOPPED
@@ -73,26 +72,71 @@ def train(directory: str) -> int:
     return 0
 
 
-def _config(line: str) -> ConfigDict:
+def _answer(told: Mapping[str, Any]) -> dict[str, Any]:
     from reslab.parallel.hosts import configure_cpu
 
-    told = json.loads(line)
-    imports.allow(*told["allowed"])
-    config = configs.from_json(told["config"], "config")
-    configure_cpu(config.mesh.cpu_devices, told["cores"])
-    return config
+    with imports.guarded(told["allowed"]):
+        config = configs.from_json(told["config"], "config")
+        configure_cpu(config.mesh.cpu_devices, told["cores"])
+        if "directory" not in told:
+            return check(config)
+        with _writing_to(told["log"]):
+            return {"code": train(config, told["directory"])}
 
 
-def _stop_with_the_sweep() -> None:
-    # Not through sys.stdin, whose lock a waiting thread would hold at the end.
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+@contextlib.contextmanager
+def _writing_to(log: str) -> Iterator[None]:
+    """Sends the output of this process, of C code too, to the end of a file."""
+    kept = [os.dup(number) for number in (1, 2)]
+    with open_inside(log, "a") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, number)
+            os.close(before)
 
 
-def main(verb: str, *arguments: str) -> int:
-    """Does what the sweep asks for, and returns the exit code."""
+class _Asked:
+    """Lines of standard input, read as they come so that its end is noticed."""
+
+    def __init__(self) -> None:
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._is_busy = self._is_over = False
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (line := self._lines.get()) is not None:
+            self._is_busy = True
+            if self._is_over:  # The sweep was killed before this was begun.
+                return
+            yield line
+            self._is_busy = False
+
+    def _listen(self) -> None:
+        # Not through sys.stdin, whose lock a waiting thread would hold at the end.
+        with open(0, "rb", closefd=False) as stream:
+            for line in stream:
+                self._lines.put(line)
+        self._is_over = True
+        self._lines.put(None)
+        if self._is_busy:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> int:
+    """Answers what it is asked until the end of standard input."""
     if CORES in os.environ and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
-    with imports.guarded(), warnings_in_one_line():
-        return {"check": check, "train": train}[verb](*arguments)
+    # Only answers go to standard output, whatever a variant prints.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    with warnings_in_one_line():
+        for line in _Asked():
+            print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+            gc.collect()  # Arrays of a run in cycles are memory of the next.
+    return 0

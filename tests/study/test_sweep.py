@@ -57,7 +57,7 @@ def test_processes_import_what_their_sweep_does_and_nothing_beside_it(tmp_path):
     (tmp_path / "reslab").mkdir()
     (tmp_path / "reslab" / "__init__.py").write_text("raise ImportError('another')")
     done = subprocess.run(
-        command("reslab.study.worker", "check"),
+        command("reslab.study.worker"),
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": ""},
         input="",

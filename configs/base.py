@@ -3,12 +3,13 @@
 Variants are named by spec strings, `"name"` or `"name(argument=value)"`;
 `reslab list` shows them. Tiled fields also take a tuple of specs, which is repeated
 over depth. Beside its default a field tells the family that it names, the words or the
-range that it takes, and `since`: its value in configs of versions without it.
+range that it takes, and `since`: its value in configs of versions without it. A
+`changeable` field computes nothing else: a run may go on with another value.
 """
 
 from ml_collections import ConfigDict
 
-from reslab.core.schema import choice, number, plain, spec
+from reslab.core.schema import changeable, choice, number, plain, spec
 
 
 def get_config() -> ConfigDict:
@@ -69,7 +70,7 @@ def get_config() -> ConfigDict:
     data.length = number(128, least=1, most=2**31 - 1)  # tokens in a sequence
     data.batch = number(16, least=1)  # sequences in a step, over all devices
     # processes that prepare batches; 0 is a thread
-    data.workers = number(0, least=0, most=2**10)
+    data.workers = changeable(number(0, least=0, most=2**10))
     # share of windows from the text of the run that is continued
     data.replay = number(0.0, least=0, below=1, since=0.0)
 
@@ -95,11 +96,12 @@ def get_config() -> ConfigDict:
     train.z_loss = number(0.0, least=0)  # factor on the squared log-normalizer
     # factor on the distance of convolutions from orthogonal
     train.orthogonality = number(0.0, least=0, since=0.0)
-    train.log_every = number(10, least=1)  # steps between metrics
-    train.checkpoint_every = number(100, least=1)  # steps between checkpoints
-    train.keep_checkpoints = number(3, least=1)  # newest checkpoints kept
+    train.log_every = changeable(number(10, least=1))  # steps between metrics
+    # steps between checkpoints
+    train.checkpoint_every = changeable(number(100, least=1))
+    train.keep_checkpoints = changeable(number(3, least=1))  # newest checkpoints kept
     # checkpoints at multiples of this many steps stay; 0 is none
-    train.keep_every = number(0, least=0, since=0)
+    train.keep_every = changeable(number(0, least=0, since=0))
     # a loss or gradient that is not finite, or a spike: "halt", "skip(sigma=6.0)" goes
     # on without the step, "rollback(limit=3)" with the data after it
     train.on_bad_step = plain("halt", since="halt")
@@ -107,7 +109,7 @@ def get_config() -> ConfigDict:
     train.eval_every = number(250, least=1)
     train.log_layers = plain(False, since=False)  # whether metrics are also by layer
     # besides metrics.jsonl: "tensorboard", "wandb(project='x')"
-    train.writers = spec((), "writers")
+    train.writers = changeable(spec((), "writers"))
 
     config.probes = probes = ConfigDict(type_safe=False)
     # steps between evaluations of the probes; 0 is never
@@ -123,13 +125,14 @@ def get_config() -> ConfigDict:
     evaluation.batches = number(8, least=1)
 
     config.mesh = mesh = ConfigDict(type_safe=False)
-    mesh.data = -1  # replicas; -1 is the devices that are left
-    mesh.fsdp = 1  # parts into which parameters are split
-    mesh.sequence = plain(1, since=1)  # parts into which the tokens of a row are split
-    mesh.tensor = 1  # parts into which each sublayer is split
+    mesh.data = changeable(-1)  # replicas; -1 is the devices that are left
+    mesh.fsdp = changeable(1)  # parts into which parameters are split
+    # parts into which the tokens of a row are split
+    mesh.sequence = changeable(plain(1, since=1))
+    mesh.tensor = changeable(1)  # parts into which each sublayer is split
     # TPU slices among which the replicas are divided
-    mesh.dcn_data = number(1, least=1, since=1)
+    mesh.dcn_data = changeable(number(1, least=1, since=1))
     # XLA devices on a CPU; ignored elsewhere
-    mesh.cpu_devices = number(1, least=1, most=2**10)
+    mesh.cpu_devices = changeable(number(1, least=1, most=2**10))
 
     return config

@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from reslab.core import foreign, imports, registry
+from reslab.core import foreign, imports, own, registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.literals import check_plain, literal
 from reslab.core.records import parse_record
@@ -246,6 +246,18 @@ def sha256(config: ConfigDict) -> str:
     return sha256_of_text(canonical_json(config))
 
 
+def digest(config: ConfigDict) -> str:
+    """The digest of the config and of the parts outside reslab that it names.
+
+    Without such parts it is `sha256`.
+    """
+    parts = own.digests(modules(config))
+    if not parts:
+        return sha256(config)
+    lines = [sha256(config), *(f"{name} {one}" for name, one in parts.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def sha256_of_text(text: str) -> str:
     """The digest of a config's canonical JSON, as it was written."""
     return hashlib.sha256(text.strip().encode()).hexdigest()
@@ -322,6 +334,11 @@ def outside(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         for module in registry.outside(value):
             yield field, module
+
+
+def modules(config: ConfigDict) -> list[str]:
+    """Names the modules outside reslab that a config names, in order."""
+    return sorted({module for _, module in outside(dict(flatten(config)))})
 
 
 def _specs_of(group: Any) -> list[str]:

@@ -21,6 +21,7 @@ class Field:
       bounds: Range of its numbers; None is any.
       since: The value for configs of versions that did not have the field.
       was: Its earlier name; "" if it always had this one.
+      may_change: Whether a run may go on with another value: it computes the same.
     """
 
     default: Any
@@ -30,6 +31,7 @@ class Field:
     bounds: Bounds | None = None
     since: Any = ALWAYS
     was: str = ""
+    may_change: bool = False
 
 
 def spec(
@@ -37,6 +39,12 @@ def spec(
 ) -> Any:
     """A field that names variants of a family."""
     return Field(default, family, is_tiled, since=since)
+
+
+def changeable(field: Any) -> Any:
+    """A field that may change while a run is under way; its default, or a field."""
+    made = field if isinstance(field, Field) else Field(field)
+    return dataclasses.replace(made, may_change=True)
 
 
 def choice(default: str, *others: str, since: Any = ALWAYS, was: str = "") -> Any:

@@ -206,7 +206,7 @@ def plan(source: str, overrides: Sequence[str] = (), out: str | None = None) -> 
             if one.name in study.once and seed != study.seeds[0]:
                 continue
             config = _resolve(study, one, seed, changes)
-            sha256 = configs.sha256(config)
+            sha256 = configs.digest(config)
             if sha256 in known:
                 raise ReslabError(
                     f"cases {known[sha256]!r} and {one.name!r} are the same",

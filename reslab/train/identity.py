@@ -80,7 +80,8 @@ def compare(sealed: Mapping[str, str], now: Mapping[str, str], where: str) -> No
             got=_name(sealed),
             hint="the run's own checkpoints",
         )
-    if "config" in differing:
+    earlier = now.get("earlier", "").split()
+    if "config" in differing and sealed["config"] not in earlier:
         raise ReslabError(
             f"{where} was trained with another config",
             expected=f"sha256 {sealed['config'][:12]}",

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
-from reslab.core import extension
+from reslab.core import extension, own
 from reslab.core.errors import ReslabError
 from reslab.core.trees import count_parameters, named_leaves
 from reslab.data.prefetch import prefetch
@@ -34,6 +34,7 @@ from reslab.parallel.hosts import (
 from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
 from reslab.runtime.watchdog import Watchdog, watching
 from reslab.train import identity
+from reslab.train.changes import adopt, warn_of_machine
 from reslab.train.checkpoint import Checkpoints, NotFinite, Restored
 from reslab.train.continuation import inherited
 from reslab.train.cost import training_flops_per_unit
@@ -138,7 +139,8 @@ def train(
     batches = setup.task.train_batches()
     evaluator = Evaluator(setup)
     run = Run(pathlib.Path(directory))
-    is_finished = on_writer(run.result) is not None
+    finished = on_writer(run.result)
+    is_finished = finished is not None and finished["step"] >= config.train.steps
     if tracer and is_finished:
         tracer.check(config.train.steps)
     found = None
@@ -156,10 +158,16 @@ def train(
         if not is_finished:
             on_writer(lambda: stack.enter_context(run.lock(patience)))
         # It may have been finished by the one that had the lock.
-        if (finished := on_writer(run.result)) is not None:
+        finished = on_writer(run.result)
+        if finished is not None and finished["step"] >= config.train.steps:
+            if is_writer():
+                tell = f"{run.directory} is already finished, at step"
+                print(f"{tell} {finished['step']}", file=sys.stderr)
             return finished
         if is_resumed and is_writer():
-            run.warn_of_changes(about)
+            warn_of_machine(run, about)
+        if is_resumed:
+            on_writer(lambda: adopt(run, config))
         stack.enter_context(contextlib.closing(batches))
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -212,6 +220,7 @@ def describe(setup: Setup) -> dict[str, Any]:
         f"training_flops_per_{unit}": training_flops_per_unit(setup),
         "compute_dtype": jax.numpy.dtype(setup.model.dtype).name,
         "corpus": setup.task.record(),
+        "parts": own.digests(configs.modules(setup.config)),
     }
 
 

@@ -22,16 +22,14 @@ from reslab.core.records import Form, read_record
 from reslab.runtime.files import make_directory, write_whole
 from reslab.runtime.inside import check_links, open_inside
 from reslab.runtime.storage import local_path, storage_error, storage_errors
-from reslab.train import identity
+from reslab.train import changes, identity, parts
 
 # Files that a run writes; its config makes them its own.
 _WRITTEN = ("run.json", "metrics.jsonl", "result.json", "probes.jsonl", "layers.jsonl")
-# Parts of `environment` that each checkpoint records, too.
-_CODE = ("versions", "commit")
-
 # Fields of run.json that are read by name.
 _FORM: Form = {
     "config_sha256": str,
+    "changes": [{"step": int, "config_sha256": str, "fields": {}}],
     "continued_from": {"step": int, "sha256": str},
     "corpus": {key: (None, str) for key in identity.DATA.values()},
     "ended": {...: str},
@@ -40,6 +38,7 @@ _FORM: Form = {
     "memory": {...: float},
     "mesh": {},
     "parameters": int,
+    "parts": {...: str},
     "training_flops_per_token": int,
 }
 
@@ -89,12 +88,12 @@ class Run:
         text = path.read_bytes()
         config = configs.from_json(text, str(path), is_inert=is_inert)
         if (self.directory / "run.json").is_file():
-            recorded = self.record().get("config_sha256")
             # Of the text, not the config: an older version knew fewer fields.
-            if recorded != configs.sha256_of_text(text.decode()):
+            recorded = self._configs(self.record())
+            if configs.sha256_of_text(text.decode()) not in recorded:
                 raise ReslabError(
                     f"{path} was changed since the run began",
-                    expected=f"sha256 {str(recorded)[:12]}",
+                    expected=f"sha256 {str(recorded[0])[:12]}",
                     got=configs.sha256_of_text(text.decode())[:12],
                     hint="train a new run with --config or --set",
                 )
@@ -103,6 +102,12 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Reads `run.json`."""
         return read_record(self.directory / "run.json", _FORM)
+
+    @staticmethod
+    def _configs(record: Mapping[str, Any]) -> list[str | None]:
+        """Digests of the config, and of those before a change of it."""
+        earlier = [change["config_sha256"] for change in record.get("changes", [])]
+        return [record.get("config_sha256"), *earlier]
 
     def recorded(self) -> dict[str, Any]:
         """Reads `run.json`; empty if it is missing."""
@@ -212,9 +217,9 @@ class Run:
                     **about,
                 }
                 self.write("run.json", record)
+                parts.keep(config, self.directory)
                 # The config comes last: with it, the directory is a run.
-                text = configs.canonical_json(config) + "\n"
-                write_whole(self.directory / "config.json", text)
+                self.write_config(config)
         except OSError as error:
             raise storage_error(
                 f"run directory {self.directory}",
@@ -259,15 +264,21 @@ class Run:
                 expected="the checkpoints of the run that is under way",
                 hint="put them back, or --run with another directory",
             )
-        differing = configs.differences(self.config(is_inert=True), config)
-        if differing:
+        began = self.config(is_inert=True)
+        if differing := changes.refused(began, config, self.last_step()):
             raise ReslabError(
                 f"run directory {self.directory} holds another config",
                 got=f"different {', '.join(differing[:3])}",
                 hint="--run with another directory",
             )
-        self.record()  # Training goes on only with the run's record.
+        record = self.record()  # Training goes on only with the run's record.
         self.check_data(about["corpus"])
+        parts.check(record.get("parts", {}), about["parts"], self.directory)
+
+    def last_step(self) -> int:
+        """The newest step that has been saved; 0 for none."""
+        found = self.checkpoints.glob("[0-9]*")
+        return max((int(p.name) for p in found if p.name.isdigit()), default=0)
 
     def _has_checkpoints(self) -> bool:
         # A save that fails may make the directory again, without what was in it.
@@ -308,37 +319,17 @@ class Run:
         self.check_data(record)
         text = (self.directory / "config.json").read_text()
         found = {"config": configs.sha256_of_text(text), "code": identity.of_code()}
+        began = self.recorded()
+        if earlier := self._configs(began)[1:]:
+            found["earlier"] = " ".join(map(str, earlier))
         # Runs that were begun by an older version have no id.
-        if run := self.recorded().get("id"):
+        if run := began.get("id"):
             found["run"] = run
         return found | identity.of_data(record)
 
     def pinned(self) -> dict[str, Any] | None:
         """The checkpoint of another run that this one began from, once it has begun."""
         return self.recorded().get("continued_from")
-
-    def warn_of_changes(self, about: Mapping[str, Any]) -> None:
-        """Says on standard error what may keep a resumed run from being exact.
-
-        Changed code is detected by checkpoints, which name the code that saved them.
-        """
-
-        def leaves(record: Mapping[str, Any]) -> dict[str, Any]:
-            found = json.loads(json.dumps(record))
-            machine = found.pop("environment", None) or {}
-            machine = {k: v for k, v in machine.items() if k not in _CODE}
-            return {key: found.get(key) for key in ("mesh", "compute_dtype")} | machine
-
-        began, now = leaves(self.recorded()), leaves(about)
-        # An older version recorded less.
-        differing = sorted(k for k in began if began[k] != now.get(k))
-        if differing:
-            changes = (f"{k} {now.get(k)} for {began[k]}" for k in differing)
-            print(
-                f"{self.directory}: {', '.join(changes)} since the run began; "
-                "it may not end bit for bit as it would have",
-                file=sys.stderr,
-            )
 
     @contextlib.contextmanager
     def lock(self, patience: float = 0.0) -> Iterator[None]:
@@ -374,6 +365,11 @@ class Run:
             file.flush()
             yield
 
+    def write_config(self, config: ConfigDict) -> None:
+        """Writes `config.json`."""
+        text = configs.canonical_json(config) + "\n"
+        write_whole(self.directory / "config.json", text)
+
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file of the run, whole or not at all."""
         write_whole(self.directory / name, _text(content))
@@ -384,5 +380,6 @@ def _text(content: Mapping[str, Any]) -> str:
 
 
 def default_directory(name: str, config: ConfigDict) -> pathlib.Path:
-    """`runs/<name>-<digest>`: the same config is the same run."""
-    return pathlib.Path("runs") / f"{name}-{configs.sha256(config)[:8]}"
+    """`runs/<name>-<digest>`: the same config, with the same parts, is the same run."""
+    digest = configs.digest(config)
+    return pathlib.Path("runs") / f"{name}-{digest[:8]}"

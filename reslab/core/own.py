@@ -1,0 +1,88 @@
+"""Source files of parts outside reslab, which decide what a run computes, too."""
+
+import ast
+import hashlib
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+
+from reslab.core import imports
+
+
+def files(modules: Iterable[str]) -> dict[str, pathlib.Path]:
+    """Returns the files of modules, and of modules beside them that they import.
+
+    Found in the text alone: an import whose name is computed is not seen. Modules
+    without a file, and those that cannot be found, are left out.
+
+    Args:
+      modules: Full names of modules outside reslab.
+
+    Returns:
+      The file of each module by its full name, in order of name.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for module in modules:
+        path = _file(module)
+        if path is None:
+            continue
+        depth = module.count(".") + (path.name == "__init__.py")
+        _add(module, path, path.parents[depth], found)
+    return dict(sorted(found.items()))
+
+
+def digests(modules: Iterable[str]) -> dict[str, str]:
+    """Returns the SHA-256 of each of these `files`."""
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files(modules).items()
+    }
+
+
+def _file(module: str) -> pathlib.Path | None:
+    if module in sys.modules:
+        name = getattr(sys.modules[module], "__file__", None)
+    else:
+        try:
+            with imports.from_working_directory():
+                spec = importlib.util.find_spec(module)
+        except Exception:  # Of a package above it, which is imported for this.
+            spec = None
+        name = spec.origin if spec and spec.has_location else None
+    path = pathlib.Path(name) if name else None
+    return path if path and path.suffix == ".py" and path.is_file() else None
+
+
+def _add(
+    module: str,
+    path: pathlib.Path,
+    root: pathlib.Path,
+    found: dict[str, pathlib.Path],
+) -> None:
+    """Adds a module and, of those it imports, the ones below the same root."""
+    if module in found:
+        return
+    found[module] = path
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for name in _imported(tree, package):
+        place = root.joinpath(*name.split("."))
+        for candidate in (place.with_suffix(".py"), place / "__init__.py"):
+            if candidate.is_file():
+                _add(name, candidate, root, found)
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: 1 - node.level or None] if node.level else []
+            base = ".".join([*filter(None, above), *filter(None, [node.module])])
+            if base:
+                yield base
+            yield from (".".join(filter(None, [base, one.name])) for one in node.names)

@@ -1,0 +1,152 @@
+"""What a run may go on with: other writers and devices, more steps, the same parts."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from reslab.cli import main
+from reslab.core import config as configs
+from reslab.core import own
+from reslab.core.errors import ReslabError
+from reslab.train import loop
+from reslab.train.changes import refused
+from reslab.train.run import Run, default_directory
+
+CONSTANT = {"optim__schedule": "constant(warmup=2)"}
+PART = """import flax.linen as nn
+from lab_changes.scale import SCALE
+class Norm(nn.Module):
+    def __call__(self, x):
+        return x * SCALE
+build = Norm
+"""
+
+
+def rows(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row["loss"] for row in map(json.loads, lines)}
+
+
+def test_a_run_grows_to_what_a_longer_one_is(tmp_path, brief_config, capsys):
+    short, long = brief_config(**CONSTANT), brief_config(**CONSTANT, train__steps=6)
+    wanted = loop.train(long, tmp_path / "whole")
+    loop.train(short, tmp_path / "run")
+    capsys.readouterr()
+    assert loop.train(short, tmp_path / "run")["step"] == 4
+    assert "is already finished, at step 4" in capsys.readouterr().err
+    found = loop.train(long, tmp_path / "run")
+    assert "from step 4 on with train.steps=6" in capsys.readouterr().err
+    assert found["eval_loss"] == wanted["eval_loss"]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    record = Run(tmp_path / "run").record()
+    (change,) = record["changes"]
+    assert change["step"] == 4 and change["fields"] == {"train.steps": [4, 6]}
+    assert change["config_sha256"] == configs.sha256(short)
+    assert Run(tmp_path / "run").config().train.steps == 6
+    # All of it is still the run's own: what it ended with, and its first checkpoints.
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert loop.train(long, tmp_path / "run") == found
+    with pytest.raises(ReslabError, match=r"train\.steps \(4, and it was begun for 6"):
+        loop.train(short, tmp_path / "run")
+
+
+@pytest.mark.parametrize("killed_after", ["result.json", "run.json"])
+def test_a_kill_while_it_is_recorded_loses_nothing(
+    killed_after, tmp_path, trained, brief_config, monkeypatch
+):
+    shutil.copytree(trained / "0", tmp_path / "run")
+    steps = {"optim__schedule": "constant"}
+    shutil.rmtree(tmp_path / "run")
+    loop.train(brief_config(**steps), tmp_path / "run")
+    stage = {"result.json": "write", "run.json": "write_config"}[killed_after]
+
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, stage, kill)
+        loop.train(brief_config(**steps, train__steps=5), tmp_path / "run")
+    for length in (4, 5):
+        config = brief_config(**steps, train__steps=length)
+        assert loop.train(config, tmp_path / "run")["step"] == length
+
+
+def test_what_is_written_and_where_may_change(tmp_path, trained, brief_config):
+    shutil.copytree(trained / "0", tmp_path / "run")
+    run = tmp_path / "run"
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "4")
+    changed = {"train__log_every": 2, "train__keep_checkpoints": 1, "mesh__fsdp": 2}
+    found = loop.train(brief_config(**changed), run)
+    assert found["step"] == 4
+    fields = Run(run).record()["changes"][0]["fields"]
+    assert fields == {
+        "train.log_every": [1, 2],
+        "train.keep_checkpoints": [3, 1],
+        "mesh.fsdp": [1, 2],
+    }
+    wanted = json.loads((trained / "0" / "result.json").read_text())
+    np.testing.assert_allclose(found["eval_loss"], wanted["eval_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, step, words",
+    [
+        ({"optim__schedule": "cosine"}, 4, "schedule 'cosine' would have been another"),
+        ({"optim__name": "tract"}, 4, "optimizer 'tract' depends on it"),
+        ({"optim__schedule": "wsd(warmup=0, decay=0.5)"}, 4, "would have been another"),
+        ({"optim__schedule": "wsd(warmup=0, decay=0.5)"}, 2, ""),
+        ({"optim__groups": ((".", {"schedule": "linear"}),), **CONSTANT}, 4, "linear"),
+    ],
+)
+def test_steps_grow_only_where_those_done_stay(changes, step, words, brief_config):
+    found = refused(
+        brief_config(**changes), brief_config(**changes, train__steps=8), step
+    )
+    assert (words in found[0]) if words else not found
+
+
+def test_every_field_that_may_change_leaves_the_program_as_it_is(brief_config):
+    free = {name for name, field in configs.schema().items() if field.may_change}
+    assert "train.log_every" in free and "mesh.data" in free
+    for kept in ("seed", "train.steps", "train.accumulate", "data.batch", "eval.batch"):
+        assert kept not in free
+    assert not any(name.startswith(("model.", "optim.", "precision.")) for name in free)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A norm outside reslab, with a file that it imports."""
+    (tmp_path / "lab_changes").mkdir()
+    (tmp_path / "lab_changes" / "norm.py").write_text(PART)
+    (tmp_path / "lab_changes" / "scale.py").write_text("SCALE = 1.0\n")
+    (tmp_path / "lab_changes" / "unused.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path / "lab_changes"
+
+
+def test_an_edited_part_is_another_run(lab, tmp_path, brief_config):
+    config = brief_config(model__norm="lab_changes.norm")
+    names = ["lab_changes.norm", "lab_changes.scale"]
+    assert list(own.files(configs.modules(config))) == names
+    loop.train(config, tmp_path / "run")
+    assert sorted(Run(tmp_path / "run").record()["parts"]) == names
+    copy = tmp_path / "run" / "parts" / "lab_changes.scale.py"
+    assert copy.read_text() == "SCALE = 1.0\n"
+    before = default_directory("x", config)
+    loop.train(config, tmp_path / "run")
+    (lab / "unused.py").write_text("# edited")
+    assert default_directory("x", config) == before
+    (lab / "scale.py").write_text("SCALE = 2.0\n")
+    assert default_directory("x", config) != before
+    with pytest.raises(ReslabError, match=r"lab_changes.scale changed since"):
+        loop.train(config, tmp_path / "run")
+    (lab / "scale.py").unlink()
+    with pytest.raises(ReslabError, match="no such file"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_without_parts_of_ones_own_the_digest_is_the_configs(brief_config):
+    assert configs.digest(brief_config()) == configs.sha256(brief_config())

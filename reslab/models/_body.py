@@ -13,7 +13,7 @@ from reslab.core.parameters import NamedModule
 from reslab.core.surroundings import Context
 from reslab.models._growth import check_growth
 from reslab.nn.base import sites as sites_of
-from reslab.nn.base.dropout import check_rate
+from reslab.nn.base.dropout import RATES
 from reslab.nn.base.norm import make_norm
 from reslab.ops.tiles import IMPLEMENTATIONS
 
@@ -172,7 +172,7 @@ class Body(NamedModule):
         """
         if self.depth < 1:
             raise ReslabError("model.depth", expected="at least 1", got=str(self.depth))
-        check_rate("model.dropout", self.dropout)
+        RATES.check("model.dropout", self.dropout)
         if self.kernels not in IMPLEMENTATIONS:
             raise ReslabError(
                 "model.kernels",

@@ -13,7 +13,7 @@ from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import State
 from reslab.models._body import Body, tiled
-from reslab.nn.base.dropout import check_rate, dropout
+from reslab.nn.base.dropout import RATES, dropout
 from reslab.nn.base.norm import mask_for
 from reslab.ops.cross_entropy.api import token_losses
 
@@ -74,7 +74,7 @@ class LanguageModel(Body):
     def setup(self):
         """Makes the parts."""
         self.check_depth()
-        check_rate("model.embedding_dropout", self.embedding_dropout)
+        RATES.check("model.embedding_dropout", self.embedding_dropout)
         if not 0 <= self.vocabulary_chunks <= self.padded_vocabulary:
             raise ReslabError(
                 "model.vocabulary_chunks",

@@ -12,7 +12,7 @@ from reslab.core.errors import ReslabError
 BOUNDED = [
     (family, name, argument, bounds)
     for family in registry.FAMILIES
-    if family not in ("tasks", "writers", "sources", "images", "tokenizers")
+    if family not in ("tasks", "writers", "images", "tokenizers")
     for name in registry.names(family)
     for argument, bounds in bounds_of(registry.module(family, name).build).items()
 ]
@@ -27,7 +27,12 @@ def outside(bounds):
 
 @pytest.mark.parametrize("family, name, argument, bounds", BOUNDED, ids=str)
 def test_every_bound_is_checked(family, name, argument, bounds):
-    context = {"optimizers": {"learning_rate": 0.1}, "linears": {"features": 8}}
+    context = {
+        "optimizers": {"learning_rate": 0.1},
+        "linears": {"features": 8},
+        "schedules": {"steps": 10},
+        "stacks": {"blocks": (), "depth": 1},
+    }
     for value in outside(bounds):
         with pytest.raises(ReslabError) as error:
             keywords = {argument: value, **context.get(family, {})}

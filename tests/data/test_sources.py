@@ -293,7 +293,7 @@ def test_synthetic_can_be_learned():
 
 
 def test_synthetic_refuses_nothing_to_make(refused):
-    with refused("count", "at least 1"):
+    with refused("documents", "at least 1"):
         documents("synthetic(documents=0)")
     with refused("words", "at least 1"):
         documents("synthetic(words=0)")

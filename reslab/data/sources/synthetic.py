@@ -4,8 +4,9 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator
+from typing import Annotated
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds, bounded
 
 _CONSONANTS, _VOWELS = "bdfklmnprs", "aeiou"
 _SYLLABLES = [c + v for c in _CONSONANTS for v in _VOWELS]
@@ -31,15 +32,6 @@ class SyntheticSource:
     words: int
     seed: int
 
-    def __post_init__(self) -> None:
-        for name in ("count", "words"):
-            if getattr(self, name) < 1:
-                raise ReslabError(
-                    f"source synthetic: {name}",
-                    expected="at least 1",
-                    got=str(getattr(self, name)),
-                )
-
     def documents(self) -> Iterator[bytes]:
         """Yields the documents."""
         draw = _draws(f"{self.seed} vocabulary")
@@ -58,7 +50,12 @@ class SyntheticSource:
             yield "".join(pieces).encode()
 
 
-def build(documents: int = 200, words: int = 200, seed: int = 0) -> SyntheticSource:
+@bounded
+def build(
+    documents: Annotated[int, Bounds(least=1)] = 200,
+    words: Annotated[int, Bounds(least=1)] = 200,
+    seed: int = 0,
+) -> SyntheticSource:
     """Makes documents of a random Markov chain, the same on every machine.
 
     Args:

@@ -4,9 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import Bounds
 from reslab.core.precision import statistics_dtype
 from reslab.core.randomness import training_key
+
+RATES = Bounds(least=0, below=1)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
@@ -33,13 +35,3 @@ def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
     is_kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     scaled = x.astype(statistics_dtype(x.dtype)) / (1.0 - rate)
     return jnp.where(is_kept, scaled, 0.0).astype(x.dtype)
-
-
-def check_rate(where: str, rate: float) -> None:
-    """Checks that a rate is at least 0 and below 1.
-
-    Raises:
-      ReslabError: If it is not.
-    """
-    if not 0 <= rate < 1:
-        raise ReslabError(where, expected="at least 0 and below 1", got=str(rate))

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Collection
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core import registry, surroundings
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
@@ -18,6 +20,7 @@ from reslab.nn.mixers._convolution import ShortConvolution
 from reslab.ops.gated_delta.api import gated_delta_rule
 
 
+@bounded
 class GatedDelta(ProjectingModule):
     """Reads and writes an associative memory S with decay and the delta rule.
 
@@ -47,9 +50,9 @@ class GatedDelta(ProjectingModule):
       ReslabError: If heads do not divide 3/4 of the width and head_dim is 0.
     """
 
-    heads: int = 4
-    head_dim: int = 0
-    value_expansion: float = 2.0
+    heads: Annotated[int, Bounds(least=1)] = 4
+    head_dim: Annotated[int, Bounds(least=0)] = 0
+    value_expansion: Annotated[float, Bounds(above=0)] = 2.0
 
     writes_shared = ()
     passes_padding = True
@@ -61,12 +64,6 @@ class GatedDelta(ProjectingModule):
         Raises:
           ReslabError: If there is no whole size.
         """
-        if self.heads < 1 or self.head_dim < 0 or self.value_expansion <= 0:
-            raise ReslabError(
-                "mixers 'gated_delta'",
-                expected="positive heads, head_dim and value_expansion",
-                got=f"{self.heads}, {self.head_dim}, {self.value_expansion}",
-            )
         key_dim, rest = divmod(3 * features, 4 * self.heads)
         if not self.head_dim and rest:
             raise ReslabError(

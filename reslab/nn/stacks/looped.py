@@ -1,11 +1,12 @@
 """A stack whose layers are applied several times with the same weights."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.freezing import frozen_layers
 from reslab.core.losses import LOSSES
@@ -16,6 +17,7 @@ from reslab.core.types import State
 from reslab.nn.stacks.uniform import UniformStack
 
 
+@bounded
 class LoopedStack(UniformStack):
     """Applies all its layers `loops` times over.
 
@@ -36,14 +38,7 @@ class LoopedStack(UniformStack):
       ReslabError: If `loops` is below 1.
     """
 
-    loops: int = 2
-
-    def __post_init__(self):
-        if self.loops < 1:
-            raise ReslabError(
-                "stacks 'looped': loops", expected="at least 1", got=str(self.loops)
-            )
-        super().__post_init__()
+    loops: Annotated[int, Bounds(least=1)] = 2
 
     @property
     def passes(self) -> int:

@@ -1,8 +1,16 @@
 """The warmup that every schedule begins with."""
 
+from typing import Annotated
+
 import optax
 
+from reslab.core.bounds import Bounds
 from reslab.core.errors import ReslabError
+
+Warmup = Annotated[int, Bounds(least=0)]
+# A factor on the peak at the end, and a fraction of the run.
+Final = Annotated[float, Bounds(least=0)]
+Fraction = Annotated[float, Bounds(least=0, most=1)]
 
 
 def after_warmup(warmup: int, steps: int, body: optax.Schedule) -> optax.Schedule:
@@ -19,12 +27,12 @@ def after_warmup(warmup: int, steps: int, body: optax.Schedule) -> optax.Schedul
       The joined schedule.
 
     Raises:
-      ReslabError: If the warmup is negative or does not leave a step to train.
+      ReslabError: If the warmup does not leave a step to train.
     """
-    if not 0 <= warmup < max(steps, 1):
+    if warmup >= max(steps, 1):
         raise ReslabError(
             "schedule: warmup",
-            expected=f"between 0 and the number of steps ({steps})",
+            expected=f"below the number of steps ({steps})",
             got=str(warmup),
         )
     if not warmup:

@@ -2,10 +2,12 @@
 
 import optax
 
-from reslab.optim.schedules._warmup import after_warmup
+from reslab.core.bounds import bounded
+from reslab.optim.schedules._warmup import Warmup, after_warmup
 
 
-def build(steps: int, warmup: int = 0) -> optax.Schedule:
+@bounded
+def build(steps: int, warmup: Warmup = 0) -> optax.Schedule:
     """Stays at the peak after the warmup.
 
     Args:

@@ -1,25 +1,28 @@
 """The infinite schedule: a plateau from which training can always continue."""
 
 import math
+from typing import Annotated
 
 import jax.numpy as jnp
 import optax
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError, nearest
-from reslab.optim.schedules._warmup import after_warmup
+from reslab.optim.schedules._warmup import Fraction, Warmup, after_warmup
 
 SHAPES = ("cosine", "inverse_sqrt")
 
 
+@bounded
 def build(
     steps: int,
-    warmup: int = 0,
-    cooldown: float = 0.2,
-    anneal: float = 0.2,
-    plateau: float = 0.5,
-    final: float = 0.1,
+    warmup: Warmup = 0,
+    cooldown: Fraction = 0.2,
+    anneal: Fraction = 0.2,
+    plateau: Annotated[float, Bounds(above=0, most=1)] = 0.5,
+    final: Annotated[float, Bounds(above=0, most=1)] = 0.1,
     shape: str = "cosine",
-    sharpness: float = 10.0,
+    sharpness: Annotated[float, Bounds(above=0)] = 10.0,
 ) -> optax.Schedule:
     """Cools down to a plateau, stays there, and falls at the end.
 
@@ -57,16 +60,16 @@ def build(
         )
     cooling, annealing = round(cooldown * steps), round(anneal * steps)
     constant = steps - warmup - cooling - annealing
-    if min(cooldown, anneal) < 0 or (constant < 0 and warmup < steps):
+    if constant < 0 and warmup < steps:
         raise ReslabError(
             "schedule 'infinite': cooldown and anneal",
             expected="fractions that leave room for the warmup",
             got=f"{cooldown} and {anneal}",
         )
-    if not 0 < final <= plateau <= 1:
+    if final > plateau:
         raise ReslabError(
             "schedule 'infinite': final and plateau",
-            expected="0 < final <= plateau <= 1",
+            expected="final <= plateau",
             got=f"{final} and {plateau}",
         )
 

@@ -2,10 +2,12 @@
 
 import optax
 
-from reslab.optim.schedules._warmup import after_warmup
+from reslab.core.bounds import bounded
+from reslab.optim.schedules._warmup import Final, Warmup, after_warmup
 
 
-def build(steps: int, warmup: int = 0, final: float = 0.0) -> optax.Schedule:
+@bounded
+def build(steps: int, warmup: Warmup = 0, final: Final = 0.0) -> optax.Schedule:
     """Falls from the peak to `final` along a line.
 
     Args:

@@ -2,12 +2,14 @@
 
 import optax
 
+from reslab.core.bounds import bounded
 from reslab.core.errors import ReslabError
-from reslab.optim.schedules._warmup import after_warmup
+from reslab.optim.schedules._warmup import Final, Fraction, Warmup, after_warmup
 
 
+@bounded
 def build(
-    steps: int, warmup: int = 0, decay: float = 0.2, final: float = 0.0
+    steps: int, warmup: Warmup = 0, decay: Fraction = 0.2, final: Final = 0.0
 ) -> optax.Schedule:
     """Stays at the peak, then falls to `final` along a line in the last steps.
 
@@ -28,7 +30,7 @@ def build(
     """
     falling = round(decay * steps)
     stable = steps - warmup - falling
-    if not 0 <= decay <= 1 or stable < 0:
+    if stable < 0:
         raise ReslabError(
             "schedule 'wsd': decay",
             expected="a fraction that leaves room for the warmup",

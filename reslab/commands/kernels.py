@@ -167,10 +167,10 @@ def _copied_per_second() -> float:
     return 2 * size / _median_seconds(lambda: copy(x))
 
 
-def _median_seconds(run: Callable[[], Any], repeats: int = 20) -> float:
+def _median_seconds(run: Callable[[], Any]) -> float:
     jax.block_until_ready(run())
     times = []
-    for _ in range(repeats):
+    for _ in range(20):
         begin = time.perf_counter()
         jax.block_until_ready(run())
         times.append(time.perf_counter() - begin)

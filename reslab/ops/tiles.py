@@ -130,18 +130,12 @@ def summed(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     return jax.lax.psum(x, tuple(axes)) if axes else x
 
 
-def common_obstacle(
-    dtype: Any,
-    batch: int,
-    dtypes: Sequence[Any] = (jnp.float32, jnp.bfloat16),
-    on: str = "tpu",
-) -> str | None:
-    """Raises for what no kernel takes: other platforms, dtypes, uneven batches."""
-    if platform() != on:
-        return f"platform {platform()} (it is a {on.upper()} kernel)"
-    if dtype not in dtypes:
-        names = " and ".join(jnp.dtype(d).name for d in dtypes)
-        return f"dtype {jnp.dtype(dtype).name}, only {names}"
+def common_obstacle(dtype: Any, batch: int) -> str | None:
+    """Names what no kernel takes: other platforms, dtypes, uneven batches."""
+    if platform() != "tpu":
+        return f"platform {platform()} (it is a TPU kernel)"
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        return f"dtype {jnp.dtype(dtype).name}, only float32 and bfloat16"
     _, parts = batch_axes()
     if batch % parts:
         near = -(-batch // parts) * parts

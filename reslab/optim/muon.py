@@ -19,7 +19,11 @@ from reslab.optim.base.leaves import (
     zeros,
 )
 from reslab.optim.base.widened import widened
-from reslab.optim.orthogonalization import coefficients, orthogonalize_leaves
+from reslab.optim.orthogonalization import (
+    Coefficients,
+    coefficients,
+    orthogonalize_leaves,
+)
 
 SCALES = ("moonlight", "keller", "spectral")
 DTYPES = ("bfloat16", "float32")
@@ -99,28 +103,48 @@ def scale_by_muon(
 
     def update(updates, state, params=None):
         del params
-        sums = map_leaves(
-            lambda _, m, g: beta * m + wide(g), layouts, state.momentum, updates
+        sums = accumulated(beta, state.momentum, updates, layouts)
+        ahead = accumulated(beta, sums, updates, layouts) if nesterov else sums
+        moves = directions(
+            ahead, updates, layouts, rows, scale, products, margin=margin
         )
-        ahead = sums
-        if nesterov:
-            ahead = map_leaves(
-                lambda _, m, g: beta * m + wide(g), layouts, sums, updates
-            )
-        directions = orthogonalize_leaves(
-            ahead,
-            layouts,
-            rows,
-            dtype=product_dtype(products, ahead),
-            margin=margin,
-        )
-
-        def scaled(layout, x, g):
-            return (size_factor(layout, g.shape, scale) * wide(x)).astype(g.dtype)
-
-        return map_leaves(scaled, layouts, directions, updates), MuonState(sums)
+        return moves, MuonState(sums)
 
     return optax.GradientTransformation(init, update)
+
+
+def accumulated(beta: float, momentum: Any, updates: Any, layouts: Layouts) -> Any:
+    """Returns beta M + G, in float32 at least."""
+    return map_leaves(lambda _, m, g: beta * m + wide(g), layouts, momentum, updates)
+
+
+def directions(
+    momentum: Any,
+    updates: Any,
+    layouts: Layouts,
+    rows: Coefficients,
+    scale: str,
+    products: str,
+    **options: Any,
+) -> Any:
+    """Orthogonalizes momentum and scales it by shape, in the dtypes of `updates`.
+
+    Args:
+      momentum: Kernels.
+      updates: The gradients.
+      layouts: A tree of layouts.
+      rows: Coefficients of each step.
+      scale: One of `SCALES`.
+      products: Dtype of the products: "bfloat16" or "float32".
+      **options: `margin` and `steps` of `orthogonalize_leaves`.
+    """
+    dtype = product_dtype(products, momentum)
+    found = orthogonalize_leaves(momentum, layouts, rows, dtype=dtype, **options)
+
+    def scaled(layout, x, g):
+        return (size_factor(layout, g.shape, scale) * wide(x)).astype(g.dtype)
+
+    return map_leaves(scaled, layouts, found, updates)
 
 
 def check(scale: str, products: str) -> None:

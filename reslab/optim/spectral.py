@@ -13,14 +13,10 @@ from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.ops.spectra import singular_quantiles
-from reslab.optim.base.leaves import Layouts, map_leaves, resolve, split, wide, zeros
+from reslab.optim.base.leaves import Layouts, map_leaves, resolve, split, zeros
 from reslab.optim.base.together import singular_values
-from reslab.optim.muon import ADAMW, check, product_dtype, size_factor, with_others
-from reslab.optim.orthogonalization import (
-    KELLER,
-    coefficients,
-    orthogonalize_leaves,
-)
+from reslab.optim.muon import ADAMW, accumulated, check, directions, with_others
+from reslab.optim.orthogonalization import KELLER, coefficients
 
 RENAMED = {"momentum": "beta", **ADAMW}
 
@@ -45,8 +41,8 @@ class SpectralState(NamedTuple):
 
 
 @functools.cache
-def floors(most: int, level: float = LEVEL) -> tuple[float, ...]:
-    """The smallest singular value that 1, 2, ... `most` steps raise to a level.
+def floors(most: int) -> tuple[float, ...]:
+    """The smallest singular value that 1, 2, ... `most` steps raise to `LEVEL`.
 
     Of a matrix whose Frobenius norm is one, by Keller Jordan's quintic, on a grid of
     1% from 1e-7 on.
@@ -56,7 +52,7 @@ def floors(most: int, level: float = LEVEL) -> tuple[float, ...]:
     a, b, c = KELLER
     for _ in range(most):
         x = a * x + b * x**3 + c * x**5
-        found.append(float(start[np.argmax(x >= level)]))
+        found.append(float(start[np.argmax(x >= LEVEL)]))
     return tuple(found)
 
 
@@ -140,9 +136,7 @@ def scale_by_spectral(
     def update(updates, state, params=None):
         del params
         known = resolve(layouts, updates)
-        sums = map_leaves(
-            lambda _, m, g: beta * m + wide(g), known, state.momentum, updates
-        )
+        sums = accumulated(beta, state.momentum, updates, known)
 
         def measure(old):
             del old
@@ -161,21 +155,10 @@ def scale_by_spectral(
             lambda old: old,
             (state.lowest, state.iterations),
         )
-        ahead = sums
-        if nesterov:
-            ahead = map_leaves(lambda _, m, g: beta * m + wide(g), known, sums, updates)
-        directions = orthogonalize_leaves(
-            ahead,
-            known,
-            rows,
-            dtype=product_dtype(products, ahead),
-            steps=iterations,
+        ahead = accumulated(beta, sums, updates, known) if nesterov else sums
+        moves = directions(
+            ahead, updates, known, rows, scale, products, steps=iterations
         )
-
-        def scaled(layout, x, g):
-            return (size_factor(layout, g.shape, scale) * wide(x)).astype(g.dtype)
-
-        moves = map_leaves(scaled, known, directions, updates)
         return moves, SpectralState(state.count + 1, sums, lowest, iterations)
 
     return optax.GradientTransformation(init, update)

@@ -37,9 +37,13 @@ def quiet() -> Iterator[None]:
         sys.unraisablehook, logger.disabled = hook, was_disabled
 
 
-def await_abandoned_reads(seconds: float = 5.0) -> None:
+# The longest wait.
+_SECONDS = 5.0
+
+
+def await_abandoned_reads() -> None:
     """Waits for the reads that Orbax left running, and takes note of their errors."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + _SECONDS
     is_pending = True
     while is_pending and time.monotonic() < end:
         gc.collect()

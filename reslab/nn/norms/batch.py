@@ -27,14 +27,7 @@ class BatchNorm(RunningNorm):
     PyTorch's.
 
     Attributes:
-      momentum: Share of the running statistics that a step keeps.
-      epsilon: Added to the variance before the root.
-      use_gain: Whether to learn a per-channel gain.
-      use_bias: Whether to learn a per-channel bias.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself.
-      param_dtype: Dtype in which gain and bias are stored.
-      logical_axis: Logical name of the channels' axis.
+      (those of `RunningNorm`)
 
     >>> layer = BatchNorm()
     >>> x = jnp.array([[1.0], [3.0]])

@@ -26,12 +26,7 @@ class DynamicErf(AffineNorm):
 
     Attributes:
       alpha: The slope at initialization; the shift starts at zero.
-      use_gain: Whether to learn a per-feature gain.
-      use_bias: Whether to learn a per-feature bias.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself.
-      param_dtype: Dtype in which the parameters are stored.
-      logical_axis: Logical name of the features' axis.
+      (and those of `AffineNorm`)
 
     >>> import jax.numpy as jnp
     >>> layer = DynamicErf(alpha=1.0)

@@ -30,12 +30,7 @@ class DynamicTanh(AffineNorm):
 
     Attributes:
       alpha: The slope at initialization.
-      use_gain: Whether to learn a per-feature gain.
-      use_bias: Whether to learn a per-feature bias.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself.
-      param_dtype: Dtype in which the parameters are stored.
-      logical_axis: Logical name of the features' axis.
+      (and those of `AffineNorm`)
 
     >>> layer = DynamicTanh(alpha=1.0)
     >>> x = jnp.array([[0.0, 1.0]])

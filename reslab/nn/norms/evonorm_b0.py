@@ -31,12 +31,7 @@ class EvoNormB0(RunningNorm):
     Attributes:
       momentum: Share of the running variance that a step keeps.
       epsilon: Added to the variances before the root.
-      use_gain: Whether to learn a per-channel gain.
-      use_bias: Whether to learn a per-channel bias.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself.
-      param_dtype: Dtype in which the parameters are stored.
-      logical_axis: Logical name of the channels' axis.
+      (and those of `AffineNorm`)
     """
 
     is_activation: ClassVar[bool] = True

@@ -31,12 +31,7 @@ class EvoNormS0(GroupedNorm):
       is_spatial: Whether statistics also run over the axes between batch and
         channels, as in the paper. Not for causal models.
       epsilon: Added to the variance before the root.
-      use_gain: Whether to learn a per-channel gain.
-      use_bias: Whether to learn a per-channel bias.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself.
-      param_dtype: Dtype in which the parameters are stored.
-      logical_axis: Logical name of the channels' axis.
+      (and those of `AffineNorm`)
 
     >>> import jax.numpy as jnp
     >>> layer = EvoNormS0(groups=1)

@@ -30,12 +30,7 @@ class FakeLayerNorm(AffineNorm):
 
     Attributes:
       deviation: What every centred vector is divided by, above zero.
-      use_gain: Whether to learn a per-feature gain.
-      use_bias: Whether to learn a per-feature bias.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself.
-      param_dtype: Dtype in which gain and bias are stored.
-      logical_axis: Logical name of the normalized axis.
+      (and those of `AffineNorm`)
 
     Raises:
       ReslabError: If the deviation is not above zero.

@@ -24,12 +24,7 @@ class LayerNorm(AffineNorm):
 
     Attributes:
       epsilon: Added to the variance before the root.
-      use_gain: Whether to learn a per-feature gain.
-      use_bias: Whether to learn a per-feature bias.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself: y = ... * gain + bias.
-      param_dtype: Dtype in which gain and bias are stored.
-      logical_axis: Logical name of the normalized axis.
+      (and those of `AffineNorm`)
 
     >>> layer = LayerNorm()
     >>> x = jnp.array([[1.0, 3.0]])

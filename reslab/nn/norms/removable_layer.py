@@ -39,14 +39,7 @@ class RemovableLayerNorm(RunningNorm):
     Attributes:
       removed_at: Step from which the norm is a constant; below 0 is never.
       penalty: Factor on the variance of the deviations.
-      momentum: Share of the running mean that a step keeps.
-      epsilon: Added to the variance before the root.
-      use_gain: Whether to learn a per-feature gain.
-      use_bias: Whether to learn a per-feature bias.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself.
-      param_dtype: Dtype in which gain and bias are stored.
-      logical_axis: Logical name of the normalized axis.
+      (and those of `RunningNorm`)
     """
 
     removed_at: int = -1

@@ -30,10 +30,7 @@ class RMSNorm(FeatureNorm):
       is_rounded_before_gain: Whether the normalized features are rounded to the
         dtype of the input before the gain multiplies them, in that dtype, as in
         Llama; else they are rounded once, at the end, as in Gemma.
-      is_gain_offset: Whether the gain is stored as an offset from one, or else
-        as itself, as in Llama: y = ... * gain.
-      param_dtype: Dtype in which the gain is stored.
-      logical_axis: Logical name of the normalized axis.
+      (and those of `FeatureNorm`)
 
     >>> layer = RMSNorm()
     >>> x = jnp.full((2, 4), 3.0)

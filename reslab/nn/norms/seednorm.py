@@ -39,10 +39,7 @@ class SelfRescaledNorm(FeatureNorm):
     Attributes:
       heads: Number of chunks with a product of their own.
       epsilon: Added to the mean square before the root.
-      is_gain_offset: Whether `gain` is stored as an offset from one, or else as
-        itself.
-      param_dtype: Dtype in which the parameters are stored.
-      logical_axis: Logical name of the normalized axis.
+      (and those of `FeatureNorm`)
 
     >>> layer = SelfRescaledNorm(heads=2)
     >>> x = jnp.full((2, 4), 3.0)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from reslab.commands.costs import as_json, table
+from reslab.commands.costs import Measured, as_json, table
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.models.cost import training_flops_per_token
@@ -213,7 +213,7 @@ def test_other_generations(monkeypatch, name, is_readable):
     assert report.memory.peak == report.needed < report.available == chip.hbm_bytes
     assert report.counted_flops > 0
     lines = table([report], name).splitlines()
-    unread = [line.split("  ")[0] for line in lines if line.endswith("unreadable")]
+    unread = [line.split("  ")[0] for line in lines if "unreadable" in line]
     if is_readable:
         assert report.cost.kernels.count == 3 and not report.cost.collectives
         assert not unread
@@ -279,7 +279,11 @@ def test_table(reports):
     lines = table(list(reports.values()), SLICE).splitlines()
     cells = [re.split("  +", line.strip()) for line in lines]
     rows = {title: values for title, *values in cells}
-    assert lines[0].split() == ["v5e:2x2,", "4", "devices", *reports]
+    assert lines[0].split() == ["v5e:2x2,", "4", "devices", *reports, "origin"]
+    assert rows["peak"][-1] == rows["HBM traffic"][-1] == "compiled"
+    assert (
+        rows["estimated MFU"][-1] == rows["estimated step"][-1] == "compiled estimate"
+    )
     assert rows["mesh"] == ["fsdp=4", "tensor=4", "data=4"]
     assert rows["ratio"][:2] == ["1.000", "1.000"] and float(rows["ratio"][2]) > 1.2
     assert rows["estimated step, ratio"][0] == "1.00"
@@ -288,6 +292,12 @@ def test_table(reports):
     assert re.fullmatch(r"0\.\d\d to 0\.\d\d", rows["estimated MFU"][0])
     assert "does not fit" not in "".join(lines)
     assert len({len(line) for line in lines[: lines.index("")]}) == 1  # Aligned.
+    measured = {"fsdp": Measured(0.25, "0.41", "4 x TPU v5 lite")}
+    text = table(list(reports.values()), SLICE, measured, has_notes=False)
+    cells = [re.split("  +", line.strip()) for line in text.splitlines()]
+    assert ["step of the run", "250.00 ms", "-", "-", "measured"] in cells
+    assert ["MFU of the run", "0.41", "-", "-", "measured"] in cells
+    assert "nothing was run" not in text
 
 
 @tpu_compile
@@ -333,7 +343,7 @@ def test_what_does_not_fit_is_told(reports):
     assert f"large: {report.verdict}" in text.splitlines()
     # The columns that can be compared still are.
     estimate = next(line for line in text.splitlines() if "estimated step, r" in line)
-    assert estimate.split()[-2:] == ["-", "1.00"]
+    assert estimate.split()[-4:-2] == ["-", "1.00"]
     assert json.loads(as_json([report], SLICE))["programs"][0]["memory"] is None
 
 

@@ -13,6 +13,8 @@ from reslab.core.errors import ReslabError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from reslab.commands.costs import Measured
+
 HELP = "cost of a step on an absent TPU"
 
 
@@ -27,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--topology",
-        default="v5e:2x4",
+        action="append",
         metavar="SLICE",
-        help="v4, v5e, v5p or v6e and its shape in chips (default: v5e:2x4)",
+        help="v4, v5e, v5p, v6e or tpu7x and its shape in chips, v5e:2x4 (default), or "
+        "an accelerator type, v5litepod-8; may be repeated",
     )
     parser.add_argument(
         "--what",
@@ -58,9 +61,11 @@ def run(options: argparse.Namespace) -> int:
     """Compiles steps and prints their costs."""
     from reslab.commands.costs import as_json, table
     from reslab.core import config as configs
+    from reslab.parallel.aot.topology import topology
     from reslab.train.compiled import compile_configs
 
     named: dict[str, ConfigDict] = {}
+    measured: dict[str, Measured] = {}
     for source in options.configs:
         is_run = (pathlib.Path(source) / "config.json").is_file()
         for change in (None, *options.versus):
@@ -77,13 +82,43 @@ def run(options: argparse.Namespace) -> int:
             if name in named:
                 raise ReslabError(f"{name} is there twice")
             named[name] = config
+            if is_run and change is None and not options.set:
+                found = _measured(source)
+                measured |= {name: found} if found else {}
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    reports = compile_configs(
-        named, options.topology, tell, work=options.what, is_fitting=options.fit
-    )
-    write = as_json if options.json else table
-    print(write(reports, options.topology))
-    return 0 if all(report.is_fitting for report in reports) else 1
+    slices = list(dict.fromkeys(options.topology or ["v5e:2x4"]))
+    for name in slices:
+        topology(name)
+    written, is_fitting = [], True
+    for number, name in enumerate(slices, start=1):
+        reports = compile_configs(
+            named, name, tell, work=options.what, is_fitting=options.fit
+        )
+        is_fitting &= all(report.is_fitting for report in reports)
+        if options.json:
+            written.append(as_json(reports, name))
+        else:
+            is_last = number == len(slices)
+            written.append(table(reports, name, measured, has_notes=is_last))
+    if options.json and len(written) > 1:
+        written = ["[" + ",\n".join(written) + "]"]
+    print("\n".join(written))
+    return 0 if is_fitting else 1
+
+
+def _measured(run: str) -> "Measured | None":
+    """What a run has measured of its steps; None if it has not ended."""
+    from reslab.commands.costs import Measured
+    from reslab.train.run import Run
+
+    found = Run(pathlib.Path(run))
+    result = found.result() or {}
+    if "step_seconds" not in result:
+        return None
+    record = found.recorded().get("environment", {})
+    share = f"{result['mfu']:.2f}" if "mfu" in result else "-"
+    devices = f"{record.get('device_count', 1)} x {record.get('device_kind', '?')}"
+    return Measured(result["step_seconds"], share, devices)

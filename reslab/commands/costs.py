@@ -5,8 +5,9 @@ import importlib.metadata
 import json
 import math
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from reslab.parallel.aot.wires import Traffic, Wire
 from reslab.train.compiled import Report, size
@@ -26,7 +27,9 @@ NOTES = (
     "estimated MFU: model FLOPs over the peak in that time, collectives at the full "
     "rate of their links, to where all of them are hidden; the error of the estimated "
     "step is its error",
-    "compile time: on this machine",
+    "compile time: on this machine; what was compiled before is read from JAX's "
+    "compilation cache, if there is one",
+    "measured: by the run that the config is of, on the devices it had",
 )
 
 
@@ -43,16 +46,38 @@ def flops(count: float) -> str:
     return f"{count:,.2f} {prefixes[-1]}" if prefixes[-1] else f"{count:.0f}"
 
 
+class Measured(NamedTuple):
+    """What a run has measured of its training steps.
+
+    Attributes:
+      seconds: Mean of a step.
+      utilization: Model FLOPs utilization; "-" where the peak of its chip is unknown.
+      devices: The devices that it had.
+    """
+
+    seconds: float
+    utilization: str
+    devices: str
+
+
 def _traffic(traffic: Traffic) -> str:
     return f"{size(traffic.bytes)} in {traffic.count:,}"
 
 
-def table(reports: Sequence[Report], topology_name: str) -> str:
-    """Reports as text, one column each.
+def table(
+    reports: Sequence[Report],
+    topology_name: str,
+    measured: Mapping[str, Measured] = types.MappingProxyType({}),
+    *,
+    has_notes: bool = True,
+) -> str:
+    """Reports as text, one column each, and where the figures of a row come from.
 
     Args:
       reports: At least one.
       topology_name: The slice they were compiled for.
+      measured: What runs have measured, by the name of the report.
+      has_notes: Whether what the rows mean follows.
     """
     wires = list(
         dict.fromkeys(wire for one in reports if one.cost for wire in one.cost.wires)
@@ -85,53 +110,83 @@ def table(reports: Sequence[Report], topology_name: str) -> str:
             return cost(lambda c: "-")(one)
         return " to ".join(f"{share:.2f}" for share in one.estimated_mfu)
 
+    def step(one):
+        if one.estimated_seconds is None:
+            return cost(lambda c: "-")(one)
+        return duration(one.estimated_seconds)
+
     def seconds(one):
-        return "-" if one.compile_seconds is None else f"{one.compile_seconds:.1f} s"
+        if one.compile_seconds is None:
+            return "-"
+        return f"{one.compile_seconds:.1f} s" + (", cached" if one.is_cached else "")
+
+    def of_run(write):
+        return lambda one: write(measured[one.name]) if one.name in measured else "-"
 
     devices = math.prod(reports[0].mesh.values())
     heading = f"{topology_name}, {devices} device{'s' if devices > 1 else ''}"
     heading += {"train": "", "eval": ", evaluation", "generate": ", generation"}[
         reports[0].work
     ]
-    rows: list[tuple[str, Callable[[Report], str]]] = [
-        (heading, lambda one: one.name),
-        ("mesh", _mesh),
-        ("parameters", lambda one: f"{one.parameters:,}"),
-        ("memory", lambda one: f"of {size(one.available)}"),
-        ("  arguments", memory(lambda m: size(m.arguments))),
-        ("  outputs", memory(lambda m: size(m.outputs))),
-        ("  donated", memory(lambda m: size(m.aliased))),
-        ("  temporaries", memory(lambda m: size(m.temporaries))),
-        ("  code", memory(lambda m: size(m.code))),
-        ("  peak", lambda one: size(one.needed)),
-        ("  share", lambda one: f"{one.needed / one.available:.1%}"),
-        ("FLOPs", lambda one: flops(one.counted_flops)),
-        ("  of the model", lambda one: flops(one.model_flops)),
-        ("  ratio", lambda one: f"{one.counted_flops / one.model_flops:.3f}"),
-        ("HBM traffic", cost(lambda c: size(c.hbm_bytes))),
-        ("  copies", cost(lambda c: _traffic(c.copies))),
-        ("  kernels", cost(lambda c: _traffic(c.kernels))),
-        *((_over(wire), collective(wire)) for wire in wires),
-        ("estimated step, ratio", estimate),
-        ("estimated MFU", utilization),
-        ("compile time", seconds),
+    rows: list[tuple[str, Callable[[Report], str], str]] = [
+        (heading, lambda one: one.name, "origin"),
+        ("mesh", _mesh, ""),
+        ("parameters", lambda one: f"{one.parameters:,}", "counted"),
+        ("memory", lambda one: f"of {size(one.available)}", ""),
+        ("  arguments", memory(lambda m: size(m.arguments)), "compiled"),
+        ("  outputs", memory(lambda m: size(m.outputs)), "compiled"),
+        ("  donated", memory(lambda m: size(m.aliased)), "compiled"),
+        ("  temporaries", memory(lambda m: size(m.temporaries)), "compiled"),
+        ("  code", memory(lambda m: size(m.code)), "compiled"),
+        ("  peak", lambda one: size(one.needed), "compiled"),
+        ("  share", lambda one: f"{one.needed / one.available:.1%}", "compiled"),
+        ("FLOPs", lambda one: flops(one.counted_flops), "counted"),
+        ("  of the model", lambda one: flops(one.model_flops), "counted"),
+        ("  ratio", lambda one: f"{one.counted_flops / one.model_flops:.3f}", ""),
+        ("HBM traffic", cost(lambda c: size(c.hbm_bytes)), "compiled"),
+        ("  copies", cost(lambda c: _traffic(c.copies)), "compiled"),
+        ("  kernels", cost(lambda c: _traffic(c.kernels)), "compiled"),
+        *((_over(wire), collective(wire), "compiled") for wire in wires),
+        ("estimated step", step, "compiled estimate"),
+        ("estimated step, ratio", estimate, "compiled estimate"),
+        ("estimated MFU", utilization, "compiled estimate"),
+        ("compile time", seconds, "measured here"),
     ]
+    if measured:
+        rows[-1:-1] = [
+            ("step of the run", of_run(lambda m: duration(m.seconds)), "measured"),
+            ("MFU of the run", of_run(lambda m: m.utilization), "measured"),
+            ("  on", of_run(lambda m: m.devices), "recorded"),
+        ]
     for title, count in (
         ("loops of unknown length", lambda c: c.unknown_loops),
         ("kernels without schedule", lambda c: c.unknown_kernels),
     ):
         if any(one.cost and count(one.cost) for one in reports):
-            rows.append((title, cost(lambda c, count=count: str(count(c)))))
-    cells = [[title, *(write(one) for one in reports)] for title, write in rows]
+            rows.append((title, cost(lambda c, count=count: str(count(c))), ""))
+    cells = [
+        [title, *(write(one) for one in reports), origin]
+        for title, write, origin in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         f"{title:{widths[0]}}  "
-        + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths[1:], strict=True))
-        for title, *row in cells
+        + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths[1:-1], strict=True))
+        + f"  {origin:{widths[-1]}}"
+        for title, *row, origin in cells
     ]
     verdicts = [f"{one.name}: {one.verdict}" for one in reports if not one.is_fitting]
     notes = [line for note in NOTES for line in textwrap.wrap(note, 88)]
-    return "\n".join([*lines, "", *verdicts, *notes])
+    return "\n".join([*lines, "", *verdicts, *(notes if has_notes else [])])
+
+
+def duration(seconds: float) -> str:
+    """Writes a duration for people.
+
+    >>> duration(0.00123), duration(2.5)
+    ('1.23 ms', '2.50 s')
+    """
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
 
 
 def _over(wire: Wire) -> str:

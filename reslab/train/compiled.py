@@ -53,6 +53,7 @@ class Report:
       peak_flops: FLOPs that a device does in a second.
       memory: What memory holds, by kind; None if the compiler found too little.
       compile_seconds: Time to compile on this machine; None like `memory`.
+      is_cached: Whether an earlier process took it.
       cost: What the compiled program does; None if its text cannot be read.
       estimated_seconds: Estimate of a step; None like `cost`.
       hidden_seconds: The same if all collectives went on beside other work, or what
@@ -72,6 +73,7 @@ class Report:
     peak_flops: float
     memory: Memory | None = None
     compile_seconds: float | None = None
+    is_cached: bool = False
     cost: Cost | None = None
     estimated_seconds: float | None = None
     hidden_seconds: float | None = None
@@ -225,7 +227,7 @@ def _report(name: str, setup: Setup, target: Topology, work: str) -> Report:
         peak_flops=PEAK_FLOPS[target.devices[0].device_kind],
     )
     try:
-        program = compile_program(lowered)
+        program = compile_program(lowered, f"{target.name} {dict(mesh.shape)}")
     except OutOfMemory as exceeded:
         return dataclasses.replace(
             report, needed=exceeded.needed, available=exceeded.available
@@ -235,6 +237,7 @@ def _report(name: str, setup: Setup, target: Topology, work: str) -> Report:
         needed=program.memory.peak,
         memory=program.memory,
         compile_seconds=program.compile_seconds,
+        is_cached=program.is_cached,
     )
     if program.text is None:
         return report

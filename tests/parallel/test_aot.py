@@ -387,6 +387,8 @@ def has_libtpu():
         ("v5p:2x2x1", "TPU v5", 4),
         ("v6e:2x2", "TPU v6 lite", 4),
         ("2xv5e:2x2", "TPU v5 lite", 8),  # Two slices.
+        ("v5litepod-4", "TPU v5 lite", 4),
+        ("tpu7x:2x2x1", "TPU7x", 8),  # Two devices a chip.
     ],
 )
 def test_slices(has_libtpu, name, kind, count):
@@ -398,7 +400,7 @@ def test_slices(has_libtpu, name, kind, count):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("v9:2x2", "known|one of v4, v5e, v5p, v6e"),
+        ("v9:2x2", "known|one of v4, v5e, v5p, v6e, tpu7x"),
         ("v5:2x2", "try: 'v5"),
         ("v5e", "v5e:2x2"),
         ("v5e:2x2x1", "v5e:2x2"),
@@ -406,6 +408,10 @@ def test_slices(has_libtpu, name, kind, count):
         ("v5e:0x2", "v5e:2x2"),  # libtpu divides by it and dies.
         ("v5e:2xtwo", "v5e:2x2"),
         ("0xv5e:2x2", "known: v4"),
+        ("v5p-9", "a power of two, of two cores a chip"),
+        ("v5e-12", "v5e:2x2"),
+        ("v5e-", "v5litepod-8"),
+        ("tpu7x-8", "v5litepod-8"),
         ("2xv5e:2", "v5e:2x2"),
     ],
 )
@@ -448,7 +454,9 @@ def lower(function, *sizes, name="v5e:1x1", **options):
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize("name", ["v4:1x1x1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
+@pytest.mark.parametrize(
+    "name", ["v4:1x1x1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1", "tpu7x:1x1x1"]
+)
 def test_memory_is_what_the_compiler_has(has_libtpu, name):
     """Half a TiB does not fit, and the compiler says how much would."""
     lowered = lower(lambda x: x[:8] + x[8:16], (2**38,), name=name)
@@ -456,6 +464,30 @@ def test_memory_is_what_the_compiler_has(has_libtpu, name):
         compile_program(lowered)
     assert caught.value.needed >= 2**39
     assert caught.value.available == CHIPS[name.partition(":")[0]].hbm_bytes
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A folder for compiled programs."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_what_was_compiled_is_not_compiled_again(has_libtpu, cache):
+    lowered = jax.jit(lambda x: x + 1).lower(jnp.ones(3))
+    first = compile_program(lowered, "here")
+    assert not first.is_cached
+    again = compile_program(lowered, "here")
+    assert again == dataclasses.replace(first, is_cached=True)
+    assert not compile_program(lowered, "elsewhere").is_cached
+    # A file that is no program is compiled, and replaced.
+    for path in cache.glob("reslab-*"):
+        path.write_bytes(b"half")
+    assert not compile_program(lowered, "here").is_cached
+    assert compile_program(lowered, "here").is_cached
+    assert not compile_program(lowered).is_cached
 
 
 @pytest.mark.tpu_compile

@@ -2,6 +2,11 @@
 
 import contextlib
 import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import os
 import pathlib
 import re
 import time
@@ -49,11 +54,13 @@ class Program:
       memory: What it takes.
       text: The compiled and scheduled program; None where it cannot be had.
       compile_seconds: How long this machine took to compile it.
+      is_cached: Whether it was compiled by an earlier process.
     """
 
     memory: Memory
     text: str | None
     compile_seconds: float
+    is_cached: bool = False
 
 
 class OutOfMemory(Exception):
@@ -70,11 +77,16 @@ class OutOfMemory(Exception):
         self.available = available
 
 
-def compile_program(lowered: Any) -> Program:
-    """Compiles a lowered program; nothing runs, and no cache answers.
+def compile_program(lowered: Any, where: str = "") -> Program:
+    """Compiles a lowered program, or finds what an earlier process has compiled.
+
+    Nothing runs. JAX cannot read a program for an absent TPU back, so what the compiler
+    said of it is kept in the folder of JAX's compilation cache, if there is one.
 
     Args:
       lowered: What `jax.jit(...).lower(...)` gave for devices of a topology.
+      where: The topology and its mesh, which the program itself does not name; "" asks
+        no cache.
 
     Returns:
       The program.
@@ -83,6 +95,9 @@ def compile_program(lowered: Any) -> Program:
       OutOfMemory: If the compiler finds that it does not fit a device.
       ReslabError: If the compiler refuses it for another reason.
     """
+    kept = _place_in_cache(lowered, where)
+    if kept and (known := _read(kept)):
+        return known
     with scratch_directory("reslab.compile-") as written:
         # jaxlib does not understand every libtpu's program; libtpu does.
         options = {"xla_dump_to": str(written), "xla_dump_hlo_as_text": True}
@@ -105,7 +120,41 @@ def compile_program(lowered: Any) -> Program:
         temporaries=stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
-    return Program(memory, text, seconds)
+    program = Program(memory, text, seconds)
+    if kept:
+        _keep(kept, program)
+    return program
+
+
+def _place_in_cache(lowered: Any, where: str) -> pathlib.Path | None:
+    """The file that keeps what this compiler says of this program; None without."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not (where and folder and jax.config.jax_enable_compilation_cache):
+        return None
+    versions = [importlib.metadata.version(name) for name in ("jaxlib", "libtpu")]
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    text = "\n".join([*versions, *flags, where, lowered.as_text()])
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return pathlib.Path(folder) / f"reslab-{digest}.json.gz"
+
+
+def _read(path: pathlib.Path) -> Program | None:
+    try:
+        found = json.loads(gzip.decompress(path.read_bytes()))
+        memory = Memory(**found["memory"])
+        return Program(memory, found["text"], found["compile_seconds"], is_cached=True)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(path: pathlib.Path, program: Program) -> None:
+    """Keeps a program for later processes, where the folder can be written to."""
+    body = gzip.compress(json.dumps(dataclasses.asdict(program)).encode())
+    whole = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole.write_bytes(body)
+        whole.replace(path)
 
 
 def _text(compiled: Any, written: pathlib.Path) -> str | None:

@@ -16,7 +16,7 @@ from reslab.core.errors import ReslabError, missing_extra, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One generation of TPU; a JAX device is one chip.
+    """One generation of TPU, as one JAX device: a chip, or one of its cores.
 
     Attributes:
       hbm_bytes: Memory that the compiler may use, bytes.
@@ -27,6 +27,7 @@ class Chip:
       ring: An axis of a multiple of this size is closed to a ring.
       network: Bytes per second of a chip to other slices, each way.
       layout: How libtpu divides the chip into devices.
+      devices: Devices of a chip.
     """
 
     hbm_bytes: int
@@ -37,6 +38,7 @@ class Chip:
     ring: int
     network: float
     layout: str = "default"
+    devices: int = 1
 
 
 def _gibibytes(count: float) -> int:
@@ -59,6 +61,20 @@ CHIPS: Mapping[str, Chip] = types.MappingProxyType(
         "v5e": Chip(_gibibytes(15.75), 819e9, 1.5e9, 2, 50e9, 16, 3.125e9),
         "v5p": Chip(_gibibytes(95.73), 2765e9, 1.75e9, 3, 100e9, 4, 6.25e9),
         "v6e": Chip(_gibibytes(31.24), 1640e9, 1.75e9, 2, 100e9, 16, 12.5e9),
+        # Half of a chip each: two devices share its links. Matrix units as on v6e.
+        "tpu7x": Chip(_gibibytes(94.74), 3690e9, 2.2e9, 3, 50e9, 4, 6.25e9, devices=2),
+    }
+)
+
+# Generation by the first part of an accelerator type, and what its number counts for
+# each chip: cores before v5e, and on v5p.
+_TYPES = types.MappingProxyType(
+    {
+        "v4": ("v4", 2),
+        "v5e": ("v5e", 1),
+        "v5litepod": ("v5e", 1),
+        "v5p": ("v5p", 2),
+        "v6e": ("v6e", 1),
     }
 )
 
@@ -102,12 +118,45 @@ class Topology:
     devices: tuple[jax.Device, ...]
 
 
+def shape_of(name: str) -> str:
+    """Returns the slice of an accelerator type; any other name as it is.
+
+    >>> shape_of("v5litepod-16"), shape_of("v6e-8"), shape_of("v5p-8")
+    ('v5e:4x4', 'v6e:2x4', 'v5p:2x2x1')
+
+    Raises:
+      ReslabError: If no slice has that many chips.
+    """
+    kind, dash, number = name.partition("-")
+    if not dash or kind not in _TYPES or not number.isdecimal():
+        return name
+    generation, cores = _TYPES[kind]
+    chips, rest = divmod(int(number), cores)
+    power = chips.bit_length() - 1
+    if rest or chips != 1 << max(power, 0):
+        raise ReslabError(
+            f"topology {name!r}",
+            expected="a power of two, "
+            + ("of two cores a chip" if cores > 1 else "in chips"),
+            hint=f"{generation} and a shape in chips, such as {_form(generation)}",
+        )
+    rank = CHIPS[generation].rank
+    # As even as can be, the longest side last; but a host is 2 x 2 x 1.
+    sides = sorted(1 << (power + axis) // rank for axis in range(rank))
+    sides = sides if power > 2 or rank == 2 else sides[::-1]
+    return f"{generation}:{'x'.join(map(str, sides))}"
+
+
+def _form(generation: str) -> str:
+    return f"{generation}:{'x'.join('2' * CHIPS[generation].rank)}"
+
+
 def topology(name: str) -> Topology:
     """Describes a slice; no TPU is needed, libtpu is.
 
     Args:
-      name: Generation and shape in chips: `v5e:2x4`, `v5p:2x2x1`; `2xv5e:2x4` is two
-        slices that a network connects.
+      name: Generation and shape in chips: `v5e:2x4`, `v5p:2x2x1`; or an accelerator
+        type, `v5litepod-8`; `2xv5e:2x4` is two slices that a network connects.
 
     Returns:
       The slice, or slices.
@@ -115,14 +164,18 @@ def topology(name: str) -> Topology:
     Raises:
       ReslabError: If there is no such slice, or libtpu is not installed.
     """
-    several = re.match(r"([1-9]\d?)x(?=v)", name)
+    several = re.match(r"([1-9]\d?)x(?=[a-z])", name)
     slices = int(several[1]) if several else 1
-    one = name[several.end() :] if several else name
+    one = shape_of(name[several.end() :] if several else name)
     generation, _, layout = one.partition(":")
     chip = CHIPS.get(generation)
     if chip is None:
-        raise ReslabError(f"topology {name!r}", hint=nearest(generation, CHIPS))
-    form = f"{generation}:{'x'.join('2' * chip.rank)}"
+        raise ReslabError(
+            f"topology {name!r}",
+            expected="a slice, such as v5e:2x4, or an accelerator type, v5litepod-8",
+            hint=nearest(generation, CHIPS),
+        )
+    form = _form(generation)
     if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.rank - 1}}}", layout):
         raise ReslabError(
             f"topology {name!r}", expected=f"a form such as {form}", got=repr(layout)
@@ -145,10 +198,11 @@ def topology(name: str) -> Topology:
         raise ReslabError(
             f"topology {name!r}", got=message, hint=f"even sizes, such as {form}"
         ) from None
-    if len(devices) != slices * math.prod(sizes):
+    count = slices * math.prod(sizes) * chip.devices
+    if len(devices) != count:
         raise ReslabError(
             f"topology {name!r}",
-            expected=f"{slices * math.prod(sizes)} devices",
+            expected=f"{count} devices",
             got=str(len(devices)),
         )
     return Topology(name, generation, chip, devices)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from reslab import __version__
+from reslab.commands.options import is_change
 from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import BAD_INPUT, INTERNAL, INTERRUPTED, explain
@@ -52,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     # The heavy imports are inside the commands: --help answers at once.
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # `model.depth=8` alone says what it means.
+    if rest and not (hasattr(options, "set") and all(map(is_change, rest))):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.set += rest
     try:
         _check_working_directory()
         with (

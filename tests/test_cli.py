@@ -150,6 +150,19 @@ def test_list_and_show(capsys):
     assert "jaxlib" in capsys.readouterr().out
 
 
+def test_a_change_of_a_field_needs_no_set(capsys):
+    assert main(["show", "configs/tiny.py", "model.depth=2", "seed=7"]) == 0
+    bare = capsys.readouterr().out
+    with_set = ["--set", "model.depth=2", "--set", "seed=7"]
+    assert main(["show", "configs/tiny.py", *with_set]) == 0
+    assert capsys.readouterr().out == bare
+    for arguments in (["doctor", "seed=2"], ["train", "--config", "tiny", "tiny"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 2 and "unrecognized" in line
+
+
 def test_a_variant_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_norms.py").write_text(
         "import flax.linen as nn\n"

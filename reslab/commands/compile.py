@@ -5,7 +5,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING
 
-from reslab.commands.options import compiling, configurable, place
+from reslab.commands.options import compiling, configurable, is_change, place
 from reslab.commands.runs import configure
 from reslab.core import imports
 from reslab.core.errors import ReslabError
@@ -64,6 +64,10 @@ def run(options: argparse.Namespace) -> int:
     from reslab.parallel.aot.topology import topology
     from reslab.train.compiled import compile_configs
 
+    options.set += filter(is_change, options.configs)
+    options.configs = [one for one in options.configs if not is_change(one)]
+    if not options.configs:
+        raise ReslabError("reslab compile", expected="a config, or a run directory")
     named: dict[str, ConfigDict] = {}
     measured: dict[str, Measured] = {}
     for source in options.configs:

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable
 
 from reslab.core.errors import ReslabError
@@ -74,6 +75,15 @@ def importing(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def is_change(text: str) -> bool:
+    """Returns whether a text is the change of a field of a config.
+
+    >>> is_change("model.depth=8"), is_change("a/b.py"), is_change("--model.depth=8")
+    (True, False, False)
+    """
+    return re.match(r"[a-z]\w*(\.\w+)*\s*=", text) is not None
+
+
 def configurable(parser: argparse.ArgumentParser) -> None:
     """Adds the options of commands that read a config."""
     importing(parser)
@@ -82,7 +92,7 @@ def configurable(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="change one field of the config; may be repeated",
+        help="change one field of the config; may be repeated, and --set left out",
     )
 
 

@@ -128,8 +128,9 @@ def compile_program(lowered: Any, where: str = "") -> Program:
 
 def _place_in_cache(lowered: Any, where: str) -> pathlib.Path | None:
     """The file that keeps what this compiler says of this program; None without."""
-    folder = jax.config.jax_compilation_cache_dir
-    if not (where and folder and jax.config.jax_enable_compilation_cache):
+    settings: Any = jax.config
+    folder = settings.jax_compilation_cache_dir
+    if not (where and folder and settings.jax_enable_compilation_cache):
         return None
     versions = [importlib.metadata.version(name) for name in ("jaxlib", "libtpu")]
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]

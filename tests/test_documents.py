@@ -63,7 +63,7 @@ def shortened(verb, *arguments):
     if verb == "train":
         is_tiled = any("model.mixer=(" in argument for argument in arguments)
         arguments = *arguments, *shlex.split(f"{NARROW}{1 + is_tiled}")
-    if "configs/small_124m.py" in arguments:
+    if "configs/small_85m.py" in arguments:
         small = "--set data.batch=8 --set model.depth=1 --set model.features=96"
         arguments = *arguments, *shlex.split(small)
     if verb == "sweep":

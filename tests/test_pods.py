@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -44,6 +45,16 @@ def has_libtpu():
 def test_every_preset_for_a_pod_is_here():
     found = {p.stem for folder in configs.folders() for p in folder.glob("pod_*.py")}
     assert found == set(PODS)
+
+
+def test_names_say_what_presets_have():
+    """Of those that are for no pod; the others are compared below."""
+    found = {p.stem for folder in configs.folders() for p in folder.glob("*_[0-9]*m.py")}
+    assert found == {"small_85m"}
+    for name in found:
+        setup = make_setup(configs.load(name), make_mesh({}, jax.devices()[:1]))
+        parameters = count_parameters(setup.shapes.params)
+        assert parameters == pytest.approx(1e6 * int(name[6:-1]), rel=0.05)
 
 
 @pytest.mark.parametrize("name", PODS)

@@ -19,6 +19,15 @@ quoted() {
   printf '%s' "${text% }"
 }
 
+# The accelerator type of a slice, by the names that people have for it.
+accelerator_type() {
+  case "$1" in
+    v5e-*) printf 'v5litepod-%s' "${1#v5e-}" ;;
+    tpu7x*) die "ACCELERATOR: $1 is to be had on GKE; try: jobs/gke_jobset.yaml" ;;
+    *) printf '%s' "$1" ;;
+  esac
+}
+
 # Runs a command, or prints it.
 run() {
   if [[ "$DRY_RUN" == 1 ]]; then
@@ -61,20 +70,36 @@ check_settings() {
   [[ -z "${RESLAB_TPU_ENV:-}" || -f "$file" ]] || die "no file $file"
   [[ ! -f "$file" ]] || read_env "$file"
   SPOT="${SPOT:-0}" SLICES="${SLICES:-1}" IAP="${IAP:-0}"
+  EXTRAS="${EXTRAS:-tpu,hf}" KEYS="${KEYS:-}"
   matches NAME '[a-z][-a-z0-9]{0,38}[a-z0-9]' "lower case, digits and dashes"
   matches PROJECT '[a-z][-a-z0-9.:]{4,60}[a-z0-9]' "a project id"
   matches ZONE '[a-z]+-[a-z]+[0-9]+-[a-z]' "a zone such as us-west4-a"
+  ACCELERATOR="$(accelerator_type "${ACCELERATOR:-}")" || exit 2
   matches ACCELERATOR 'v[0-9][a-z0-9]*-[1-9][0-9]*' "a type such as v5litepod-16"
   matches RUNTIME '[a-z0-9][-a-z0-9._]*' "a version such as v2-alpha-tpuv5-lite"
   matches BUCKET 'gs://[a-z0-9][-a-z0-9._]{1,61}[a-z0-9]' "gs://BUCKET, without a path"
   matches SPOT '[01]' "0 or 1"
   matches IAP '[01]' "0 or 1"
   matches SLICES '[1-9][0-9]{0,3}' "a number of slices"
+  matches EXTRAS 'tpu(,[a-z]+)*' "extras of pyproject.toml, tpu first"
+  check_keys
   place=(--project="$PROJECT" --zone="$ZONE")
   # shellcheck disable=SC2034 # by those that source this file
-  bundle="$BUCKET/reslab/$NAME/code.tar.gz"
+  bundle="$BUCKET/reslab/$NAME/code.tar.gz" keys="$BUCKET/reslab/$NAME/keys"
   [[ "$DRY_RUN" == 1 ]] || command -v gcloud >/dev/null ||
     die "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
+}
+
+# The file with keys of other services; what it holds is never printed.
+check_keys() {
+  local line number=0
+  [[ -n "$KEYS" ]] || return 0
+  [[ -f "$KEYS" ]] || die "KEYS: no file $KEYS"
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    number=$((number + 1))
+    [[ "$line" =~ ^(#.*|[A-Z][A-Z0-9_]*=.*)?$ ]] ||
+      die "$KEYS: expected KEY=VALUE in line $number"
+  done <"$KEYS"
 }
 
 check_run() {

@@ -10,7 +10,9 @@ scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 # From files, since commas and equals signs mean something in --metadata.
 printf '%s' "$bundle" >"$scratch/bundle"
+printf '%s' "$EXTRAS" >"$scratch/extras"
 files="startup-script=$here/startup.sh,reslab-bundle=$scratch/bundle"
+files+=",reslab-extras=$scratch/extras"
 if (($# > 0)); then
   check_command "$@"
   printf '%s' "$1" >"$scratch/run"

@@ -7,4 +7,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 check_settings
 
 # The startup script does the same; here with the bundle given, and no run.
-everywhere sudo bash -c "$(<"$here/startup.sh")" startup.sh "$bundle"
+everywhere sudo bash -c "$(<"$here/startup.sh")" startup.sh "$bundle" "$EXTRAS"

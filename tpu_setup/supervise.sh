@@ -12,8 +12,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 check_settings
 check_command "$@"
 POLL="${POLL:-60}" ATTEMPTS="${ATTEMPTS:-3}"
-matches POLL '[0-9]+' "seconds"
-matches ATTEMPTS '[1-9][0-9]*' "a number of slices"
+matches POLL '0|[1-9][0-9]{0,5}' "seconds"
+matches ATTEMPTS '[1-9][0-9]{0,5}' "a number of slices"
 name="$1"
 
 # What the run has come to: its newest checkpoint, and the finished runs of a sweep.

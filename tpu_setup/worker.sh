@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The worker's side; as root, on a worker. The other scripts call it through ssh.
-# usage: worker.sh install BUCKET | mount | start RUN LINE | stop RUN | state RUN
+# usage: worker.sh install BUCKET EXTRAS | mount | start RUN LINE | stop RUN | state RUN
 set -euo pipefail
 
 root="${RESLAB_ROOT:-/opt/reslab}"
@@ -36,7 +36,7 @@ install_all() {
   retry python3 -m pip install --quiet --upgrade uv
   [[ -x "$root/venv/bin/python" ]] || python3 -m uv venv --python 3.12 "$root/venv"
   retry python3 -m uv pip install --quiet --python "$root/venv/bin/python" \
-    -e "$root/code[tpu]"
+    -e "$root/code[$2]"
   # A read from the bucket that has stalled for a minute is tried again.
   cat >"$root/environment" <<END
 PATH=$root/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -89,7 +89,7 @@ state() {
 
 verb="${1:-}"
 case "$verb" in
-  install) install_all "$2" ;;
+  install) install_all "$2" "${3:-tpu,hf}" ;;
   mount) mount_bucket ;;
   start) start "$2" "$3" ;;
   stop) systemctl stop "reslab@$2.service" ;;

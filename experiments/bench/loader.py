@@ -3,7 +3,7 @@
     python experiments/bench/loader.py
     python experiments/bench/loader.py --source "tokens(path='corpus')"
 
-Loader: shuffled batches of windows as a run of configs/small_124m.py takes them (512 x
+Loader: shuffled batches of windows as a run of configs/small_85m.py takes them (512 x
 1,024 tokens), made, stacked and put on the device, one after the other, with nothing
 else going on. It must never be the bottleneck, even for devices four times as fast.
 
@@ -41,7 +41,7 @@ from reslab.train.state import make_setup
 from reslab.train.tasks import make_task
 
 TABLE = pathlib.Path(__file__).with_suffix(".csv")
-PRESET, KIND, DEVICES, FASTER = "small_124m", "TPU v5 lite", 8, 4
+PRESET, KIND, DEVICES, FASTER = "small_85m", "TPU v5 lite", 8, 4
 TOPOLOGY = "v5e:2x4"
 
 # As many leaves and metrics as the preset has, and nothing to compute.

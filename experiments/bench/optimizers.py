@@ -1,7 +1,7 @@
 """What every optimizer costs a step, over adamw.
 
     python experiments/bench/optimizers.py
-    python experiments/bench/optimizers.py --config small_124m --topology v5e:2x4
+    python experiments/bench/optimizers.py --config small_85m --topology v5e:2x4
 
 Without `--topology` the training step of each optimizer runs on this machine: all take
 turns in one process, so that they see it in the same state, and the figure is the

@@ -44,6 +44,6 @@ def run(options: argparse.Namespace) -> int:
     for name, count in record["tokens"].items():
         print(f"{name:10}  {count:,} tokens")
     print(f"{'sha256':10}  {record['sha256']}")
-    print("next\n  reslab train --config small_124m --set \\")
+    print("next\n  reslab train --config small_85m --set \\")
     print(f"    data.source=\"tokens(path='{options.out}')\"")
     return 0

@@ -24,6 +24,9 @@ from reslab.core.literals import check_plain, literal
 from reslab.core.records import parse_record
 from reslab.core.schema import ALWAYS, Field
 
+# Earlier names of shipped configs, each with the present one.
+RENAMED = {"small_124m": "small_85m"}
+
 
 def load(name: str) -> ConfigDict:
     """Loads a config by file path, or by name from the configs of reslab.
@@ -121,8 +124,12 @@ def _find(name: str) -> pathlib.Path:
         return path.resolve()
     # Shipped configs are found by name, and by the path they have in a checkout.
     is_shipped = path.parent in (pathlib.Path("."), pathlib.Path("configs"))
+    stem = path.name.removesuffix(".py")
+    if is_shipped and (now := RENAMED.get(stem)):
+        warnings.warn(f"config {stem!r} is now {now!r}", FutureWarning, stacklevel=3)
+        stem = now
     for folder in folders() if is_shipped else ():
-        candidate = folder / f"{path.name.removesuffix('.py')}.py"
+        candidate = folder / f"{stem}.py"
         if candidate.is_file():
             return candidate
     known = {p.stem for folder in folders() for p in folder.glob("*.py")}

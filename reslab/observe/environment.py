@@ -73,7 +73,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit(folder: pathlib.Path) -> str | None:
-    """The commit of the source tree, `-dirty` when it has changes."""
+    """The commit of the source tree, `-dirty` when it has changes.
+
+    Where the source was copied without its repository, what the copy says.
+    """
     git = ("git", "--no-optional-locks", "-C", str(folder))
 
     def ask(*command: str) -> str:
@@ -87,4 +90,12 @@ def _commit(folder: pathlib.Path) -> str | None:
         ask("ls-files", "--error-unmatch", "__init__.py")
         return ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
+        return _copied_commit(folder.parent / ".commit")
+
+
+def _copied_commit(path: pathlib.Path) -> str | None:
+    try:
+        text = path.read_text("ascii").strip()
+    except (OSError, ValueError):
         return None
+    return text if re.fullmatch(r"[0-9a-f]{40}(-dirty)?", text) else None

@@ -9,9 +9,16 @@ from reslab.core.errors import ReslabError
 
 def test_every_shipped_config_passes_its_check():
     names = {p.stem for folder in configs.folders() for p in folder.glob("*.py")}
-    assert {"base", "tiny", "small_124m"} <= names
+    assert {"base", "tiny", "small_85m"} <= names
     for name in names:
         configs.check(configs.load(name))
+
+
+def test_a_config_is_found_by_its_earlier_name():
+    for name in ("small_124m", "configs/small_124m.py"):
+        with pytest.warns(FutureWarning, match="'small_124m' is now 'small_85m'"):
+            found = configs.load(name)
+        assert found == configs.load("small_85m")
 
 
 def test_every_field_of_the_schema_has_a_comment():

@@ -54,6 +54,17 @@ def test_commit_of_the_source_tree(tmp_path):
     assert module._commit(folder) == commit + "-dirty"
 
 
+def test_commit_of_a_copy(tmp_path):
+    folder = tmp_path / "reslab"
+    folder.mkdir()
+    for said, commit in (("a" * 40 + "\n", "a" * 40), ("a" * 40 + "-dirty", ...)):
+        (tmp_path / ".commit").write_text(said)
+        assert module._commit(folder) == (said if commit is ... else commit)
+    for said in ("", "main", "a" * 41, "é"):
+        (tmp_path / ".commit").write_text(said)
+        assert module._commit(folder) is None
+
+
 def test_commit_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert module._commit(tmp_path) is None

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,10 +38,14 @@ for argument in arguments:
             row["files"][key] = pathlib.Path(path).read_text()
 with open(fake / "calls", "a") as file:
     file.write(json.dumps(row) + "\\n")
+stored = {"code.tar.gz": fake / "bundle", "keys": fake / "keys"}
 if arguments[:2] == ["storage", "cp"]:
-    shutil.copy(arguments[2], fake / "bundle")
+    shutil.copy(arguments[2], stored[arguments[3].rpartition("/")[2]])
 if arguments[:2] == ["storage", "cat"]:
-    sys.stdout.buffer.write((fake / "bundle").read_bytes())
+    path = stored[arguments[2].rpartition("/")[2]]
+    if not path.exists():
+        sys.exit(1)
+    sys.stdout.buffer.write(path.read_bytes())
 if "ssh" in arguments and (fake / "worker").exists():
     command = arguments[-1].removeprefix("--command=")
     command = command.replace("/opt/reslab", str(fake / "worker"))
@@ -143,6 +148,7 @@ REQUEST = [
         ({}, ["--node-id=reslab-1"]),
         ({"SPOT": "1"}, ["--node-id=reslab-1", "--spot"]),
         ({"SLICES": "3"}, ["--node-count=3", "--node-prefix=reslab-1"]),
+        ({"ACCELERATOR": "v5e-16"}, ["--node-id=reslab-1"]),
     ],
     ids=str,
 )
@@ -154,8 +160,10 @@ def test_create(script, fake, settings, ending):
     assert call["arguments"][10:] == ending
     files = call["files"]
     assert files.keys() == {
-        *("startup-script", "reslab-bundle", "reslab-run", "reslab-command")
+        *("startup-script", "reslab-bundle", "reslab-run", "reslab-command"),
+        "reslab-extras",
     }
+    assert files["reslab-extras"] == "tpu,hf"
     assert files["reslab-run"] == "r1"
     assert files["startup-script"] == (SCRIPTS / "startup.sh").read_text()
     echoed = ["bash", "-c", f'printf "%s\\0" {files["reslab-command"]}']
@@ -194,6 +202,11 @@ def test_settings_come_from_a_file_as_data(script, fake):
         ("create.sh", [], {"PROJECT": "x"}, "PROJECT"),
         ("create.sh", [], {"ZONE": "us-west4"}, "ZONE"),
         ("create.sh", [], {"ACCELERATOR": "a100"}, "ACCELERATOR"),
+        ("create.sh", [], {"ACCELERATOR": ""}, "ACCELERATOR is not set"),
+        ("create.sh", [], {"ACCELERATOR": "tpu7x-8"}, "GKE"),
+        ("create.sh", [], {"EXTRAS": "hf"}, "EXTRAS"),
+        ("create.sh", [], {"EXTRAS": "tpu];rm"}, "EXTRAS"),
+        ("sync.sh", [], {"KEYS": "/nowhere/keys"}, "KEYS: no file"),
         ("create.sh", [], {"RUNTIME": "v2 alpha"}, "RUNTIME"),
         ("create.sh", [], {"BUCKET": "my-bucket"}, "BUCKET"),
         ("create.sh", [], {"BUCKET": "gs://b/path"}, "BUCKET"),
@@ -211,7 +224,9 @@ def test_settings_come_from_a_file_as_data(script, fake):
         ("status.sh", ["r;id"], {}, "name of the run"),
         ("supervise.sh", ["r1"], {}, "RUN -- COMMAND"),
         ("supervise.sh", ["r1", "--", "x"], {"POLL": "soon"}, "POLL"),
+        ("supervise.sh", ["r1", "--", "x"], {"POLL": "08"}, "POLL"),
         ("supervise.sh", ["r1", "--", "x"], {"ATTEMPTS": "0"}, "ATTEMPTS"),
+        ("logs.sh", ["r1"], {"SLICE": "08"}, "SLICE"),
         ("delete.sh", ["--force"], {}, "--yes"),
         ("setup.sh", ["x"], {}, "no arguments"),
         ("sync.sh", ["x"], {}, "no arguments"),
@@ -252,14 +267,18 @@ def installed(script, fake):
 
 
 def test_sync_and_setup(script, fake, installed):
-    cp, ssh, cat = (call["arguments"] for call in calls(fake))
+    cp, ssh, cat, keys = (call["arguments"] for call in calls(fake))
     assert cp[3] == "gs://my-bucket/reslab/reslab-1/code.tar.gz"
     assert ssh[:8] == [
         *("compute", "tpus", "tpu-vm", "ssh", "reslab-1", *PLACE, "--worker=all")
     ]
     assert cat == ["storage", "cat", cp[3]]
+    assert keys == ["storage", "cat", "gs://my-bucket/reslab/reslab-1/keys"]
+    assert not (installed / "keys").exists()
     with tarfile.open(fake / "bundle") as archive:
         names = archive.getnames()
+        commit = archive.extractfile(".commit").read().decode()
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?\n", commit)
     assert {"pyproject.toml", "reslab/cli.py", "tpu_setup/worker.sh"} <= {*names}
     assert not any(name.startswith(".git/") for name in names)
     assert (fake / "reslab@.service").exists()
@@ -268,7 +287,28 @@ def test_sync_and_setup(script, fake, installed):
     assert done.returncode == 0, done.stderr
     system = (fake / "system").read_text()
     assert "uv pip install" in system
+    assert f"-e {installed / 'code'}[tpu,hf]" in system
     assert f"gcsfuse --implicit-dirs my-bucket {fake / 'mount'}" in system
+
+
+def test_keys_arrive_and_are_never_printed(script, fake):
+    (fake / "worker").mkdir()
+    (fake / "mine").write_text("# W&B\nWANDB_API_KEY=s3cret$x\n")
+    settings = {"KEYS": str(fake / "mine"), "EXTRAS": "tpu,track"}
+    for name in ("sync.sh", "setup.sh"):
+        done = script(name, **settings)
+        assert done.returncode == 0, done.stderr
+        assert "s3cret" not in done.stdout + done.stderr
+    found = fake / "worker" / "keys"
+    assert found.read_text() == (fake / "mine").read_text()
+    assert found.stat().st_mode & 0o777 == 0o600
+    assert "EnvironmentFile=-/opt/reslab/keys" in (fake / "reslab@.service").read_text()
+    assert "[tpu,track]" in (fake / "system").read_text()
+    assert "s3cret" not in (fake / "calls").read_text() + (fake / "system").read_text()
+    (fake / "mine").write_text("A=1\nmy s3cret\n")
+    done = script("sync.sh", **settings)
+    assert done.returncode == 2 and "in line 2" in done.stderr
+    assert "s3cret" not in done.stderr
 
 
 def test_a_command_arrives_as_it_was_given(script, fake, installed):
@@ -391,6 +431,13 @@ def test_jobsets(name):
     shape = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
     assert spec["completions"] == spec["parallelism"]
     assert chips * spec["completions"] == int(shape[0]) * int(shape[1])
+    paths = [w.removeprefix("--config=") for w in container["command"]]
+    paths = [path for path in paths if path.endswith(".py")]
+    assert paths and all((SCRIPTS.parent / path).is_file() for path in paths)
+    # They lie in the image, which holds the checkout.
+    assert "Dockerfile" in (SCRIPTS / "jobs" / name).read_text()
+    image = (SCRIPTS / "jobs" / "Dockerfile").read_text()
+    assert "WORKDIR /opt/reslab\nCOPY . .\n" in image and "tpu,hf" in image
     if "sweep" in name:
         shard = container["command"][-1]
         assert shard == f"--shard=$(SHARD)/{replicated['replicas']}"

@@ -6,6 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 check_settings
 check_command "$@"
 TPU_TYPE="${TPU_TYPE:-$ACCELERATOR}"
+TPU_TYPE="$(accelerator_type "$TPU_TYPE")"
 matches CLUSTER '[a-z][-a-z0-9]{0,38}[a-z0-9]' "the name of a cluster"
 matches IMAGE '[-a-zA-Z0-9._/:@]+' "an image that has reslab"
 matches TPU_TYPE 'v[0-9][a-z0-9]*-[1-9][0-9]*' "a type such as v5litepod-16"

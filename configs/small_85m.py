@@ -1,13 +1,13 @@
 """A decoder of GPT-2 small's size (12 layers of 768), for a TPU or a GPU.
 
-Command:   reslab train --config configs/small_124m.py \
+Command:   reslab train --config configs/small_85m.py \
              --set data.source="text(path='/data/*.txt')" \
              --set data.tokenizer="huggingface(path='/data/tokenizer.json')"
 
-With GPT-2's 50,257 tokens that is 124 million parameters. As written it
-trains on the embedded corpus with bytes, which it soon learns by
-heart; give it text and a tokenizer. It has not been trained here: no loss is
-claimed. `reslab compile small_124m --topology v5e:2x4` says what a step needs.
+As written it has 85 million parameters and trains on the embedded corpus with bytes,
+which it soon learns by heart; give it text and a tokenizer. With GPT-2's 50,257 tokens
+it has 124 million. It has not been trained here: no loss is
+claimed. `reslab compile small_85m --topology v5e:2x4` says what a step needs.
 """
 
 from ml_collections import ConfigDict

@@ -49,7 +49,8 @@ def test_every_preset_for_a_pod_is_here():
 
 def test_names_say_what_presets_have():
     """Of those that are for no pod; the others are compared below."""
-    found = {p.stem for folder in configs.folders() for p in folder.glob("*_[0-9]*m.py")}
+    named = "*_[0-9]*m.py"
+    found = {p.stem for folder in configs.folders() for p in folder.glob(named)}
     assert found == {"small_85m"}
     for name in found:
         setup = make_setup(configs.load(name), make_mesh({}, jax.devices()[:1]))

@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measured(run: str) -> "Measured | None":
-    """What a run has measured of its steps; None if it has not ended."""
+    """Training steps as a run has measured them; None if it has not ended."""
     from reslab.commands.costs import Measured
     from reslab.train.run import Run
 

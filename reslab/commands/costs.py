@@ -6,9 +6,11 @@ import json
 import math
 import textwrap
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from reslab.parallel.aot.cost import Cost
+from reslab.parallel.aot.program import Memory
 from reslab.parallel.aot.wires import Traffic, Wire
 from reslab.train.compiled import Report, size
 
@@ -47,7 +49,7 @@ def flops(count: float) -> str:
 
 
 class Measured(NamedTuple):
-    """What a run has measured of its training steps.
+    """Training steps of a run, as it has measured them.
 
     Attributes:
       seconds: Mean of a step.
@@ -64,6 +66,11 @@ def _traffic(traffic: Traffic) -> str:
     return f"{size(traffic.bytes)} in {traffic.count:,}"
 
 
+Cell = Callable[[Report], str]
+Row = tuple[str, Cell, str]
+_TITLES = {"train": "", "eval": ", evaluation", "generate": ", generation"}
+
+
 def table(
     reports: Sequence[Report],
     topology_name: str,
@@ -76,94 +83,26 @@ def table(
     Args:
       reports: At least one.
       topology_name: The slice they were compiled for.
-      measured: What runs have measured, by the name of the report.
-      has_notes: Whether what the rows mean follows.
+      measured: The figures of runs, by the name of the report.
+      has_notes: Whether the meaning of the rows follows.
     """
-    wires = list(
-        dict.fromkeys(wire for one in reports if one.cost for wire in one.cost.wires)
-    )
-    first = next(
-        (one.estimated_seconds for one in reports if one.estimated_seconds), None
-    )
-
-    def memory(write):
-        return lambda one: "-" if one.memory is None else write(one.memory)
-
-    def cost(write):
-        def cell(one):
-            if one.memory is None:
-                return "-"
-            return "unreadable" if one.cost is None else write(one.cost)
-
-        return cell
-
-    def collective(wire):
-        return cost(lambda c: _traffic(c.wires.get(wire, Traffic())))
-
-    def estimate(one):
-        if one.estimated_seconds is None or first is None:
-            return cost(lambda c: "-")(one)
-        return f"{one.estimated_seconds / first:.2f}"
-
-    def utilization(one):
-        if one.estimated_mfu is None:
-            return cost(lambda c: "-")(one)
-        return " to ".join(f"{share:.2f}" for share in one.estimated_mfu)
-
-    def step(one):
-        if one.estimated_seconds is None:
-            return cost(lambda c: "-")(one)
-        return duration(one.estimated_seconds)
-
-    def seconds(one):
-        if one.compile_seconds is None:
-            return "-"
-        return f"{one.compile_seconds:.1f} s" + (", cached" if one.is_cached else "")
-
-    def of_run(write):
-        return lambda one: write(measured[one.name]) if one.name in measured else "-"
-
     devices = math.prod(reports[0].mesh.values())
     heading = f"{topology_name}, {devices} device{'s' if devices > 1 else ''}"
-    heading += {"train": "", "eval": ", evaluation", "generate": ", generation"}[
-        reports[0].work
-    ]
-    rows: list[tuple[str, Callable[[Report], str], str]] = [
+    heading += _TITLES[reports[0].work]
+    rows: list[Row] = [
         (heading, lambda one: one.name, "origin"),
         ("mesh", _mesh, ""),
-        ("parameters", lambda one: f"{one.parameters:,}", "counted"),
-        ("memory", lambda one: f"of {size(one.available)}", ""),
-        ("  arguments", memory(lambda m: size(m.arguments)), "compiled"),
-        ("  outputs", memory(lambda m: size(m.outputs)), "compiled"),
-        ("  donated", memory(lambda m: size(m.aliased)), "compiled"),
-        ("  temporaries", memory(lambda m: size(m.temporaries)), "compiled"),
-        ("  code", memory(lambda m: size(m.code)), "compiled"),
-        ("  peak", lambda one: size(one.needed), "compiled"),
-        ("  share", lambda one: f"{one.needed / one.available:.1%}", "compiled"),
-        ("FLOPs", lambda one: flops(one.counted_flops), "counted"),
-        ("  of the model", lambda one: flops(one.model_flops), "counted"),
-        ("  ratio", lambda one: f"{one.counted_flops / one.model_flops:.3f}", ""),
-        ("HBM traffic", cost(lambda c: size(c.hbm_bytes)), "compiled"),
-        ("  copies", cost(lambda c: _traffic(c.copies)), "compiled"),
-        ("  kernels", cost(lambda c: _traffic(c.kernels)), "compiled"),
-        *((_over(wire), collective(wire), "compiled") for wire in wires),
-        ("estimated step", step, "compiled estimate"),
-        ("estimated step, ratio", estimate, "compiled estimate"),
-        ("estimated MFU", utilization, "compiled estimate"),
-        ("compile time", seconds, "measured here"),
+        *_compiled_rows(reports),
+        *_estimated_rows(reports),
+        *(_measured_rows(measured) if measured else ()),
+        ("compile time", _compile_time, "measured here"),
     ]
-    if measured:
-        rows[-1:-1] = [
-            ("step of the run", of_run(lambda m: duration(m.seconds)), "measured"),
-            ("MFU of the run", of_run(lambda m: m.utilization), "measured"),
-            ("  on", of_run(lambda m: m.devices), "recorded"),
-        ]
     for title, count in (
         ("loops of unknown length", lambda c: c.unknown_loops),
         ("kernels without schedule", lambda c: c.unknown_kernels),
     ):
         if any(one.cost and count(one.cost) for one in reports):
-            rows.append((title, cost(lambda c, count=count: str(count(c))), ""))
+            rows.append((title, _cost(lambda c, count=count: str(count(c))), ""))
     cells = [
         [title, *(write(one) for one in reports), origin]
         for title, write, origin in rows
@@ -178,6 +117,81 @@ def table(
     verdicts = [f"{one.name}: {one.verdict}" for one in reports if not one.is_fitting]
     notes = [line for note in NOTES for line in textwrap.wrap(note, 88)]
     return "\n".join([*lines, "", *verdicts, *(notes if has_notes else [])])
+
+
+def _memory(write: Callable[[Memory], int]) -> Cell:
+    return lambda one: "-" if one.memory is None else size(write(one.memory))
+
+
+def _cost(write: Callable[[Cost], str]) -> Cell:
+    def cell(one: Report) -> str:
+        if one.memory is None:
+            return "-"
+        return "unreadable" if one.cost is None else write(one.cost)
+
+    return cell
+
+
+def _compiled_rows(reports: Sequence[Report]) -> Iterator[Row]:
+    yield "parameters", lambda one: f"{one.parameters:,}", "counted"
+    yield "memory", lambda one: f"of {size(one.available)}", ""
+    yield "  arguments", _memory(lambda m: m.arguments), "compiled"
+    yield "  outputs", _memory(lambda m: m.outputs), "compiled"
+    yield "  donated", _memory(lambda m: m.aliased), "compiled"
+    yield "  temporaries", _memory(lambda m: m.temporaries), "compiled"
+    yield "  code", _memory(lambda m: m.code), "compiled"
+    yield "  peak", lambda one: size(one.needed), "compiled"
+    yield "  share", lambda one: f"{one.needed / one.available:.1%}", "compiled"
+    yield "FLOPs", lambda one: flops(one.counted_flops), "counted"
+    yield "  of the model", lambda one: flops(one.model_flops), "counted"
+    yield "  ratio", lambda one: f"{one.counted_flops / one.model_flops:.3f}", ""
+    yield "HBM traffic", _cost(lambda c: size(c.hbm_bytes)), "compiled"
+    yield "  copies", _cost(lambda c: _traffic(c.copies)), "compiled"
+    yield "  kernels", _cost(lambda c: _traffic(c.kernels)), "compiled"
+    wires = dict.fromkeys(
+        wire for one in reports if one.cost for wire in one.cost.wires
+    )
+    for wire in wires:
+        cell = _cost(lambda c, wire=wire: _traffic(c.wires.get(wire, Traffic())))
+        yield _over(wire), cell, "compiled"
+
+
+def _estimated_rows(reports: Sequence[Report]) -> Iterator[Row]:
+    known = [one.estimated_seconds for one in reports if one.estimated_seconds]
+    unknown = _cost(lambda cost: "-")
+
+    def step(one: Report) -> str:
+        found = one.estimated_seconds
+        return unknown(one) if found is None else duration(found)
+
+    def ratio(one: Report) -> str:
+        found = one.estimated_seconds
+        return unknown(one) if found is None else f"{found / known[0]:.2f}"
+
+    def utilization(one: Report) -> str:
+        found = one.estimated_mfu
+        if found is None:
+            return unknown(one)
+        return " to ".join(f"{share:.2f}" for share in found)
+
+    yield "estimated step", step, "compiled estimate"
+    yield "estimated step, ratio", ratio, "compiled estimate"
+    yield "estimated MFU", utilization, "compiled estimate"
+
+
+def _measured_rows(measured: Mapping[str, Measured]) -> Iterator[Row]:
+    def cell(write: Callable[[Measured], str]) -> Cell:
+        return lambda one: write(measured[one.name]) if one.name in measured else "-"
+
+    yield "step of the run", cell(lambda m: duration(m.seconds)), "measured"
+    yield "MFU of the run", cell(lambda m: m.utilization), "measured"
+    yield "  on", cell(lambda m: m.devices), "recorded"
+
+
+def _compile_time(one: Report) -> str:
+    if one.compile_seconds is None:
+        return "-"
+    return f"{one.compile_seconds:.1f} s" + (", cached" if one.is_cached else "")
 
 
 def duration(seconds: float) -> str:

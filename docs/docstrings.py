@@ -7,7 +7,6 @@ from typing import Any
 from griffe import Class, Extension, Function, GriffeLoader, Module
 
 INHERITED = re.compile(r"^ *\((?:and )?those of `(\w+)`\) *\n?", re.MULTILINE)
-EXAMPLE = re.compile(r"((?:^>>> .*\n(?:(?!\n).+\n?)*\n*)+)\Z", re.MULTILINE)
 
 
 class Docstrings(Extension):
@@ -22,7 +21,7 @@ class Docstrings(Extension):
                 text = INHERITED.sub(
                     lambda match: _attributes(match[1], named), found.docstring.value
                 )
-                found.docstring.value = EXAMPLE.sub(_section, text + "\n").rstrip()
+                found.docstring.value = _with_examples(text)
 
 
 def _collect(scope: Any, named: dict[str, Class | Function]) -> None:
@@ -47,5 +46,13 @@ def _attributes(name: str, named: dict[str, Class | Function]) -> str:
     return INHERITED.sub(lambda match: _attributes(match[1], named), lines + "\n")
 
 
-def _section(match: re.Match[str]) -> str:
-    return "Examples:\n" + textwrap.indent(match[1], "    ")
+def _with_examples(text: str) -> str:
+    """Puts the examples at the end of a docstring under a heading."""
+    paragraphs = text.rstrip().split("\n\n")
+    begin = len(paragraphs)
+    while begin and paragraphs[begin - 1].startswith(">>> "):
+        begin -= 1
+    if begin == len(paragraphs):
+        return text.rstrip()
+    examples = textwrap.indent("\n\n".join(paragraphs[begin:]), "    ")
+    return "\n\n".join([*paragraphs[:begin], f"Examples:\n{examples}"])

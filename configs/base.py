@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
 
     config.train = train = ConfigDict(type_safe=False)
     train.steps = number(500, least=1)  # optimizer steps
-    # run whose parameters are the start; "" is none
+    # run to start from; "" is none
     train.continue_from = plain("", since="")
     # parts of a batch whose gradients are added up
     train.accumulate = number(1, least=1, most=2**20)
@@ -102,8 +102,8 @@ def get_config() -> ConfigDict:
     train.keep_checkpoints = changeable(number(3, least=1))  # newest checkpoints kept
     # checkpoints at multiples of this many steps stay; 0 is none
     train.keep_every = changeable(number(0, least=0, since=0))
-    # a loss or gradient that is not finite, or a spike: "halt", "skip(sigma=6.0)" goes
-    # on without the step, "rollback(limit=3)" with the data after it
+    # reaction to a non-finite loss or gradient, or a spike: "halt", "skip(sigma=6.0)"
+    # continues without the step, "rollback(limit=3)" continues with the data after it
     train.on_bad_step = plain("halt", since="halt")
     # steps between evaluations on held-out text
     train.eval_every = number(250, least=1)

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         command = importlib.import_module(f"reslab.commands.{verb}")
         added = verbs.add_parser(verb, help=command.HELP, description=command.HELP)
         command.add_arguments(added)
-        # The drill gives bad requests to the program that it is a command of.
+        # The drill runs this program with invalid requests.
         added.set_defaults(command=command.run, program=main)
     return parser
 

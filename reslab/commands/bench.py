@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     out = local_path(options.out, "--out") if options.out else None
-    # Before the minutes that it takes to compile.
+    # Checked before compiling, which takes minutes.
     if out and not os.access(out.parent, os.W_OK):
         raise ReslabError(
             f"--out {out}",

@@ -117,11 +117,11 @@ def _cost(
         ideal_bytes=ideal,
     )
     if text is not None:
-        # What is no kernel: they have rows of their own below.
+        # Operations outside of kernels have rows of their own below.
         cost = program_cost(text, Machine(chip, shares={"": 0.0}))
         row.hbm_bytes = cost.hbm_bytes
         if implementation == "pallas":
-            # The program's text says what a kernel is given, not what it copies.
+            # The program's text names a kernel's operands, not the bytes it copies.
             row.hbm_bytes -= case.unread_bytes * (1 + (direction == "both"))
         row.bytes_ratio = round(row.hbm_bytes / ideal, 3)
         row.estimate_us = round(cost.seconds * 1e6, 2)

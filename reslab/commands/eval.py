@@ -68,7 +68,7 @@ def _with_stack(setup: Any, spec: str) -> Any:
     what = f"--stack {spec!r}"
     if not hasattr(setup.model, "stack"):
         raise ReslabError(what, expected="a model with a stack of layers")
-    # Named on the command line.
+    # Given on the command line.
     imports.allow(*registry.outside(spec))
     model = setup.model.clone(stack=spec)
     example = setup.task.example()

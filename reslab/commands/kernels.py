@@ -18,7 +18,7 @@ from reslab.ops.catalogue import OPERATIONS, Case, cases
 
 # Largest difference over the largest number, in float32.
 TOLERANCE = 1e-5
-# A CPU is not what the large shapes are for: it runs those that move no more than this.
+# A CPU runs only shapes that move at most this many bytes.
 LARGEST_ON_CPU = 2**27
 
 

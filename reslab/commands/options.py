@@ -41,7 +41,7 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(_expected(least, most, 2**62, text))
         return value
 
-    parse.__name__ = "int"  # `invalid int value`, says argparse.
+    parse.__name__ = "int"  # argparse prints `invalid int value`.
     return parse
 
 

@@ -24,7 +24,7 @@ def configure(
     config = Run(pathlib.Path(source)).config() if is_run else configs.load(source)
     changes = [configs.parse_override(text) for text in options.set]
     configs.update(config, changes)
-    # What a person wrote, in a file of Python or on the command line.
+    # The config as its author wrote it, in a Python file or on the command line.
     words = changes if is_run else configs.flatten(config)
     allow(dict(words))
     configure_cpu(config.mesh.cpu_devices)

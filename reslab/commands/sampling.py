@@ -50,7 +50,7 @@ def sample(
             hint="leave it out to begin a new document",
         )
     samples = sampling.pop("samples", 1)
-    # No text is read: of the data only the tokenizer is compared.
+    # Only the tokenizer is checked: no documents are read.
     record = {"tokenizer_sha256": tokenizer_sha256(tokenizer, config.data.tokenizer)}
     setup, variables = restore(directory, config, jax.devices()[:1], record)
     model = setup.model

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         is_run = (path / "config.json").is_file()
         config = configure(options, options.what, is_run=is_run)
         if is_run:
-            Run(path).result()  # Refuses one that is damaged.
+            Run(path).result()  # Raises if the record is damaged.
         steps = [p.name for p in path.glob("checkpoints/*") if p.name.isdigit()]
         print(show_config(config, step=max(map(int, steps), default=0)))
     return 0

@@ -84,7 +84,7 @@ def bounded(build: Build) -> Build:
     module: Any = build
     after = module.__post_init__
     if getattr(after, "is_checking", False):
-        return build  # A base is bounded, and checks subclasses, too.
+        return build  # A decorated base class also checks its subclasses.
 
     def __post_init__(self: Any) -> None:
         kind = type(self)

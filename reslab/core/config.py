@@ -102,7 +102,8 @@ def call_in_file(what: str, path: pathlib.Path, function: str, *arguments: Any) 
     folder = path.resolve().parent
     if folder in folders():
         return foreign.call(what, path, execute)
-    sys.path.append(str(folder))  # Files beside it can be imported, after all else.
+    # Appended, so that files beside the config can be imported but shadow nothing.
+    sys.path.append(str(folder))
     try:
         with imports.from_working_directory():
             return foreign.call(what, path, execute)
@@ -362,7 +363,7 @@ def check(config: ConfigDict) -> None:
       ReslabError: If a spec cannot be resolved or a size is out of range.
     """
     fields: dict[str, Any] = dict(flatten(config))
-    # What a source yields depends on the model: documents, or images.
+    # The model decides whether a source yields documents or images.
     model = registry.module("models", registry.parse(fields["model.name"]).name).build
     is_text = getattr(model, "task", "language") == "language"
     for key, field in schema().items():

@@ -139,7 +139,7 @@ def arrange_layers(
       layer, and with those of `tree` that have no place there, under their old names.
     """
     given = named_leaves(tree)
-    # The last two parts of a block's name say where its layers are.
+    # The last two parts of a block's name identify its layers.
     places = {
         (block.rsplit("segment_", 1)[0], int(layer)): (block, index)
         for block, layers in blocks.items()

@@ -4,12 +4,12 @@ import difflib
 import re
 from collections.abc import Iterable
 
-# Characters that move the cursor, or make a line look like another: control and escape
-# characters, line and paragraph separators, changes of direction, halves of a pair.
+# Characters that move the cursor or disguise a line: control and escape characters,
+# line and paragraph separators, changes of direction, lone surrogates.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-# Longest values in a message: one of a user's, and a whole part of the message.
+# Maximum lengths in a message: of a user's value, and of a whole part of the message.
 LONGEST_VALUE = 200
 _LONGEST_PART = 1000
 
@@ -38,7 +38,7 @@ def one_line(text: str, longest: int = _LONGEST_PART) -> str:
     >>> print(one_line("a\nb" + "c" * 9, longest=9))
     a\nb...cc
     """
-    text = text[: 4 * longest]  # Escaping more than is shown would take long.
+    text = text[: 4 * longest]  # Escaping the whole value could take long.
     text = escaped(text)
     text = re.sub(rf"\S{{{LONGEST_VALUE + 1},}}", lambda word: _cut(word[0]), text)
     return _cut(text, longest)

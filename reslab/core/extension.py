@@ -10,7 +10,7 @@ from typing import Any
 
 from reslab.core.errors import ReslabError
 
-# What a part of each family does, in one line; `reslab.core.types` has it in full.
+# One line on a part of each family; `reslab.core.types` has the full protocols.
 _PROTOCOLS: Mapping[str, str] = types.MappingProxyType(
     {
         "norms": "__call__(x) of the shape and dtype of x",
@@ -123,7 +123,7 @@ def buildable(what: str) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     try:
         return (str(error).strip().splitlines() or [""])[0]
-    except Exception:  # An error of a user's own may fail at this, too.
+    except Exception:  # The user's own exception may raise here, too.
         return ""
 
 
@@ -239,7 +239,7 @@ def _check_call(
         parts = 2 if family == "stacks" else 3
         if not (isinstance(found, tuple) and len(found) == parts):
             raise _error(part, line, f"{_form(found)}, not {parts} values")
-        # Queries, keys and values may be read apart; they are alike.
+        # Queries, keys and values may come as separate arrays of the same shape.
         given = getattr(given, "query", given)
         if family != "blocks" or not _is_history(given):
             _check_like(part, line, given, found[0])

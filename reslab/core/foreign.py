@@ -70,7 +70,7 @@ def _said(error: BaseException) -> str:
         return error.msg
     try:
         message = str(error).strip()
-    except Exception:  # A user's own kind may fail at this, too.
+    except Exception:  # The user's own exception may raise here, too.
         message = ""
     first = message.splitlines()[0] if message else ""
     return f"{type(error).__name__}: {first}"

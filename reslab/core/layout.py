@@ -18,11 +18,11 @@ import numpy as np
 from reslab.core.depth import layer_numbers
 from reslab.core.trees import is_box, path_name, unbox
 
-# Axes along which separate parameters lie, and those between which a kernel maps.
+# Stacking axes, and axes that a kernel maps between.
 STACKED = frozenset({"layers", "experts"})
 WINDOW = ("window_rows", "window_columns", "channels")
 FEATURES = frozenset({"embed", "mlp", "heads", "head_dim", "vocab", *WINDOW})
-# Names whose axis is one with the next axis, where that has the second name.
+# Names whose axis is merged with the next axis, if the next axis has the second name.
 JOINED = {("heads", "head_dim"), *itertools.pairwise(WINDOW)}
 
 

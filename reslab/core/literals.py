@@ -4,11 +4,11 @@ import ast
 import math
 from typing import Any
 
-# Longer texts are no values that a person writes.
+# Longer texts are not written by hand.
 LONGEST = 20_000
-# What JSON, NumPy and a checkpoint can hold.
+# Range that JSON, NumPy and checkpoints can hold.
 LARGEST = 2**63 - 1
-LARGEST_FLOAT = 3.4028234663852886e38  # Of float32.
+LARGEST_FLOAT = 3.4028234663852886e38  # Largest float32.
 DEEPEST = 32
 
 

@@ -16,9 +16,9 @@ from reslab.core.trees import named_leaves
 
 # Written in the forward pass: running means, variances, counters, biases of routers.
 BATCH_STATS = "batch_stats"
-# Written in the backward pass: the derivative by such a value is, by a rule of its
-# own, the value at the next step. So it is right under scan, rematerialization and
-# any sharding, where a side effect would not be.
+# Written in the backward pass: a custom rule returns the next value as the derivative
+# by the present one. Unlike a side effect, this is correct under scan,
+# rematerialization and any sharding.
 GRADIENT_STATS = "gradient_stats"
 
 # Never written: quantized weights, fixed tables. Any dtype; the optimizer sees none.

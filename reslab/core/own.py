@@ -47,7 +47,9 @@ def _file(module: str) -> pathlib.Path | None:
         try:
             with imports.from_working_directory():
                 spec = importlib.util.find_spec(module)
-        except Exception:  # Of a package above it, which is imported for this.
+        # The error comes from a parent package, which importing the module also
+        # imports.
+        except Exception:
             spec = None
         name = spec.origin if spec and spec.has_location else None
     path = pathlib.Path(name) if name else None

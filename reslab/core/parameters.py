@@ -9,7 +9,7 @@ import jax
 
 from reslab.core.model_state import CONSTANTS
 
-# JAX traces a function again where this differs; None leaves it to the module.
+# JAX retraces a function when this value differs; None leaves the choice to the module.
 _are_named = jax.make_user_context(None)
 
 

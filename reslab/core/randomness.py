@@ -15,7 +15,7 @@ import jax
 
 from reslab.core.errors import ReslabError
 
-# The name by which Flax modules usually know it.
+# The usual Flax name of the stream.
 DROPOUT = "dropout"
 
 

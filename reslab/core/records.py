@@ -11,7 +11,7 @@ from typing import Any
 
 from reslab.core.errors import ReslabError
 
-# A record is small; a larger file is something else.
+# Records are small; a larger file is not one.
 LARGEST = 2**28
 # Beyond float32, and far enough from the end of float64 for sums and products.
 _LARGEST_NUMBER = 1e40
@@ -47,8 +47,8 @@ def parse_record(text: str | bytes, where: str) -> dict[str, Any]:
     return found
 
 
-# A type; None; a list of a form; an object, with the forms of its fields, or of all
-# that it has under `...`; or several forms, of which errors name the last.
+# A type; None; a list of one form; an object with forms by field, or one form for all
+# fields under `...`; or a tuple of alternatives; errors name the last.
 Form = (
     type
     | None
@@ -159,6 +159,6 @@ def check_form(found: Any, form: Form, where: str) -> None:
 def _is_one(found: Any, form: type | None) -> bool:
     if form in (int, float):
         kinds = (int,) if form is int else (int, float)
-        # A comparison, not a conversion: an integer may be beyond float64.
+        # Compared without conversion: an integer may exceed float64.
         return type(found) in kinds and abs(found) <= _LARGEST_NUMBER
     return found is None if form is None else isinstance(found, form)

@@ -84,7 +84,7 @@ def parse(spec: str) -> Parsed:
     """
     try:
         return _parsed(spec)
-    except TypeError:  # Neither a text nor hashable.
+    except TypeError:  # Neither a string nor hashable.
         raise _malformed(spec) from None
 
 
@@ -93,7 +93,7 @@ def _malformed(spec: Any) -> ReslabError:
     return ReslabError("malformed spec", expected=form, got=repr(spec))
 
 
-# A model asks for the same few specs once for every part and trace.
+# A model requests the same few specs for every part and trace.
 @functools.lru_cache(maxsize=1024, typed=True)
 def _parsed(spec: str) -> Parsed:
     try:
@@ -221,7 +221,7 @@ def _takes_specs(name: str, argument: str) -> bool:
         if name in names(family):
             try:
                 hints = _hints(module(family, name).build)
-            except Exception:  # For want of an extra; nothing will be built of it.
+            except Exception:  # An extra is missing, so nothing will be built.
                 continue
             if hints.get(argument) is not str:
                 return True
@@ -231,7 +231,7 @@ def _takes_specs(name: str, argument: str) -> bool:
 def arguments(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword arguments that a variant takes, in order."""
     parameters = _parameters(build)
-    # A Linen module takes both beside its own fields.
+    # Linen modules take both in addition to their own fields.
     linen = {"parent", "name"}
     hidden = linen if linen <= parameters.keys() else set()
     return {name: p for name, p in parameters.items() if name not in hidden}
@@ -293,7 +293,7 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
 
 
 def _reserved(family: str) -> Collection[str]:
-    # Imported here, since it needs JAX and this module.
+    # Imported here: it needs JAX, and imports this module.
     from reslab.core.surroundings import reserved
 
     return reserved(family)
@@ -340,7 +340,7 @@ def family_of(part: type) -> str | None:
     return None
 
 
-# Classes that were given as specs themselves, and the folders of the families.
+# Classes passed as specs, and the folders of the families.
 _classes: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 _packages = {package: family for family, package in FAMILIES.items()}
 

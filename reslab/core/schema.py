@@ -5,7 +5,7 @@ from typing import Any
 
 from reslab.core.bounds import Bounds
 
-# Of fields that every version has had.
+# Marks fields that every version has had.
 ALWAYS: Any = object()
 
 

@@ -157,7 +157,7 @@ class Writers(TypedDict):
     directory: str
 
 
-# What each family is built with; families that are not named are given nothing.
+# Forms that each family is built with; other families are given nothing.
 FORMS: Mapping[str, tuple[type, ...]] = types.MappingProxyType(
     {
         "norms": (Context, Norms),

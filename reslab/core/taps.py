@@ -41,7 +41,7 @@ class Here:
     passes: int = 1
 
 
-# Gives back an activation, changed or not: (where, name, value) -> value.
+# Returns an activation, possibly changed: (where, name, value) -> value.
 Change = Callable[[Here, str, jax.Array], jax.Array]
 
 _here: contextvars.ContextVar[Here | None] = contextvars.ContextVar(

@@ -96,7 +96,7 @@ def first_match(
         for name in names
     }
     for index, (pattern, _) in enumerate(compiled):
-        # A last pattern for all the rest may find nothing left.
+        # A final catch-all pattern may match nothing.
         is_catch_all = all(pattern.search(name) for name in names)
         if index not in deciding.values() and not is_catch_all:
             raise ReslabError(

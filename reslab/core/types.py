@@ -26,16 +26,16 @@ class Inputs(NamedTuple):
     value: Array
 
 
-# Of one array, or of `Inputs`, to one array.
+# Maps one array, or `Inputs`, to one array.
 Branch = Callable[..., jax.Array]
-# What flows along depth: any pytree of fixed structure and shapes whose leaves
+# State that flows along depth: any pytree of fixed structure and shapes whose leaves
 # end in (batch, length, embed).
 Stream = Any
-# Depth memory: what layers leave for later ones, by name. Each is an array, or a tree
-# of arrays.
+# Depth memory: entries that layers leave for later ones, by name. Each is an array or a
+# pytree of arrays.
 Shared = Mapping[str, Any]
-# What a mixer keeps between calls while generating: a key-value cache or a
-# recurrent state, the same thing to the one who generates.
+# State of a mixer between calls while generating: a key-value cache or a recurrent
+# state.
 State = Any
 
 # Every logical axis name that a parameter or activation may carry.
@@ -54,8 +54,8 @@ LOGICAL_AXES = (
     "channels",
 )
 
-# The axes of a device mesh, and those over which a batch and heads are spread. A mesh
-# has more axes only where they are asked for: "sequence" spreads the tokens of a row.
+# Axes of a device mesh, and the ones that spread a batch and heads. More axes exist
+# only on request: "sequence" spreads the tokens of a row.
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor",)

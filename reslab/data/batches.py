@@ -76,7 +76,7 @@ class TrainBatches(Iterator[Example]):
         if others:
             parts, shares = [dataset], [share for _, share in others]
             for number, (more, _) in enumerate(others, start=1):
-                # A seed of its own, or all would be permuted alike.
+                # One seed for all would permute them alike.
                 one = grain.MapDataset.source(more).seed(seed ^ number)
                 parts.append(one.shuffle().repeat())
             dataset = grain.MapDataset.mix(parts, [1 - sum(shares), *shares])
@@ -85,7 +85,7 @@ class TrainBatches(Iterator[Example]):
             dataset,
             global_batch,
             grain.sharding.ShardOptions(process_index, process_count),
-            # Threads cost more than they bring at some 20 us a window.
+            # A window takes about 20 us, less than the overhead of threads.
             read_options=grain.ReadOptions(num_threads=0, prefetch_buffer_size=0),
             multiprocessing_options=(
                 grain.MultiprocessingOptions(num_workers=worker_count)

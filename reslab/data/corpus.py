@@ -15,10 +15,10 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.data.verification import Stored
 
-# Every 20th document is held out; of a single document, the last 20th part.
+# Every 20th document is held out; for a single document, its last 20th.
 HOLD_OUT = 20
-# Bytes of documents that are counted in tokens, too, and the share by which they may
-# differ before it is told.
+# Bytes of documents that are also counted in tokens, and the relative difference that
+# triggers a warning.
 COUNTED = 2**20
 MISCOUNTED = 1e-3
 
@@ -171,7 +171,7 @@ def encoded(
     Yields:
       The split of each, and its tokens.
     """
-    # Tokens alone can be made without their lengths.
+    # Tokens alone do not need lengths.
     count = getattr(tokenizer, "byte_lengths", None)
     lengths, own, counted = count() if count else None, 0, 0
     for split, document in documents:
@@ -187,7 +187,7 @@ def encoded(
         )
 
 
-@functools.cache  # A command may load its corpus twice.
+@functools.cache  # A command may load the same corpus twice.
 def say_once(line: str) -> None:
     """Says a line on standard error, once in a process."""
     print(line, file=sys.stderr)

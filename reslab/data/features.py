@@ -10,7 +10,7 @@ from tensorflow_datasets.core import naming
 from reslab.core.errors import ReslabError
 
 _OWN = "tensorflow_datasets.core.features."
-# Keys that hold the name of a class, in the present form and in older ones.
+# Keys that hold a class name, in present and older forms.
 _KEYS = ("pythonClassName", "python_class_name", "type")
 
 
@@ -36,7 +36,7 @@ def check_dataset(what: str, name: str, directory: str) -> None:
             raise ReslabError(
                 f"{what}: name", expected="a dataset of TFDS's own", got=repr(name)
             )
-        if directory:  # All of its configs and versions; TFDS chooses among them.
+        if directory:  # All configs and versions; TFDS selects one.
             for pattern in ("*/features.json", "*/*/features.json"):
                 files += (folder / own.name).glob(pattern)
     else:
@@ -54,7 +54,7 @@ def _read(what: str, file: Any) -> Any:
     try:
         return json.loads(file.read_text(), object_pairs_hook=list)
     except FileNotFoundError:
-        return []  # TFDS says that there is no dataset.
+        return []  # TFDS reports that there is no dataset.
     except (OSError, ValueError, RecursionError) as error:
         raise ReslabError(f"{what}: {file}", expected="JSON", got=str(error)) from None
 

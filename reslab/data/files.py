@@ -11,8 +11,8 @@ from typing import NamedTuple
 from reslab.core.errors import ReslabError
 from reslab.runtime.files import scratch_directory
 
-# Stores of objects. A recorded config may name one, but no host of somebody's choice,
-# which would learn who reads it; nor a chain, which may name anything.
+# Object stores. A recorded config may name one, but not an arbitrary host, which would
+# learn the reader's address, nor a chain, which may name anything.
 BUCKETS = ("gs", "gcs", "s3", "abfs", "az", "memory")
 
 
@@ -104,13 +104,13 @@ def _copied(path: str, what: str) -> Iterator[File]:
 
     @contextlib.contextmanager
     def reading():
-        # It logs the traceback of what it raises.
+        # The library also logs the traceback of its error.
         logger = logging.getLogger("gcsfs")
         level = logger.level
         logger.setLevel(logging.CRITICAL)
         try:
             yield
-        except Exception as error:  # Every file system has its own.
+        except Exception as error:  # Every file system raises its own types.
             login = f"gcloud auth application-default login, {mounted}"
             raise ReslabError(
                 f"{what}: path",
@@ -122,7 +122,7 @@ def _copied(path: str, what: str) -> Iterator[File]:
             logger.setLevel(level)
 
     with reading():
-        # Folders that a glob names in full may be hidden.
+        # A glob may name hidden folders explicitly.
         literal = itertools.takewhile(
             lambda p: not glob.has_magic(p), inside.split("/")
         )

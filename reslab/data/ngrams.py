@@ -59,7 +59,7 @@ def _contexts_and_targets(
     for distance in range(order - 1):
         older = np.roll(previous, 1)
         if distance:
-            # BOS fills the context: what is older belongs to another document.
+            # BOS fills the context: older tokens belong to another document.
             older[previous == 0] = 0
         contexts += older * (BYTES + 1) ** distance
         previous = older

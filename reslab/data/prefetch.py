@@ -45,7 +45,7 @@ def prefetch(
             return (place(batch),)
         return ()
 
-    # A single thread runs what is submitted in order, one batch at a time.
+    # A single thread runs submitted calls in order, one batch at a time.
     thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:
         waiting = collections.deque(thread.submit(make) for _ in range(depth))

@@ -205,7 +205,7 @@ def _starts(split: str) -> str:
     return f"{split}.starts.npy"
 
 
-# All that a corpus consists of, besides its record.
+# All files of a corpus, apart from its record.
 _FILES = tuple(f for name in SPLITS for f in (f"{name}.tokens", _starts(name)))
 
 
@@ -276,7 +276,7 @@ def _make_tokenizer(
     encoder: Tokenizer = registry.make("tokenizers", tokenizer)
     found = tokenizer_sha256(encoder, tokenizer)
     digest = record.get("tokenizer_sha256")
-    if digest is None and wanted != got:  # An older version recorded its name alone.
+    if digest is None and wanted != got:  # Older versions recorded only its name.
         raise error(expected=repr(wanted), got=repr(got))
     if digest is not None and digest != found:
         raise error(
@@ -299,9 +299,9 @@ def _open_stream(
         tokens = TokenFile(str(path), record["dtype"])
         size = os.path.getsize(path)
         path = folder / _starts(name)
-        # Mapped, a header that promises more than the file has is noticed at once.
+        # Memory mapping detects a header that promises more than the file has.
         starts: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    # NumPy says in many ways that a file is none of its own.
+    # NumPy raises many types for files that are not its own.
     except (OSError, ValueError, EOFError, TypeError, SyntaxError) as error:
         reason = str(error).splitlines() or [type(error).__name__]
         raise ReslabError(

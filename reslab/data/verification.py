@@ -19,10 +19,10 @@ from reslab.runtime.storage import storage_errors
 PIECE = 2**24
 # Smaller files are read at every start: that takes some 20 ms.
 REMEMBERED = 2**24
-# Larger files take seconds, which are announced.
+# Larger files take seconds, which is announced.
 ANNOUNCED = 2**31
-# Nanoseconds for which a file must have been left alone before its digest is kept: a
-# change within the resolution of its time stamp would not be noticed.
+# Nanoseconds since the last change before a digest is stored: a change within the
+# resolution of the time stamp would go unnoticed.
 SETTLED = 2 * 10**9
 
 
@@ -56,7 +56,7 @@ class Stored:
 
     def __init__(self, path: str | os.PathLike[str], dtype: str):
         self._path, self._dtype = pathlib.Path(os.path.abspath(path)), dtype
-        # Before it is read: a change meanwhile is one, too.
+        # Taken before reading, so that a change meanwhile is detected.
         self._stamp = _stamp(self._path)
         found = content(self._path, dtype)
         self.sha256, self.largest = found.sha256, found.largest
@@ -128,7 +128,8 @@ def _read(path: pathlib.Path, dtype: np.dtype) -> Content:
     digest, largest = hashlib.sha256(), 0
     buffer = bytearray(PIECE)
     with open(path, "rb", buffering=0) as file:
-        # A short read may end inside an element; the rest is put before the next.
+        # A short read may end inside an element; the remainder is prepended to the next
+        # read.
         rest = 0
         while size := file.readinto(memoryview(buffer)[rest:]):
             digest.update(memoryview(buffer)[rest : rest + size])

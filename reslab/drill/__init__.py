@@ -42,7 +42,7 @@ class Outcome:
     broken: tuple[str, ...]
 
 
-# Seconds between two lines about a row that goes on.
+# Seconds between two lines about a row in progress.
 TELL_EVERY = 30.0
 # Row, faults in a usual run, faults in a nightly one.
 ROWS: dict[str, tuple[Callable, int, int]] = {
@@ -119,7 +119,7 @@ def drill(
         tell("\n  ".join((line, *broken)))
         return outcome
 
-    # Two rows at once: much of a fault is waiting.
+    # Two rows run at once: much of a fault is waiting.
     with Workshop(directory, program) as workshop, ThreadPoolExecutor(2) as pool:
         return list(pool.map(one, names or ROWS))
 

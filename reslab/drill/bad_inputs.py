@@ -11,7 +11,7 @@ from reslab.core import config as configs
 from reslab.drill.commands import Program, answer
 from reslab.drill.runs import SMALL
 
-# Fields of the config and values that make no sense for them.
+# Fields of the config, with invalid values.
 WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("seed", ("-1", "4294967296", "1.5", "many", "None")),
     ("model.name", ("llm", "lm(depth=2)", "rms", "''", "3")),

@@ -30,7 +30,7 @@ class Disk:
         self._store, self._limit, self._count = store, limit, 0
         self._handles: list[int] = []
         store.mkdir()
-        # One byte for every sync: it is whole whenever the process is killed.
+        # One byte for every sync: the file is valid whenever the process is killed.
         self._log = os.open(store / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for folder, _, names in os.walk(root):
             for path in (folder, *(os.path.join(folder, name) for name in names)):
@@ -63,7 +63,7 @@ class Disk:
             os.close(again)
 
     def _note(self, handle: int, content: bytes) -> None:
-        # An inode that is open is not given to another file.
+        # An open inode is not given to another file.
         self._handles.append(os.dup(handle))
         inode = os.fstat(handle).st_ino
         part = self._store / f"{inode}-{len(self._handles)}.part"
@@ -87,7 +87,7 @@ def after_cut(
       chance: Chooses what is lost.
     """
     now = {path.stat().st_ino: path for path in (root, *root.rglob("*"))}
-    # With 0 all unsynced names or contents are lost; with 1 none are.
+    # At 0 all unsynced names or contents are lost; at 1 all are kept.
     names_kept, contents_kept = (
         chance.choice((0.0, 0.5, 1.0)),
         chance.choice((0.0, 0.5)),

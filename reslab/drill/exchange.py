@@ -20,7 +20,7 @@ from reslab.drill.runs import Workshop, small
 
 STEPS = 8
 SOURCE = "synthetic(documents=60{})"
-# How each command reads a run; `train` goes on with it.
+# How each command reads a run; `train` continues it.
 READERS: dict[str, tuple[str, ...]] = {
     "train": ("train", "--from-run", "{run}", "--run", "{run}"),
     "eval": ("eval", "{run}"),
@@ -58,7 +58,7 @@ def _exchange(
     whole = {kind: fingerprint(runs[0]) for kind, runs in made.items()}
     cases = [(name, reader) for name in known for reader in CHANGES[name][2]]
     chance.shuffle(cases)
-    # The first of every change, and then all of them, over and over.
+    # The first of every change, then all of them, repeatedly.
     first = {name: (name, reader) for name, reader in cases}
     rest = [case for case in cases if first[case[0]] != case]
     chosen = itertools.chain(first.values(), rest, itertools.cycle(cases))
@@ -184,9 +184,9 @@ def _deleted(runs: Runs, data: pathlib.Path, chance: random.Random) -> None:
 
 
 ALL = tuple(READERS)
-# Those that read the text, too; the text of a run that is continued is not asked for.
+# Commands that also read the text; continuing a run does not require its text.
 TEXT = ("train", "eval", "inspect", "transform")
-# On which data, how, and the commands that must refuse it.
+# Data, method, and the commands that must refuse it.
 CHANGES: dict[str, tuple[str, Callable[..., None], tuple[str, ...]]] = {
     "checkpoints": ("stored", _swapped("checkpoints"), ALL),
     "one checkpoint": ("words", _swapped(f"checkpoints/{STEPS // 2}"), ALL),

@@ -13,7 +13,7 @@ from reslab.core import config as configs
 from reslab.drill.commands import Program, answer
 from reslab.drill.runs import SMALL
 
-# Where a config may name a variant: as a field's value, and inside of one.
+# Places where a config may name a variant: a field's value, or an argument in it.
 FIELDS: tuple[tuple[str, str], ...] = (
     ("model.norm", "'{}'"),
     ("optim.name", "\"heavy_tail(inner='{}')\""),
@@ -46,7 +46,7 @@ COMMANDS = (
     ("transform", "pre_ln_to_pre_rms", "{run}", "--out", "converted"),
 )
 _OWN = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
-# Features of a dataset, with the class that is to be imported.
+# Features of a dataset, with the class to import.
 FEATURES = (
     '{{"pythonClassName": "{}.Feature"}}',
     f'{{{{"pythonClassName": "{_OWN}", "featuresDict": {{{{"features": {{{{"text": '
@@ -64,7 +64,7 @@ LINKS = (
     *("checkpoints", "tensorboard", "config.json", "checkpoints/begun"),
 )
 
-# One attack: makes its files in a directory and gives the command that meets them.
+# One attack: creates its files in a directory and returns the command that reads them.
 Attack = Callable[[pathlib.Path, str], list[str]]
 
 
@@ -198,7 +198,7 @@ def hostile(
             shutil.rmtree(here, ignore_errors=True)
             here.mkdir()
             os.chdir(here)
-            # Another name every time: a module is run by its first import only.
+            # A new name every time: only the first import runs a module.
             package = here / f"payload{number}"
             package.mkdir()
             harm = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"

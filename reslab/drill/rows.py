@@ -21,7 +21,7 @@ Found = Iterator[str | None]
 
 # Faults of one run before it may come to its end.
 CHAIN = 4
-# Seconds by which a fault may be noticed later than at its limit.
+# Seconds beyond its limit within which a fault must be noticed.
 SLACK = 10.0
 TWO: dict[str, Any] = {"processes": 2, "devices": 2}
 # Between steps, so that signals have time to arrive.
@@ -39,14 +39,14 @@ def kill(workshop: Workshop, count: int, chance: random.Random) -> Found:
         for number in range(min(CHAIN, count)):
             start = newest_step(run)
             if number % 2:
-                # Just after a save has begun; it goes on behind the steps.
+                # Just after a save has begun; it continues behind the steps.
                 step, delay = start + SAVED_EVERY, chance.uniform(0.0, PACE)
             else:
                 step, delay = chance.randint(start + 1, start + SAVED_EVERY - 1), 0.0
             fault = Fault("kill", step, delay)
             ended = workshop.train(run, faults={0: fault}, pace=PACE)
             if ended.codes == (0,):
-                break  # It was faster than the fault.
+                break  # The save completed before the fault.
             lost = losses_step(run) - newest_step(run)
             problem = None
             if ended.codes != (-9,):
@@ -157,7 +157,7 @@ def storage(workshop: Workshop, count: int, chance: random.Random) -> Found:
         if ended.codes != (70,):
             yield f"{kind} at step {step}: {ended}"
             continue
-        if kind == "vanish":  # With all that was saved: a person is asked.
+        if kind == "vanish":  # After everything was saved: the user is asked.
             ended = workshop.train(run)
             yield None if ended.codes == (2,) else f"{kind}, again: {ended}"
             continue
@@ -253,7 +253,7 @@ def processes(workshop: Workshop, count: int, chance: random.Random) -> Found:
             return None
         return f"{kind} of process {rank} of {several} at step {step}: {ended}"
 
-    # They mostly wait.
+    # Most of their time is waiting.
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         yield from pool.map(one, cases)
 
@@ -314,7 +314,7 @@ def _bad_steps(directory: pathlib.Path, seed: float) -> Found:
         batch = plain(self)
         mask = batch["loss_mask"].astype(np.float32)
         kind = planted.get(number)
-        if kind == "spike":  # Adds up to what it did, and weighs little else.
+        if kind == "spike":  # Adds to earlier damage, and weighs little otherwise.
             mask[0, :8] = 1e5 * (-1.0) ** np.arange(8)
         elif kind:
             mask[:] = float(kind)
@@ -339,7 +339,7 @@ def _bad_steps(directory: pathlib.Path, seed: float) -> Found:
     except loop.Diverged as error:
         is_named = str(error).startswith(f"step {at + 1}: ")
         yield None if is_named else f"halt: step {at + 1}, told: {error}"
-    # A spike is told from what is usual, so the first steps are clean.
+    # A spike is detected relative to earlier steps, so the first steps are clean.
     places = chance.sample(range(20, STEPS), 6)
     planted.clear()
     planted.update(zip(places, kinds + kinds, strict=True))
@@ -353,7 +353,7 @@ def _bad_steps(directory: pathlib.Path, seed: float) -> Found:
     planted.update(zip(places, kinds, strict=True))
     problem = None
     try:
-        # Gradients of so small a model may jump by themselves, too.
+        # Gradients of a model this small may spike without a fault.
         rows = train("rollback(window=16, limit=6)")
         is_whole = sorted(rows) == [*range(1, STEPS + 1)]
         if not is_whole or any(row["skipped_steps"] for row in rows.values()):

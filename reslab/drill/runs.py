@@ -23,7 +23,7 @@ from reslab.drill.disk import Disk
 
 STEPS = 40
 SAVED_EVERY = 8
-# Trains in about a second once it is compiled, and has every part of a real run.
+# Trains in about a second once compiled, and has every part of a real run.
 SMALL = {
     "model.features": 16,
     "model.depth": 1,
@@ -56,12 +56,11 @@ PRELOADED = (
     "reslab.data.sources.synthetic",
     "grain",
 )
-# Bytes that a file may have on a disk that is full: more than the metrics, less than
-# the parameters.
+# Maximum file size on the simulated full disk: above the metrics, below the parameters.
 FULL = 12_000
-# Seconds after which a process has hung.
+# Seconds after which a process counts as hung.
 HUNG = 240.0
-# Seconds after which a dead process is noticed by the others here.
+# Seconds after which the other processes here detect a dead one.
 HEARTBEAT = 8
 
 
@@ -199,11 +198,11 @@ class Workshop:
                 if codes[index] is None and process.exitcode is not None:
                     codes[index], ends[index] = process.exitcode, time.monotonic()
             time.sleep(0.02)
-            # One that is paused cannot end; the others are what is waited for.
+            # A paused process cannot end; wait for the others.
             for index in paused if len(paused) == codes.count(None) else ():
                 started[index].kill()
         for process in started:
-            process.kill()  # Nothing, where it has ended.
+            process.kill()  # No-op if it has ended.
             process.join()
         return Ended(
             tuple(codes), _after_fault(logs, ends), tuple(map(_last_line, logs))
@@ -219,7 +218,7 @@ class Workshop:
             if name not in self._kept:
                 run = self.directory / f"clean-{name}"
                 ended = self.train(run, **options)
-                if {*ended.codes} != {0}:  # None has hung.
+                if {*ended.codes} != {0}:  # None is hung.
                     raise RuntimeError(f"a run without faults fails: {ended}")
                 self._kept[name] = run
         return self._kept[name]

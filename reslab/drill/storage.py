@@ -80,7 +80,7 @@ def vanish(workshop: Workshop, count: int, chance: random.Random) -> Found:
         fault = Fault(kind, step, paths=(gone, clean))
         ended = workshop.train(run, faults={0: fault}, pace=PACE)
         what = f"{kind} at step {step}: {ended}"
-        # The parts of a message that a person sees: one line.
+        # The visible parts of a message: one line.
         said = run.with_name(f"{run.name}-0.txt").read_text()
         told = "deleted or changed" if kind == "unnamed" else "deleted or replaced"
         if ended.codes != (70,) or told not in said:
@@ -110,7 +110,7 @@ def vanish(workshop: Workshop, count: int, chance: random.Random) -> Found:
 def _came_to(run: pathlib.Path, whole: dict[str, Any]) -> bool:
     try:
         return fingerprint(run) == whole
-    except (OSError, ValueError, LookupError):  # Its files are not those of a run.
+    except (OSError, ValueError, LookupError):  # The files are not those of a run.
         return False
 
 

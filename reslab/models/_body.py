@@ -179,7 +179,7 @@ class Body(NamedModule):
                 expected=", ".join(IMPLEMENTATIONS),
                 got=repr(self.kernels),
             )
-        # Refuses more layers than can be looked at one by one.
+        # Raises for more layers than can be traced one by one.
         sites_of.of_model(self.stack, tiled(self.block), self.depth)
         passes = registry.unbound("stacks", self.stack, blocks=(), depth=1).passes
         specs = [tiled(kind) for kind in (self.norm, self.ffn, self.block)]

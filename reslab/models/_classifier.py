@@ -48,6 +48,6 @@ class Classifier(nn.Module):
 def as_floats(images: jax.Array, dtype: Any) -> jax.Array:
     """Images in a compute dtype; integers from 0 to 255 become -1 to 1."""
     if jnp.issubdtype(images.dtype, jnp.integer):
-        # In bfloat16 the quotient would be rounded before one is taken off.
+        # In bfloat16 the quotient would be rounded before the subtraction.
         return (images.astype(statistics_dtype(dtype)) / 127.5 - 1).astype(dtype)
     return images.astype(dtype)

@@ -41,7 +41,7 @@ class Convolution(nn.Module):
             "kernel",
             nn.initializers.he_normal(),
             shape,
-            # Of a depthwise convolution, whose channels do not mix, no matrix.
+            # A depthwise convolution does not mix channels: it has no matrix.
             (None, None, None, "embed") if self.is_depthwise else (*WINDOW, "embed"),
             self.param_dtype,
         )

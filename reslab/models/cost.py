@@ -33,7 +33,7 @@ def forward_flops_per_token(model: LanguageModel, params: Any, length: int) -> i
     )
     # A head's bias is one more row of its kernel.
     head = (model.features + model.use_head_bias) * model.padded_vocabulary
-    # Square projections beside the head, where there are any.
+    # Square projections beside the head, if any.
     square = 2 * model.features**2 if model.use_embedding_projection else 0
     mixing = stack.mixing_flops(length, model.features)
     return 2 * (stack.passes * kernels + head + square) + mixing

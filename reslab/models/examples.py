@@ -43,7 +43,7 @@ def _call_value_path(path, x):
         "value": lambda: heads,
         "keep": lambda name, new: new,
     }
-    # The parameters are those of a layer after the first.
+    # A first layer fills `shared`, so that the parameters are those of a later layer.
     first = path.clone(parent=None, name=None)
     found, _ = first.init_with_output(jax.random.key(0), x, shared={}, **arguments)
     return path(x, shared=found[-1], **arguments)[:2]
@@ -64,7 +64,7 @@ def _call_block(block, x):
     return block(stream, {}, layer=0, positions=_positions(x))
 
 
-# How a variant of each family is called alone.
+# How to call a variant of each family alone.
 CALLS: Mapping[str, Callable[[Any, jax.Array], Any]] = {
     "norms": lambda norm, x: norm(x),
     "ffns": lambda ffn, x: ffn(x),

@@ -172,7 +172,8 @@ class LanguageModel(Body):
         kernel = self.head_kernel()
         if not self.use_head_bias:
             return x, kernel
-        # As one more row, met by a one, the bias needs no losses of its own.
+        # Appended as a row of the kernel with an input of one, the bias needs no
+        # separate loss.
         ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
         row = self.head_bias.astype(self.dtype)[None]
         return jnp.concatenate([x, ones], -1), jnp.concatenate([kernel, row])

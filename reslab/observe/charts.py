@@ -173,7 +173,7 @@ def line_chart(
         ]
         bands.append(drawing.band(rows, index))
         lines.append(drawing.line([(x, y) for x, y, *_ in rows], index))
-    # Bands first: no line is hidden by another's band.
+    # Bands first, so that they hide no line.
     parts += [part for part in (*bands, *lines) if part]
     legend, height = drawing.legend([one.name for one in series], bottom + 52)
     parts += legend
@@ -210,7 +210,7 @@ def interval_chart(
     parts = [drawing.text(0, 12, title, weight="600")]
     for index, row in enumerate(rows):
         y = top + _ROW * index + 26
-        # Zero is marked beside the interval only: a line through would cross names.
+        # Zero is marked beside the interval only: a full line would cross names.
         parts.append(
             drawing.rule(place(0), y - 8, place(0), y + 8, opacity=0.6, dash="2 2")
         )
@@ -276,9 +276,9 @@ def heat_map(
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             share = scale.share(value)
-            # In 64 steps, so that cells of a colour share one path.
+            # Quantized to 64 levels, so that cells of a colour share one path.
             fill = "none" if share is None else colour(round(share * 63) / 63)
-            # Edges rounded to the pixel, or gaps would show between the cells.
+            # Edges rounded to pixels, to leave no gaps between cells.
             x, x_end = round(left + j * wide, 1), round(left + (j + 1) * wide, 1)
             y, y_end = round(bottom - (i + 1) * high, 1), round(bottom - i * high, 1)
             cells.setdefault(fill, []).append(

@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 Number = float | None
 
 
-# Okabe & Ito, 2008, https://jfly.uni-koeln.de/color/: told apart with every common
-# kind of colour vision. Their black is the colour of the text; yellow comes last,
-# it is the faintest on white.
+# Okabe & Ito, 2008, https://jfly.uni-koeln.de/color/: distinguishable with every common
+# kind of colour vision. Their black is the colour of the text; yellow comes last, since
+# it is faintest on white.
 COLOURS = ("currentColor", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 COLOURS += ("#E69F00", "#56B4E9", "#F0E442")
 
 
-# Dashes and markers differ too: a grey print still tells the lines apart. Their
-# number and that of the colours have no common factor, so pairs repeat late.
+# Dashes and markers also differ, so lines are distinguishable in a grey print. The
+# numbers of styles and colours are coprime, so pairs repeat late.
 DASHES = ("", "6 3", "2 2", "8 3 2 3", "4 2", "1 3", "10 3", "6 2 1 2 1 2", "3 5")
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "hollow", "plus")
 WIDTH = 360
 _FONT = 11
 LINE = 15
-LETTER = 0.58 * _FONT  # Mean width of a letter, on the generous side.
+LETTER = 0.58 * _FONT  # Mean width of a letter, rounded up.
 _BOLD = 0.7 * _FONT
 
 
@@ -157,7 +157,7 @@ def x_axis(
         x, half = place(value), len(name) * LETTER / 2
         parts.append(rule(x, bottom, x, bottom + 4))
         middle = min(x, WIDTH - half)
-        if middle - half >= end:  # A name that would touch the one before is left out.
+        if middle - half >= end:  # Omits a name that would touch the one before.
             parts.append(text(middle, bottom + 17, name, anchor="middle"))
             end = middle + half + 3
     return parts

@@ -86,7 +86,7 @@ def _commit(folder: pathlib.Path) -> str | None:
         return answer.stdout.strip()
 
     try:
-        # An installed copy may lie inside some other repository: not ours.
+        # An installed copy may lie inside an unrelated repository.
         ask("ls-files", "--error-unmatch", "__init__.py")
         return ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):

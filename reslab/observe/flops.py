@@ -73,11 +73,11 @@ def _count_equation(equation: Any) -> int:
             estimate = params["cost_estimate"]
             return int(estimate.flops) if estimate is not None else 0
         case "custom_linear_solve":
-            # It also holds the transposed solve, which does not run.
+            # The equation also holds the transposed solve, which does not run.
             return _count(params["jaxprs"].solve)
         case _:
-            # Calls (jit, checkpoint, custom_jvp, custom_vjp) hold one jaxpr; the
-            # derivative rules of the custom ones are functions, not traced yet.
+            # Calls (jit, checkpoint, custom_jvp, custom_vjp) hold one jaxpr; derivative
+            # rules of the custom ones are functions and not traced yet.
             return sum(_count(j) for value in params.values() for j in _jaxprs(value))
 
 

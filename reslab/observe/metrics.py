@@ -77,7 +77,7 @@ class Writers:
             for spec in ("jsonl", *specs)
         }
         jsonl, given = factories.pop("jsonl"), surroundings.Writers(directory=directory)
-        # The optional ones first: where a package is missing nothing is written.
+        # Optional writers first: if a package is missing, nothing is written.
         others = [build(**given) for build in factories.values()]
         self.lines = jsonl(**given)
         self._writers: list[Writer] = [self.lines, *others]

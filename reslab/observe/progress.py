@@ -60,7 +60,7 @@ def progress(
         return
     stream = sys.stderr if stream is None else stream
     stream = getattr(stream, "beneath", stream)  # The bar moves the cursor.
-    if stream is None:  # Closed before Python began.
+    if stream is None:  # Closed before Python started.
         yield _Nothing()
         return
     shown: Any = _Shown(stream)
@@ -72,7 +72,7 @@ def progress(
         finally:
             lines.finish()
         return
-    # Imported here: pipes and log files never need it.
+    # Imported here: not needed for pipes and log files.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as RichProgress
@@ -83,7 +83,7 @@ def progress(
         MofNCompleteColumn(),
         TextColumn("{task.description}", markup=False),
         console=Console(file=shown),
-        # The bar takes over prints to the terminal, never those to a pipe.
+        # The bar redirects prints to the terminal, never those to a pipe.
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     ) as bar:
         yield _Bar(bar, bar.add_task("", total=total, completed=start), pace)

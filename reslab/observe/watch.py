@@ -76,7 +76,7 @@ class _Watched:
 
     def __call__(self, stream, branch, **keywords):
         def tapped(reading):
-            # Of several, the first: what the queries are made of.
+            # The first of several inputs: the one that queries are made from.
             first, *others = jax.tree.leaves(reading)
             first = changed("reading", first)
             tap(self._placement, "reading", first)
@@ -132,7 +132,7 @@ def watching_sublayers() -> Iterator[set[int]]:
     def narrowed(call, named, residual):
         features = call(named)
         gain = jnp.ones((1, 1, features.shape[-1]), features.dtype)
-        # A history that has just begun is no history to read.
+        # A history that has just begun has no earlier sources.
         if not getattr(residual, "is_history", False):
             (stream,) = named
             gain = call({stream: residual.widen(gain)})

@@ -69,7 +69,7 @@ class Case:
 
         def both(arguments, cotangents):
             outputs, pull = jax.vjp(run, *arguments)
-            # They come after the results, so one pass cannot do for both.
+            # These depend on the results, so one pass cannot compute both.
             outputs, cotangents = jax.lax.optimization_barrier((outputs, cotangents))
             return outputs, list(pull(cotangents))
 
@@ -141,7 +141,7 @@ def depth_mix(name: str, shape: Mapping[str, int], dtype: str) -> Case:
     source = tokens * width * jnp.dtype(dtype).itemsize
     return Case(
         *("depth_mix", name, dtype, reference, kernel, (values, weights)),
-        # The gradient is written for all sources, zeros among them.
+        # The gradient is written for all sources, including zeros.
         (read + readers) * source + _size(weights),
         (read + rows + readers) * source + 2 * _size(weights),
         tuple(Loop(loop.steps * chunks, loop.parts, chunks) for loop in loops),

@@ -16,7 +16,7 @@ import jax
 
 from reslab.core.platform import platform
 
-# What JAX calls the chips.
+# JAX's names of the chips.
 CHIPS = {
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",

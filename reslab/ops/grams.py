@@ -39,6 +39,6 @@ def patch_gram(
     patches = jax.lax.conv_general_dilated_patches(
         exact, tuple(window), tuple(strides), padding, dimension_numbers=axes
     )
-    # They come with the channel first.
+    # Patches have the channel first.
     parts = patches.reshape(*patches.shape[:-1], x.shape[-1], *window)
     return gram(jnp.moveaxis(parts, -3, -1).reshape(*patches.shape[:-1], -1))

@@ -25,7 +25,7 @@ def singular_values(matrices: jax.Array) -> jax.Array:
     """
     if platform() != "tpu":
         return jnp.linalg.svd(matrices, compute_uv=False)
-    # One after the other: side by side, the compiler pads them to 128.
+    # One after another: in parallel, the compiler pads them to 128.
     flat = matrices.reshape(-1, *matrices.shape[-2:])
     found = jax.lax.map(bisected_singular_values, flat)
     return found.reshape(*matrices.shape[:-2], -1)
@@ -60,7 +60,7 @@ def bisected_singular_values(matrix: jax.Array) -> jax.Array:
         return v, jnp.where(squares > 0, 2 / squares, 0.0), value
 
     def step(k, carry):
-        # Products by entries: those of matrices are rounded to bfloat16 on a TPU.
+        # Elementwise products: matrix products are rounded to bfloat16 on a TPU.
         a, beside = carry
         column = jnp.where(jnp.arange(a.shape[0]) >= k, a[:, k], 0)
         v, b, diagonal = reflect(column, k)
@@ -72,7 +72,7 @@ def bisected_singular_values(matrix: jax.Array) -> jax.Array:
 
     start = scaled, jnp.zeros(2 * count, scaled.dtype)
     _, beside = jax.lax.fori_loop(0, count, step, start)
-    # The bisection divides by them; a zero among them would make it NaN.
+    # The bisection divides by these values; a zero would give NaN.
     beside = jnp.maximum(jnp.abs(beside[:-1]), jnp.finfo(scaled.dtype).eps ** 2)
     found = jax.scipy.linalg.eigh_tridiagonal(
         jnp.zeros(2 * count, scaled.dtype),
@@ -146,7 +146,7 @@ def tail_exponents(values: jax.Array, estimator: str = "hill") -> jax.Array:
             hint=nearest(estimator, ESTIMATORS),
         )
     count = values.shape[-1]
-    # What is zero has no logarithm; it is far below every tail.
+    # Zero has no logarithm; this value is far below every tail.
     logs = jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny))
     if estimator == "hill":
         begin = count // 2
@@ -195,6 +195,6 @@ def correlated_tail(values: jax.Array) -> tuple[Any, Any]:
     count = values.shape[-1]
     logs = jnp.log(values * count / jnp.sum(values))
     tails = jnp.cumsum(logs[::-1])[::-1]
-    # From the largest down, the first tail whose product falls below one.
+    # From the largest down, the first tail with a product below one.
     index = count - 1 - jnp.argmax((tails < 0)[::-1])
     return count - index, index

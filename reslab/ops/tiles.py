@@ -19,8 +19,8 @@ from reslab.core.platform import platform
 from reslab.core.types import BATCH_AXES, SEQUENCE_AXIS
 
 LANES = 128
-# What a kernel may use of the chip's memory unless it asks for more: 16 MiB on v5e
-# and v5p, 32 on v6e. Some of it is the compiler's own.
+# Memory of the chip that a kernel may use by default: 16 MiB on v5e and v5p, 32 on v6e.
+# The compiler uses some of it.
 VMEM_BYTES = 15 * 2**20
 LARGEST_BLOCK = 256
 IMPLEMENTATIONS = ("auto", "reference", "pallas")
@@ -118,7 +118,7 @@ def over_batch(
             functools.partial(function, axes=(*axes, *spread)),
             in_specs=tuple(spec(axis) for axis in inputs),
             out_specs=jax.tree.map(spec, outputs),
-            # A kernel does not say how its outputs vary over the mesh.
+            # A kernel does not declare how its outputs vary over the mesh.
             check_vma=False,
         )(*arrays)
 

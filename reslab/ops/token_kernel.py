@@ -19,8 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 from reslab.ops import tiles
 
 Arrays = tuple[jax.Array, ...]
-# Numbers of a tile in a part; measured in scheduled bundles at a width of 2,048, where
-# twice and half as many took 10% more.
+# Tile elements per part; measured in scheduled bundles at a width of 2,048, where twice
+# and half as many took 10% more.
 PART_ELEMENTS = 2**16
 
 # (tiles (rows, width), parameters (1 or more, width)) -> tiles, all in float32.
@@ -69,7 +69,7 @@ class TokenKernel:
 
     def backward_rows(self, kept: Any, parameters: Any, results: Any) -> int:
         """Rows of a block of the backward pass."""
-        # Their gradients have the same shapes, and more is held at once.
+        # Gradients have the same shapes, and more arrays are live at once.
         doubled = (*kept, *results, *kept)
         return self.rows(doubled, (), (*parameters, *parameters))
 
@@ -154,7 +154,7 @@ class TokenKernel:
         tokens = kept[0].shape[0]
         block = self.backward_rows(kept, parameters, cotangents)
         blocks = pl.cdiv(tokens, block)
-        # A chip of two cores shares a parallel axis between them; each sums for itself.
+        # The two cores of a chip share a parallel axis; each accumulates separately.
         cores = 2 if blocks % 2 == 0 else 1
         each = blocks // cores
         first, second = len(kept), len(kept) + len(parameters)
@@ -176,7 +176,7 @@ class TokenKernel:
 
                 def tile(ref):
                     value = ref[at, :].astype(jnp.float32)
-                    # What lies behind the last token may be anything.
+                    # Values past the last token are undefined.
                     return jnp.where(exists, value, 0.0) if tokens % block else value
 
                 values = tuple(tile(ref) for ref in given[:first])

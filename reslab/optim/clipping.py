@@ -31,7 +31,7 @@ def clip_by_layer_norm(
         if not limit:
             return gradient
         size = norm(layout, gradient)
-        # Written so that a gradient of zero, or below the bound, stays bit for bit.
+        # Leaves a zero gradient, or one below the bound, bitwise equal.
         factor = jnp.where(size > limit, limit / jnp.maximum(size, limit), 1.0)
         return scaled(gradient, factor)
 

@@ -114,8 +114,8 @@ def build(
         plan = cuts(depth, steps, buckets=buckets, shift=shift, seed=seed)
         resting = jnp.asarray(plan.values)[plan.at_step(state.count)]
         active = jnp.arange(depth) >= resting
-        # The embedding lies below the first layer: alone in a stack of one, it
-        # learns only where nothing rests.
+        # The embedding lies below the first layer: as a stack of one, it learns only in
+        # steps without frozen layers.
         below = map_leaves(lambda layout, _: layout.kind == "embedding", known, updates)
         moves, inner_state = update_active(
             *(around, active, known, updates, state.inner, params),

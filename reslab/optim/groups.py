@@ -184,7 +184,7 @@ def grouped(
     for wrap in wraps:
         transformation = wrap(transformation, layouts, steps)
     if any(plan.freeze for plan in planned.values()):
-        # Wrappers, too, keep no state of what is frozen.
+        # Wrappers keep no state of frozen parameters either.
         is_frozen = map_named(
             lambda name, _: "frozen" if planned[name].freeze else "learning", params
         )

@@ -10,13 +10,14 @@ from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.optim.base.leaves import wide
 
-# A spike is told from what is usual once this many steps are known.
+# Spikes are detected once this many steps are recorded.
 KNOWN = 16
-# Spread is at least this share of the mean, so that a loss at rest is no trap.
+# The spread is at least this share of the mean, so that a constant loss does not
+# trigger.
 FLOOR = 1e-3
-# A gradient's norm spikes above this many times the largest of the window. Norms of
-# small batches have long tails: by deviations alone, 122 of 10,000 steps of a small
-# model that trained well were left out, with this one (see docs/RELIABILITY.md).
+# A gradient norm counts as a spike above this multiple of the largest in the window.
+# Norms of small batches have long tails: by deviations alone, 122 of 10,000 steps of a
+# small model that trained well were left out, with this one (see docs/RELIABILITY.md).
 BEYOND = 4.0
 
 
@@ -127,7 +128,7 @@ def guarded(
         spread = jnp.sqrt(squares / jnp.maximum(count - 1, 1))
         spread = jnp.maximum(spread, FLOOR * jnp.abs(mean))
         most = mean + policy.sigma * spread
-        if is_norm:  # Where nothing is known yet the ring holds zeros.
+        if is_norm:  # Unused entries of the ring are zeros.
             most = jnp.maximum(most, BEYOND * jnp.max(ring))
         return jnp.isfinite(value) & ((value <= most) | (accepted < KNOWN))
 

@@ -95,7 +95,7 @@ def ratios_of(
     leaves, structure = jax.tree.flatten(fitted)
     if leaves:
         joined = jnp.concatenate(leaves)
-        # The ends of the model count as the lightest tail.
+        # The first and last kernels count as the lightest tail.
         most, is_end = jnp.max(joined), []
         flat = jax.tree.leaves(
             map_leaves(lambda lay, _: lay.kind != "matrix", known, fitted)

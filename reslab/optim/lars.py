@@ -147,7 +147,7 @@ def build(
             q = coefficient * size / (step + weight_decay * size + epsilon)
             q = jnp.where((size > 0) & (step > 0), q, 1.0)
             q = jnp.minimum(q / lr, 1.0) if clips else q
-            # The papers' codes adapt only where there is decay.
+            # The papers' codes adapt only parameters with decay.
             return q * decayed if weight_decay else decayed
 
         added = map_leaves(fed, known, updates, params)

@@ -27,7 +27,7 @@ from reslab.optim.orthogonalization import (
 
 SCALES = ("moonlight", "keller", "spectral")
 DTYPES = ("bfloat16", "float32")
-# AdamW's own options are in the spec of `others`.
+# Options of AdamW belong to the spec of `others`.
 ADAMW = {"b1": "others.b1", "b2": "others.b2", "epsilon": "others.epsilon"}
 RENAMED = {"momentum": "beta", "table": "ns_coeffs", "iterations": "ns_steps", **ADAMW}
 

@@ -174,7 +174,7 @@ def build(
                 dual_norms(change, known),
             )
 
-        # The first gradient has none before it.
+        # The first gradient has no predecessor.
         is_due = (state.count > 0) & (state.count % every == 0)
         noise = jax.lax.cond(is_due, listen, lambda h: h, state.noise)
         moves, inner_state = around.update(updates, state.inner, params, **extra)

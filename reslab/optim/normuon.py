@@ -18,7 +18,7 @@ from reslab.optim.muon import ADAMW, RENAMED, scale_by_muon, with_others
 
 __all__ = ["RENAMED", "build", "scale_by_neuron"]
 
-# `b2` is the neurons' own here.
+# Here `b2` belongs to the neurons.
 RENAMED = {**RENAMED, **ADAMW, "adam_b2": "others.b2"}
 del RENAMED["b2"]
 

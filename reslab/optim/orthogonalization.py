@@ -74,7 +74,7 @@ def polar_express(
 def _best_quintic(low: float, high: float) -> tuple[float, float, float]:
     """The odd quintic nearest to one on [low, high]."""
     if low / high >= 1 - 5e-6:
-        # The exchange is ill-conditioned; three zeros of the error at one point.
+        # The exchange is ill-conditioned: three zeros of the error coincide.
         return 15 / 8 / high, -10 / 8 / high**3, 3 / 8 / high**5
     inner = [(3 * low + high) / 4, (low + 3 * high) / 4]
     error, before = math.inf, None
@@ -156,8 +156,8 @@ def orthogonalized(
     x = (exact / (margin * size + 1e-7)).astype(dtype)
     for index, (a, b, c) in enumerate(table):
         square = x @ jnp.swapaxes(x, -1, -2)
-        # The coefficients stay as they are: rounded to bfloat16 with the products,
-        # they would be polynomials of another table.
+        # Coefficients stay in float32: rounded to bfloat16 with the products, they
+        # would give another polynomial.
         near = (b * wide(square) + c * wide(square @ square)).astype(dtype)
         y = (a * wide(x) + wide(near @ x)).astype(dtype)
         if steps is None:

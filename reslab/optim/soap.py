@@ -66,8 +66,8 @@ def _orthonormal(side: jax.Array) -> jax.Array:
     """The Q factors of matrices (stack, n, n)."""
 
     def one_by_one(side):
-        # On a CPU several decompositions of stacks in one program may wait for each
-        # other's threads for ever (jaxlib 0.10.2, two cores).
+        # On a CPU, several batched decompositions in one program may deadlock on each
+        # other's threads (jaxlib 0.10.2, two cores).
         return jax.lax.map(lambda matrix: jnp.linalg.qr(matrix)[0], side)
 
     def together(side):
@@ -152,7 +152,7 @@ def scale_by_soap(
     def update(updates, state, params=None):
         del params
         known = resolve(layouts, updates)
-        step = state.count.astype(jnp.float32)  # Of Adam: the first update is none.
+        step = state.count.astype(jnp.float32)  # The first update of Adam is zero.
         is_first = state.count == 0
         is_due = (state.count > 0) & (state.count % every == 0)
         correction = jnp.sqrt(1 - b2**step) / jnp.where(is_first, 1.0, 1 - b1**step)
@@ -259,7 +259,7 @@ def build(
 
     def update(updates, state, params=None):
         lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        # Nothing is decayed in the update that moves nothing.
+        # An update that moves nothing does not decay either.
         shrink = jnp.where(state.count > 0, lr * weight_decay, 0.0)
         directions, state = soap.update(updates, state)
 

@@ -20,7 +20,7 @@ from reslab.optim.orthogonalization import KELLER, coefficients
 
 RENAMED = {"momentum": "beta", **ADAMW}
 
-# Singular values that the iteration must raise to this count as reached.
+# Singular values that reach this level count as orthogonalized.
 LEVEL = 0.68
 
 

@@ -72,12 +72,13 @@ def join(
                 coordinator,
                 processes,
                 process,
-                # Longer than ours: at its own the runtime aborts the process.
+                # Longer than the limit here: at its own limit the runtime aborts the
+                # process.
                 initialization_timeout=int(seconds) + 60,
                 heartbeat_timeout_seconds=heartbeat,
             )
         except (RuntimeError, ValueError, OSError) as error:
-            # Neither an environment with the names of hosts nor a metadata server.
+            # Neither host names in the environment nor a metadata server.
             is_unknown = isinstance(error, ValueError | OSError)
             if is_unknown and not is_told:
                 return
@@ -285,8 +286,8 @@ def asked_to_stop_together() -> Iterator[Callable[[], bool]]:
 
     def is_asked_together() -> bool:
         nonlocal is_reached
-        # JAX has taken SIGTERM for itself: a notice to one process is one to all, and
-        # is told at one call, later than those that any process has made.
+        # JAX handles SIGTERM: a notice to one process reaches all, at the same call,
+        # later than the calls that any process has made.
         number = next(calls)
         is_reached |= multihost_utils.reached_preemption_sync_point(number)
         return is_reached
@@ -302,8 +303,8 @@ def leave_alone(code: int) -> None:
     """
     if jax.process_count() > 1:
         if jax.process_index() == 0:
-            # The others may end for the same reason; when the coordinator is gone,
-            # they are aborted before they can say so.
+            # The others may end for the same reason; without the coordinator the
+            # runtime aborts them before they can report it.
             time.sleep(2.0)
         sys.stdout.flush()
         sys.stderr.flush()

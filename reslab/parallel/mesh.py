@@ -89,7 +89,7 @@ def make_mesh(
         ordered = np.asarray([device for one in slices for device in one])
         return Mesh(ordered.reshape(sizes), axes, axis_types=kinds)
     inside = (sizes[0] // len(slices), *sizes[1:])
-    # Each slice by itself, as its chips are wired; then one behind the other.
+    # Orders each slice by its wiring, then the slices one after another.
     grids = [_wired(dict(zip(axes, inside, strict=True)), one) for one in slices]
     return Mesh(np.concatenate(grids), axes, axis_types=kinds)
 

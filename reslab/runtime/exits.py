@@ -5,9 +5,9 @@ from reslab.core.errors import ReslabError
 from reslab.runtime.storage import StorageFailed, is_transient
 
 BAD_INPUT = 2  # A mistake in the request: one line, nothing written.
-FAILED = 1  # Part of a request failed; or the watchdog ended a stalled process.
+FAILED = 1  # Part of a request failed, or the watchdog ended a stalled process.
 STOPPED = 42  # Stopped on request, with the state saved.
-INTERNAL = 70  # An error of reslab, the machine or its storage; worth another try.
+INTERNAL = 70  # An error of reslab, the machine or its storage; a retry may succeed.
 DIVERGED = 75  # The loss or the gradient is no longer finite.
 INTERRUPTED = 130
 
@@ -44,7 +44,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error says that the host or a device ran out of memory."""
-    # By name: the module that defines the error is JAX, which takes long to import.
+    # By name: JAX defines the error, and takes long to import.
     is_xla = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return isinstance(error, MemoryError) or (
         is_xla and "RESOURCE_EXHAUSTED" in str(error)

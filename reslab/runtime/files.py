@@ -18,8 +18,8 @@ from reslab.runtime.storage import (
     storage_errors,
 )
 
-# Seconds for which threads of a failed write are waited for, and in which one that is
-# left would have written again.
+# Seconds to wait for threads of a failed write, and within which a remaining one would
+# have written again.
 PATIENCE = 5.0
 SETTLED = 0.1
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
@@ -38,7 +38,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
       OSError: If it cannot be written; what was there before is still there.
     """
     path = pathlib.Path(path)
-    # A name of its own: another process may be writing the same file.
+    # A unique name: another process may be writing the same file.
     partial, handle = _make_owned(path.parent, f".{path.name}.partial-", _new_file)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
@@ -88,7 +88,7 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             yield partial
         except OSError as error:
             if str(partial) not in str(error.filename or partial):
-                raise  # Of a file that was read, for one.
+                raise  # For example a file that was read.
             raise storage_error(f"{path}", error, expected=expected) from error
         with storage_errors(f"{path}", expected=expected):
             sync_tree(partial)
@@ -146,7 +146,7 @@ def _make_owned(
         except FileNotFoundError:
             continue
         _lock(handle)
-        if path.exists():  # Otherwise it was removed before it was locked.
+        if path.exists():  # Otherwise another process removed it before it was locked.
             return path, handle
         os.close(handle)
 
@@ -165,7 +165,7 @@ def _lock(handle: int, *, is_waiting: bool = True) -> bool:
     """Locks an open file or directory; returns whether it is locked."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
-    except OSError:  # It is in use, or its file system has no locks.
+    except OSError:  # It is in use, or the file system has no locks.
         return False
     return True
 
@@ -204,7 +204,7 @@ def sync(path: str | os.PathLike[str]) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network file systems keep names safe themselves, and refuse the call.
+        # Some network file systems persist names themselves and reject the call.
         if not os.path.isdir(path) or error.errno not in _NO_SYNC:
             raise
     finally:

@@ -23,8 +23,8 @@ def open_inside(path: str | os.PathLike[str], mode: str) -> IO[Any]:
     """
 
     def opener(name: str, flags: int) -> int:
-        # Opening a pipe would wait for its other end. What is there is kept until it
-        # is known to be the directory's own.
+        # Opening a pipe would wait for its other end. Existing contents are kept until
+        # they are known to belong to the directory.
         safe = flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
         handle = os.open(name, safe, 0o666)
         try:
@@ -45,10 +45,10 @@ def open_inside(path: str | os.PathLike[str], mode: str) -> IO[Any]:
     try:
         return open(path, mode, encoding=encoding, opener=opener)
     except OSError as error:
-        # A link that leads nowhere, or in a circle, is one as well.
+        # A dangling or circular link also counts.
         if error.errno == errno.ELOOP or os.path.islink(path):
             raise _is_link(path) from None
-        if error.errno == errno.ENXIO:  # A pipe that nobody reads, or a socket.
+        if error.errno == errno.ENXIO:  # A pipe without a reader, or a socket.
             raise _is_special(path) from None
         raise
 

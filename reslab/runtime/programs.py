@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-# Bytes of programs that are kept; the oldest go first.
+# Total bytes of stored programs; the oldest are removed first.
 LIMIT = 4 * 2**30
-# Seconds of compiling below which a program is not kept.
+# Programs that compile in fewer seconds are not stored.
 WORTH_A_FILE = 0.3
-# Variables of JAX.
+# Environment variables of JAX.
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 ENABLED = "JAX_ENABLE_COMPILATION_CACHE"
 LEAST_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
@@ -63,7 +63,7 @@ def kept_programs(is_wanted: bool | None) -> Iterator[None]:
         for variable, value in values.items():
             stack.callback(_set, variable, os.environ.get(variable))
             os.environ[variable] = str(value)
-            # JAX reads its variables when it is imported.
+            # JAX reads these variables when it is imported.
             if "jax" in sys.modules:
                 stack.callback(_configure, variable, _configure(variable, value))
         yield

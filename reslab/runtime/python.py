@@ -7,7 +7,7 @@ import sys
 import reslab
 
 _ROOT = pathlib.Path(reslab.__file__).resolve().parent.parent
-# Python itself would look for modules where it is started, before everywhere else.
+# Otherwise Python searches its working directory first.
 _BEGIN = """
 import importlib, json, sys
 root, path, module = json.loads(sys.argv.pop(1))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-# A terminal that is closed asks, too.
+# Closing the terminal also requests a stop.
 _SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGTERM", "SIGINT", "SIGHUP")
@@ -31,11 +31,11 @@ class StopRequest:
             return
         self._previous = {}
         for number in _SIGNALS:
-            if signal.getsignal(number) is signal.SIG_IGN:  # As `nohup` has it.
+            if signal.getsignal(number) is signal.SIG_IGN:  # Ignored, as under `nohup`.
                 continue
             try:
                 self._previous[number] = signal.signal(number, self._ask)
-            except ValueError:  # Not the main thread.
+            except ValueError:  # Not in the main thread.
                 return
 
     def close(self) -> None:

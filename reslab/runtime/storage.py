@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from reslab.core.errors import ReslabError
 
-# A retry cannot mend these: the path is wrong, or closed to this user.
+# A retry cannot help: the path is wrong or not permitted.
 _MISTAKES = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG),
@@ -71,7 +71,7 @@ def local_path(path: str | os.PathLike[str], what: str) -> pathlib.Path:
       ReslabError: If it is a URL, which would become a local directory `gs:`.
     """
     text = os.fspath(path)
-    # A `pathlib.Path` has made one slash of two.
+    # `pathlib.Path` merges two slashes into one.
     if _URL.match(text):
         raise ReslabError(
             f"{what} {text}",

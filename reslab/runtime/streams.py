@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-# The reader, or the terminal, is gone; anything else is an error of the machine.
+# The reader or the terminal is gone; other errors are the machine's.
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 
 
@@ -63,7 +63,7 @@ def _replacement(stream: TextIO | None, number: int) -> TextIO:
         io.BufferedWriter(raw),
         encoding=stream.encoding if stream else "utf-8",
         errors="backslashreplace",
-        # As Python does: whole lines for a person, blocks for a file.
+        # Like Python: line-buffered for a terminal, block-buffered for a file.
         line_buffering=number == 2 or raw.isatty(),
     )
 

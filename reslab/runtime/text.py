@@ -8,7 +8,8 @@ from typing import Any, TextIO
 
 from reslab.core.errors import escaped, one_line, printable
 
-# Spreadsheets take what begins so for a formula, which may read files and send them.
+# Spreadsheets treat text that begins with these as a formula, which may read files and
+# send them.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterator
 
-# The file itself: Python's own object may be closed, or replaced by one of memory.
+# The file itself: Python's own object may be closed, or replaced by an in-memory one.
 STDERR = 2
 # Compiling, restoring, evaluating and saving may take this many times longer.
 PATIENCE = 6.0

@@ -105,13 +105,13 @@ def to_markdown(document: Document) -> str:
 
 def _paragraph(part: Text) -> str:
     if part.kind == "code":
-        # Longer than any fence in the text, which would end it.
+        # Longer than any fence in the text.
         longest = max(map(len, re.findall("`+", part.text)), default=0)
         fence = "`" * max(3, longest + 1)
         return f"{fence}\n{printable(part.text)}\n{fence}"
     if part.kind == "mark":
         return f"**Note.** {_plain(part.text)}"
-    # What would begin a heading, a list, a quotation or a rule.
+    # Characters that begin a heading, list, quotation or rule.
     return re.sub(r"^(\d*)([-+#>=.)])", r"\1\\\2", _plain(part.text))
 
 
@@ -124,7 +124,7 @@ def _markdown_table(table: Table) -> str:
     )
 
 
-# What Markdown would make an image, a link, emphasis, code, math or a cell of.
+# Characters of Markdown images, links, emphasis, code, math and cells.
 _MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=www)(?=\.)")
 
 

@@ -12,13 +12,14 @@ from reslab.study.comparison import Row
 from reslab.study.document import Figure, Table
 from reslab.study.results import Outcome, Results
 
-_FROM = 0.1  # Curves begin at this share of the budget: the fall before hides the rest.
+# Curves begin at this share of the budget: the initial fall would dominate.
+_FROM = 0.1
 _MOST_POINTS = 100
 _MOST_LOOKS = 60
-# More lines cannot be told apart, and a longer list of runs is not read.
+# More lines are indistinguishable, and a longer list of runs is not read.
 _MOST_LINES = 8
 _MOST_NAMED = 24
-# Differences so many times the median one would make all others a point.
+# Beyond this multiple of the median difference, all others would shrink to a point.
 _FAR = 100
 
 
@@ -278,7 +279,7 @@ def _quantity(
     axis = getattr(about, "axis", "index")
     panels = []
     for case, (steps, stack) in maps.items():
-        if stack.ndim == 3:  # A matrix a look: the last one is shown.
+        if stack.ndim == 3:  # One matrix per evaluation: the last one is shown.
             values, columns = stack[-1], _depths(stack.shape[2], axis, across=True)
             rows = _depths(stack.shape[1], axis, across=False)
         else:
@@ -340,10 +341,10 @@ def _mean_looks(
     thinned = steps[:: math.ceil(len(steps) / _MOST_LOOKS)]
     steps = thinned if thinned[-1] == steps[-1] else [*thinned, steps[-1]]
     try:
-        # None, what JSON has for no number, becomes NaN.
+        # JSON stores NaN as None.
         stack = np.array([[run[step] for step in steps] for run in taken], np.float64)
     except ValueError:
-        return None  # The runs differ in shape: there is no mean.
+        return None  # The runs differ in shape, so there is no mean.
     if stack.ndim not in (3, 4) or 0 in stack.shape:
         return None
     return steps, stack.mean(axis=0)

@@ -71,7 +71,7 @@ def to_html(document: Document) -> str:
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # No request leaves the page, whatever a name in it may say.
+        # The page sends no requests, whatever names it contains.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n"
@@ -80,7 +80,7 @@ def to_html(document: Document) -> str:
     return printable(page)
 
 
-_NARROW = 3  # Drawings of a figure that fills half a page: two maps and their key.
+_NARROW = 3  # Figures that fill half a page: two maps and their key.
 
 
 def _section(section: Section) -> str:
@@ -135,8 +135,8 @@ def _table(table: Table) -> str:
         + "</tr>\n"
         for row in table.rows
     )
-    # The caption stands under the box, not in it: it does not scroll with a table
-    # that is wider than a phone.
+    # The caption is outside the box, so it does not scroll with a table wider than the
+    # screen.
     label = html.escape(table.caption, quote=True)
     body = (
         f'<div class="box" role="region" aria-label="{label}" tabindex="0"><table>'

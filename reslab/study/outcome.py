@@ -73,7 +73,7 @@ class Outcome:
     def _clock(self) -> tuple[list[float], list[float]]:
         """Steps, and the seconds of training that each row ended at."""
         speeds = [row.get("step_seconds") for row in self.rows]
-        # A row right after a resume has no speed: the next one's stands for it.
+        # The first row after a resume has no speed; the next one's is used.
         known = [i for i, speed in enumerate(speeds) if speed is not None]
         steps, seconds = [0.0], [0.0]
         for index, row in enumerate(self.rows):

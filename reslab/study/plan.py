@@ -160,7 +160,7 @@ def load_study(source: str) -> tuple[str, Study]:
     """
     path, scale = pathlib.Path(source), ""
     if not path.is_file():
-        # From the right: a directory may have a colon in its name.
+        # From the right: a directory name may contain a colon.
         file, _, scale = source.rpartition(":")
         path = pathlib.Path(file or source)
     file = str(path)
@@ -283,7 +283,7 @@ def _baselines(study: Study) -> dict[str, str | None]:
                 f"study: no case {rule!r} to be the baseline", hint=nearest(rule, names)
             )
         return {name: None if name == rule else rule for name in names}
-    # Compared as configs: a field may be left out where it has its default.
+    # Compared as configs: fields at their default may be omitted.
     digests = {configs.sha256(_resolve(study, one, 0, ())): one for one in study.cases}
     found: dict[str, str | None] = {}
     for one in study.cases:
@@ -324,7 +324,7 @@ def choose(
     first, _, count = shard.partition("/")
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
         raise ReslabError("--shard", expected="I/N with 0 <= I < N", got=repr(shard))
-    # Turned by one with every seed, so that no machine gets a case of its own.
+    # Rotated by one with every seed, so that no machine always gets the same case.
     cases = len(plan.study.cases)
     return tuple(
         run

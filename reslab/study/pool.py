@@ -46,7 +46,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 env={**os.environ, **share},
-                # An interrupt from the keyboard is for the sweep, which passes it on.
+                # The sweep receives keyboard interrupts and passes them on.
                 start_new_session=True,
             )
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -56,7 +56,7 @@ class Worker:
 
     def ask(self, what: Mapping[str, Any]) -> None:
         """Gives it something to do; it must have answered what it was asked before."""
-        with contextlib.suppress(BrokenPipeError):  # `answer` says how it ended.
+        with contextlib.suppress(BrokenPipeError):  # `answer` reports how it ended.
             self._asks.write(json.dumps(what).encode() + b"\n")
             self._asks.flush()
 

@@ -21,7 +21,7 @@ from reslab.study.results import (
 )
 
 _TITLE = "Report: "
-# What a report's own files begin with, in the order in which they are written.
+# First lines of a report's own files, in the order of writing.
 _MARKS = (
     f"<title>{_TITLE}",
     f"# {_TITLE}",

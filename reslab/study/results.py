@@ -186,7 +186,8 @@ def _read_run(
         )
     run = Run(folder)
     config = run.config(is_inert=True)
-    # Of the text: an older version's config has fewer fields than it is read with.
+    # Digest of the recorded text: configs of older versions have fewer fields than
+    # after loading.
     written = configs.sha256_of_text(
         (folder / "config.json").read_text(encoding="utf-8")
     )

@@ -61,7 +61,7 @@ def summarize(values: Sequence[float]) -> Summary:
     mean = math.fsum(values) / count
     if count == 1:
         return Summary(1, mean, None, None, None)
-    # Of equal values it is 0, not the rounding of their mean.
+    # Equal values give 0, not the rounding error of their mean.
     deviation = float(np.std(values, ddof=1)) if min(values) < max(values) else 0.0
     half = _quantile(count - 1) * deviation / math.sqrt(count)
     return Summary(count, mean, deviation, mean - half, mean + half)
@@ -98,7 +98,7 @@ def compare(values: Sequence[float], baseline: Sequence[float]) -> Comparison | 
         if difference == 0.0:
             return Comparison(0.0, 0.0, 0.0, 1.0)
         return Comparison(difference, None, None, None)
-    # Shares, not squares of tiny variances: those would underflow.
+    # Shares: squares of tiny variances would underflow.
     share_a, share_b = of_a / (of_a + of_b), of_b / (of_a + of_b)
     freedom = 1.0 / (share_a**2 / (a.count - 1) + share_b**2 / (b.count - 1))
     error = math.sqrt(of_a + of_b)

@@ -168,7 +168,7 @@ def _check(runs: Sequence[PlannedRun], slots: "_Slots") -> dict[str, float]:
     for run in runs:
         cases.setdefault(run.case, run)
     cost, platforms = {}, set()
-    # Those of one process together.
+    # Runs of one process together.
     ordered = sorted(cases.values(), key=lambda run: run.config.mesh.cpu_devices)
     for run in ordered:
         answer = slots.check(0, run)
@@ -221,7 +221,7 @@ class _Slots:
         return self._jobs
 
     def _worker(self, slot: int, run: PlannedRun) -> Worker:
-        # What JAX reads once in a process.
+        # Variables that JAX reads once per process.
         return self._pool.worker(slot, run.config.mesh.cpu_devices)
 
     def check(self, slot: int, run: PlannedRun) -> dict[str, Any]:
@@ -279,9 +279,9 @@ class _Slots:
                 code = end.code
             del self._going[slot]
             ended.append(run)
-            if code:  # The next begins in a process of its own.
+            if code:  # The next run starts in a new process.
                 self._pool.dismiss(slot)
-            # Asked to stop before it could save: nothing has failed.
+            # Stopped on request before it could save: not a failure.
             if code not in (0, STOPPED, -signal.SIGTERM):
                 self._record_failure(run, code)
         return ended
@@ -320,7 +320,7 @@ class _Slots:
 def _fraction(directory: pathlib.Path, run: PlannedRun) -> float:
     try:
         with open(directory / run.directory / "metrics.jsonl", "rb") as file:
-            # The last lines are enough; the cores belong to the runs.
+            # Only the last lines: the cores belong to the runs.
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             steps = re.findall(rb'^{"step": (\d+)', file.read(), re.MULTILINE)
     except OSError:

@@ -33,10 +33,10 @@ from reslab.train.run import InUse
 
 # Cores that this process may use, comma-separated; the sweep sets it.
 CORES = "RESLAB_CORES"
-# Seconds to wait for a run that another process has: a killed sweep's trainers
-# need some to notice and save.
+# Seconds to wait for a run that another process holds: trainers of a killed sweep need
+# some to notice and save.
 PATIENCE = 60.0
-# Least seconds without a step after which a trainer ends itself.
+# Minimum seconds without a step before a trainer ends itself.
 WATCHDOG = 300.0
 
 
@@ -64,7 +64,7 @@ def train(config: ConfigDict, directory: str) -> int:
 
     try:
         loop.train(config, directory, patience=PATIENCE, watchdog=WATCHDOG)
-    except InUse as error:  # Someone else is doing this run: that is no failure.
+    except InUse as error:  # Another process is doing this run: not a failure.
         print(error, file=sys.stderr)
         return STOPPED
     except (Exception, KeyboardInterrupt) as error:
@@ -112,13 +112,13 @@ class _Asked:
     def __iter__(self) -> Iterator[bytes]:
         while (line := self._lines.get()) is not None:
             self._is_busy = True
-            if self._is_over:  # The sweep was killed before this was begun.
+            if self._is_over:  # The sweep was killed before this run began.
                 return
             yield line
             self._is_busy = False
 
     def _listen(self) -> None:
-        # Not through sys.stdin, whose lock a waiting thread would hold at the end.
+        # Not through sys.stdin, whose lock a waiting thread would hold at exit.
         with open(0, "rb", closefd=False) as stream:
             for line in stream:
                 self._lines.put(line)
@@ -132,11 +132,11 @@ def main() -> int:
     """Answers what it is asked until the end of standard input."""
     if CORES in os.environ and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
-    # Only answers go to standard output, whatever a variant prints.
+    # Only answers go to standard output; prints of variants go elsewhere.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with warnings_in_one_line():
         for line in _Asked():
             print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
-            gc.collect()  # Arrays of a run in cycles are memory of the next.
+            gc.collect()  # Reference cycles would keep a run's arrays during the next.
     return 0

@@ -37,7 +37,7 @@ def quiet() -> Iterator[None]:
         sys.unraisablehook, logger.disabled = hook, was_disabled
 
 
-# The longest wait.
+# Maximum wait, in seconds.
 _SECONDS = 5.0
 
 
@@ -53,5 +53,5 @@ def await_abandoned_reads() -> None:
                 if not thing.done():
                     is_pending = True
                 elif not thing.cancelled():
-                    thing.exception()  # An error that nobody asks for is printed.
+                    thing.exception()  # Python prints errors that are never retrieved.
         time.sleep(0.01)

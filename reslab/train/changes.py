@@ -15,7 +15,7 @@ from reslab.core import registry
 if TYPE_CHECKING:
     from reslab.train.run import Run
 
-# Parts of `environment` that each checkpoint records, too.
+# Entries of `environment` that each checkpoint also records.
 _CODE = ("versions", "commit")
 
 
@@ -116,7 +116,7 @@ def warn_of_machine(run: "Run", about: Mapping[str, Any]) -> None:
         return {key: found.get(key) for key in ("mesh", "compute_dtype")} | machine
 
     began, now = leaves(run.recorded()), leaves(about)
-    # An older version recorded less.
+    # Older versions recorded less.
     differing = sorted(k for k in began if began[k] != now.get(k))
     if differing:
         changes = (f"{k} {now.get(k)} for {began[k]}" for k in differing)

@@ -72,7 +72,7 @@ class _Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await asyncio.to_thread(sync_tree, str(self.get()))
         await super().finalize()
         for path in (*filter(pathlib.Path.is_file, final.iterdir()), final):
-            sync(path)  # Orbax has marked it as committed, meanwhile.
+            sync(path)  # Orbax has committed it meanwhile.
         sync(final.parent)
 
 
@@ -114,7 +114,7 @@ class Checkpoints:
         is_async: bool = True,
         is_read_only: bool = False,
     ):
-        # Failures are raised here, in one line; Orbax would also log them in many.
+        # Failures are raised here, in one line; Orbax would also log them at length.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         if not isinstance(sys.unraisablehook, WithoutLateReports):
             sys.unraisablehook = WithoutLateReports(sys.unraisablehook)
@@ -135,7 +135,7 @@ class Checkpoints:
             if not is_read_only:
                 make_directory(self._path)
                 self._place = Place(self._path)
-            # By what it is, not by its name, which may become another's.
+            # Through the open handle: another directory may take its name.
             used = self._place.held if self._place else self._path
             self._manager = ocp.CheckpointManager(used, options=options)
             if self._path.exists():
@@ -347,7 +347,7 @@ class Checkpoints:
             folder.rename(self._manager.directory / f"corrupt-{step}-{now}")
             print(f"{error}; set aside", file=sys.stderr)
         wait_for_all(f"set aside {step}")
-        # Or else a later save of this step would be dropped without a word.
+        # Otherwise a later save of this step would be dropped silently.
         self._manager.reload()
 
     def restore_parts(
@@ -428,8 +428,8 @@ class Checkpoints:
         try:
             self.wait()
         except BaseException:
-            # Threads of a failed save may write on. The handle stays open: its number,
-            # taken again, would lead them into another directory.
+            # Threads of a failed save may still write. The handle stays open: a reused
+            # number would lead them into another directory.
             self._place = None
             with contextlib.suppress(Exception):
                 self._manager.close()
@@ -439,7 +439,7 @@ class Checkpoints:
             self._place.close()
 
     def _choose(self, step: int | None) -> int:
-        self.wait()  # A save in progress counts: what was saved can be restored.
+        self.wait()  # A save in progress counts as well.
         steps = self.steps() if step is None else self._all_steps()
         where = self._path
         if not steps:
@@ -472,7 +472,7 @@ class Checkpoints:
         record = items["integrity"]["record"]
         if self._identity is not None:
             where = f"the checkpoint of step {step} in {self._path}"
-            # Those of older versions have none.
+            # Checkpoints of older versions have none.
             compare(record.get("identity", {}), self._identity, where)
         return record
 
@@ -520,9 +520,11 @@ class Checkpoints:
             try:
                 return self._manager.restore(step, args=ocp.args.Composite(**items))
             except jax.errors.JaxRuntimeError:
-                raise  # The device failed, out of memory for one; not the files.
+                # The device failed, for example out of memory; the files are intact.
+                raise
             except Exception as error:
-                # Orbax has no error of its own: JSON, TensorStore, bare exceptions.
+                # Orbax has no error type of its own: JSON, TensorStore, bare
+                # exceptions.
                 lines = str(error).splitlines() or [type(error).__name__]
             await_abandoned_reads()
         raise self._damaged(step, lines[0][:160])

@@ -31,7 +31,7 @@ from reslab.train.state import Setup, check_batch, make_setup
 from reslab.train.step import jit_step, make_step
 
 WORK = ("train", "eval", "generate")
-# What the names of attention's kernels begin with.
+# Prefixes of the names of attention kernels.
 ATTENTION = "splash_mha"
 
 
@@ -136,7 +136,7 @@ def compile_configs(
     """
     for config in named.values():
         configs.check(config)
-    # Nothing runs, but JAX would look for an accelerator to run it on.
+    # Nothing runs, but JAX would search for an accelerator.
     platforms = "jax_platforms"
     if not getattr(jax.config, platforms):
         jax.config.update(platforms, "cpu")

@@ -38,14 +38,14 @@ def inherited(
     state = {"model_state": setup.shapes.model_state}
     try:
         data = source.config().data
-        source.result()  # Refuses one that is not the run's.
+        source.result()  # Raises if it does not belong to the run.
         record = setup.task.record()
         if "tokenizer_sha256" not in source.recorded().get("corpus", {}):
-            # An older version recorded its name alone.
+            # Older versions recorded only its name.
             old, new = data.tokenizer, setup.config.data.tokenizer
             if old != new:
                 raise ReslabError("data.tokenizer", expected=repr(old), got=repr(new))
-        # The text may be another, written in the same tokens.
+        # The text may differ if it is written in the same tokens.
         tokens = {k: v for k, v in record.items() if k == "tokenizer_sha256"}
         with Checkpoints(
             source.checkpoints, is_read_only=True, identity=source.identity(tokens)
@@ -55,7 +55,7 @@ def inherited(
                 found = checkpoints.restore_parts(shapes | state, step)
             except ReslabError:
                 found = checkpoints.restore_parts(shapes, step)
-            assert step is not None  # Without one there is nothing to restore.
+            assert step is not None  # Without a checkpoint there is nothing to restore.
             digest = checkpoints.seal(step)
         if pinned and digest != pinned["sha256"]:
             raise ReslabError(

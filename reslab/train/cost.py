@@ -47,7 +47,7 @@ def training_flops_per_unit(setup: Setup) -> int:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         (shapes.params, shapes.model_state),
     )
-    rows = setup.config.data.batch  # Norms over a batch take no single row.
+    rows = setup.config.data.batch  # Norms over a batch reject a single row.
     batch, key = setup.task.batch_shapes(rows), jax.eval_shape(jax.random.key, 0)
     with on_a_plain_device():
         flops = count_flops(gradient, *state, batch, key)

@@ -88,7 +88,7 @@ def _digest_and_finiteness(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _weighted_bits(leaf: jax.Array) -> jax.Array:
     bits = _as_uint32(leaf)
-    # The flat index from one iota per axis: `reshape(-1)` would gather the shards.
+    # A flat index from one iota per axis: `reshape(-1)` would gather the shards.
     index = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(bits.shape):
         position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
@@ -97,7 +97,7 @@ def _weighted_bits(leaf: jax.Array) -> jax.Array:
 
 
 def _is_finite(leaf: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):  # Random keys, too.
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):  # Also handles random keys.
         return jnp.asarray(True)
     return jnp.isfinite(leaf)
 
@@ -109,7 +109,7 @@ def _as_uint32(leaf: jax.Array) -> jax.Array:
         return leaf.astype(jnp.uint32)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
-    # A 64-bit element becomes a new last axis of two.
+    # A 64-bit element becomes a new last axis of size two.
     word = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
 

@@ -28,7 +28,8 @@ def end(error: BaseException, prefix: str = "") -> int:
     if isinstance(error, Diverged):
         print(f"{prefix}{error}", file=sys.stderr)
         return DIVERGED  # All see the same loss.
-    if isinstance(error, FloatingPointError):  # Of --debug-nans, for its traceback.
+    # Raised by --debug-nans, for its traceback.
+    if isinstance(error, FloatingPointError):
         traceback.print_exception(error)
         code = DIVERGED
     elif isinstance(error, KeyboardInterrupt):

@@ -46,7 +46,7 @@ class Evaluator:
     def __init__(self, setup: Setup):
         self._task, self._mesh = setup.task, setup.mesh
         self._rows = setup.config.eval.batch
-        setup.task.validation_batches(self._rows)  # Refuses a split too short.
+        setup.task.validation_batches(self._rows)  # Raises if the split is too short.
         self._sums = jit_sums(setup)
 
     def __call__(

@@ -12,8 +12,8 @@ from reslab.core.errors import ReslabError
 from reslab.core.model_state import check_updated
 from reslab.models.lm import LanguageModel
 
-# At a higher temperature float32 logits are equally likely as well, and the inverse
-# would vanish.
+# At higher temperatures float32 logits are equally likely as well, and the inverse
+# underflows.
 FLATTEST = 1e30
 
 
@@ -49,7 +49,7 @@ def sample_token(
     if temperature == 0:
         return likeliest
     temperature = min(temperature, FLATTEST)
-    # A token that the model rules out has minus infinity.
+    # Tokens that the model excludes have minus infinity.
     size = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0), axis=-1)
     is_drawn = jnp.isfinite(size / temperature)
     logits = logits / temperature
@@ -60,8 +60,8 @@ def sample_token(
     if top_p < 1:
         descending = jnp.sort(logits, axis=-1)[:, ::-1]
         probability = jax.nn.softmax(descending, axis=-1)
-        # A token is kept if those before it have not reached top_p. The first always
-        # is, also where top_p vanishes in float32.
+        # A token is kept if those before it have not reached top_p. The first one
+        # always is, even if top_p underflows in float32.
         is_kept = jnp.cumsum(probability, axis=-1) - probability < top_p
         is_kept = is_kept.at[:, 0].set(True)
         least = jnp.min(jnp.where(is_kept, descending, jnp.inf), axis=-1, keepdims=True)
@@ -203,7 +203,7 @@ def continue_prompts(
         )
         last = x[:, -1:]
         if is_real is not None:
-            # The last token that is one.
+            # The last real token.
             index = tokens.shape[1] - 1 - jnp.argmax(is_real[:, ::-1], axis=1)
             last = jnp.take_along_axis(x, index[:, None, None], axis=1)
         logits: Any = model.apply(variables, last, method="logits")

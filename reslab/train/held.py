@@ -9,7 +9,7 @@ from reslab.runtime.files import Place
 from reslab.runtime.storage import StorageFailed, storage_errors
 from reslab.train.run import Run
 
-# Nothing but the end of the run changes these.
+# Fields that only the end of the run depends on.
 _FILES = ("config.json", "run.json", "lock")
 
 

@@ -9,7 +9,7 @@ from reslab.core.errors import ReslabError
 from reslab.observe.environment import environment
 from reslab.parallel.hosts import is_writer
 
-# Parts of a run's record of its data, and what each of them is.
+# Entries of a run's data record, and their meaning.
 DATA = {
     "corpus": "sha256",
     "tokens": "tokens_sha256",
@@ -97,7 +97,7 @@ def _name(identity: Mapping[str, str]) -> str:
     return f"run {identity['run']} (config {identity.get('config', '?')[:12]})"
 
 
-@functools.cache  # Once for all the steps of a run.
+@functools.cache  # Computed once for all steps of a run.
 def _tell_of_code(saved: str, now: str) -> None:
     if is_writer():
         old, new = saved.split(", "), now.split(", ")

@@ -64,7 +64,7 @@ def _learning_rates(
         rates = jnp.broadcast_to(rate * jnp.asarray(scale, jnp.float32), at.shape)
         for path, leaf in factors.items():
             if path.endswith(f"/{name}"):
-                # Experts of a layer count as one.
+                # The experts of a layer count as one.
                 each = leaf.astype(jnp.float32).reshape(len(at), -1)
                 rates = rates * jnp.mean(each, axis=1)
         sums, counts = sums.at[at].add(rates), counts.at[at].add(1.0)

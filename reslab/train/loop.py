@@ -90,7 +90,8 @@ def prepare(config: ConfigDict) -> Setup:
     check_batch(config, mesh)
     setup = make_setup(config, mesh)
     check_memory(setup)
-    if extension.is_used():  # Or else a mistake in one is found when it has begun.
+    # Otherwise mistakes would be found only after the run has begun.
+    if extension.is_used():
         batch = setup.task.batch_shapes(config.data.batch)
         with use_mesh(mesh), extension.held_to_protocols():
             jax.eval_shape(make_step(setup), setup.shapes, batch)
@@ -147,7 +148,7 @@ def train(
     has_begun = on_writer(lambda: any(run.checkpoints.glob("[0-9]*")))
     pinned = None
     if config.train.continue_from and not has_begun:
-        # Before anything is written, too.
+        # Also before anything is written.
         found, pinned = inherited(setup, on_writer(run.pinned))
     prober = None
     if config.probes.every and not is_finished:
@@ -157,7 +158,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if not is_finished:
             on_writer(lambda: stack.enter_context(run.lock(patience)))
-        # It may have been finished by the one that had the lock.
+        # The process that held the lock may have finished the run.
         finished = on_writer(run.result)
         if finished is not None and finished["step"] >= config.train.steps:
             if is_writer():
@@ -197,7 +198,7 @@ def train(
         trainer = _Trainer(
             setup, checkpoints, held, files, evaluator, prober, dog, tracer, after_step
         )
-        # The last step may have been one that was left out.
+        # The last step may have been skipped.
         result = _finite(trainer.run(begin, newest, batches))
         files.sync()
         checkpoints.wait()
@@ -250,8 +251,8 @@ class _Trainer:
         self._after_step = after_step
         self._policy = parse_policy(setup.config.train.on_bad_step)
         self._step = jit_step(setup)
-        self._is_told = False  # Of a gradient that is 0.
-        # What the devices of other processes do is the same.
+        self._is_told = False  # Whether a zero gradient was reported.
+        # Devices of other processes do the same work.
         self._tracer = tracer if is_writer() else None
 
     def run(
@@ -269,7 +270,7 @@ class _Trainer:
             try:
                 return self._steps(begin, batches)
             except Diverged:
-                self._held.check()  # Data that have changed explain it.
+                self._held.check()  # Changed data explain the difference.
                 raise
             except _BadStep as bad:
                 self._held.check()
@@ -297,7 +298,7 @@ class _Trainer:
         """Steps to the end and evaluates on all held-out text."""
         state, start = begin.state, begin.step
         batches.state = begin.data_index
-        # Batches that were passed over by going back.
+        # Batches skipped by rolling back.
         self._ahead = begin.data_index - start * self._config.data.batch
         self._files.go_back(start, begin.summary.get("files", {}))
         train, devices = self._config.train, self._setup.mesh.devices
@@ -311,7 +312,7 @@ class _Trainer:
         )
         self._dog.feed()
         placed = prefetch(batches, place_on(self._setup.mesh))
-        # A run that was killed between its last step and its result has the row.
+        # A run killed between its last step and its result already has the row.
         previous, row = None, dict(begin.summary.get("row", {}))
         if (unwritten := begin.summary.get("unwritten")) is not None:
             found = self._evaluate(start, state)
@@ -366,7 +367,7 @@ class _Trainer:
                     raise Stopped(step)
             self._probe(train.steps, state, next(placed), meter)
         self._dog.feed()
-        if not row:  # The last checkpoint is an older version's.
+        if not row:  # The last checkpoint comes from an older version.
             row = self._evaluate(train.steps, state)
         return {**row, "step": train.steps}
 
@@ -390,7 +391,7 @@ class _Trainer:
         batches = self._config.eval.batches
         if step < self._config.train.steps:
             return self._evaluator(state.variables, batches, is_stopping=is_stopping)
-        # The curve goes on with the batches that it is made of.
+        # Continues the curve over the replayed batches.
         found = self._evaluator(state.variables, first=batches, is_stopping=is_stopping)
         self._check_finite(step, found, "eval_loss")
         return found
@@ -403,7 +404,7 @@ class _Trainer:
         """Evaluates the probes before the batch is trained on, where one is due."""
         train, every = self._config.train, self._config.probes.every
         if self._prober and (step % every == 0 or step == train.steps):
-            # Or else the pause would hide the rest of the step before.
+            # Otherwise the pause would hide the end of the step before.
             jax.block_until_ready(state)
             self._dog.feed()
             with meter.paused():
@@ -452,7 +453,7 @@ class _Trainer:
             summary["unwritten"] = unwritten
         self._dog.feed()
         with meter.paused():
-            # A run goes on from a checkpoint with the metrics up to it.
+            # A run resumes from a checkpoint with the metrics up to it.
             self._files.sync()
             self._held.check()
             try:

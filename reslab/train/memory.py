@@ -14,7 +14,7 @@ from reslab.models.cost import generation_bytes
 from reslab.parallel.mesh import batch_parts, device_bytes
 from reslab.train.state import Setup
 
-# The limit of a container, in either version of control groups.
+# Memory limit of a container, under either version of control groups.
 _LIMITS = (
     pathlib.Path("/sys/fs/cgroup/memory.max"),
     pathlib.Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -46,7 +46,7 @@ def available_bytes(device: jax.Device) -> int | None:
     try:
         return (device.memory_stats() or {}).get("bytes_limit")
     except (jax.errors.JaxRuntimeError, NotImplementedError):
-        return None  # As of a device that is compiled for and absent.
+        return None  # For example a device that is compiled for and absent.
 
 
 def least_bytes(setup: Setup, *, is_training: bool = True) -> dict[str, int]:
@@ -83,7 +83,7 @@ def _keeps_every_layer(setup: Setup) -> bool:
     """Returns whether the backward pass surely reads the input of every layer."""
     config = setup.config
     parts = f"{config.model.block} {config.model.residual} {config.model.stack}"
-    # What is frozen needs no gradient, hence no activations.
+    # Frozen parameters need no gradient, hence no activations.
     return "reversible" not in parts and "freeze" not in str(config.optim.groups)
 
 

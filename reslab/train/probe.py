@@ -91,7 +91,8 @@ class Prober:
             self._all, out_shardings=replicated(setup.mesh), compiler_options=options
         )
         with use_mesh(setup.mesh):
-            # Tells now, not at the first evaluation, what the model cannot answer.
+            # Reports questions that the model cannot answer now, not at the first
+            # evaluation.
             held_out = jax.eval_shape(lambda: self._held_out)
             batch = {
                 key: jax.ShapeDtypeStruct(
@@ -123,7 +124,7 @@ class Prober:
         return {name: np.asarray(values).tolist() for name, values in found.items()}
 
     def _all(self, state: TrainState, batch: Batch, held_out: Batch) -> dict[str, Any]:
-        # Probes are about depth, not about precision: they may mix dtypes.
+        # Probes measure depth, not precision: they may mix dtypes.
         with jax.numpy_dtype_promotion("standard"):
             view = self._view(state, batch, held_out)
             found = {}
@@ -225,7 +226,7 @@ def inspect_run(
     run = Run(pathlib.Path(directory))
     check_links(run.directory)
     config = run.config()
-    run.result()  # Refuses one that is not the run's.
+    run.result()  # Raises if it does not belong to the run.
     setup = _setup_here(config)
     check_memory(setup)
     identity = run.identity(setup.task.record())

@@ -24,7 +24,7 @@ from reslab.runtime.inside import check_links, open_inside
 from reslab.runtime.storage import local_path, storage_error, storage_errors
 from reslab.train import changes, identity, parts
 
-# Files that a run writes; its config makes them its own.
+# Files that a run writes; its config marks them as its own.
 _WRITTEN = ("run.json", "metrics.jsonl", "result.json", "probes.jsonl", "layers.jsonl")
 # Fields of run.json that are read by name.
 _FORM: Form = {
@@ -88,7 +88,7 @@ class Run:
         text = path.read_bytes()
         config = configs.from_json(text, str(path), is_inert=is_inert)
         if (self.directory / "run.json").is_file():
-            # Of the text, not the config: an older version knew fewer fields.
+            # Digest of the text, not the config: older versions had fewer fields.
             recorded = self._configs(self.record())
             if configs.sha256_of_text(text.decode()) not in recorded:
                 raise ReslabError(
@@ -205,7 +205,8 @@ class Run:
             self._check_foreign(config)
             make_directory(self.directory)
             with self.lock(patience):
-                # Two may begin at once: the second goes on with the first one's run.
+                # Two processes may begin at once: the second continues the first one's
+                # run.
                 if (self.directory / "config.json").is_file():
                     self._check_same(config, about)
                     return True
@@ -238,7 +239,7 @@ class Run:
         found = [name for name in _WRITTEN if (self.directory / name).exists()]
         if any(self.checkpoints.glob("[0-9]*")):
             found.append("checkpoints")
-        # A kill before the config was written leaves the record alone.
+        # A kill before the config was written leaves only the record.
         is_own = found == ["run.json"] and self.recorded().get(
             "config_sha256"
         ) == configs.sha256(config)
@@ -271,7 +272,7 @@ class Run:
                 got=f"different {', '.join(differing[:3])}",
                 hint="--run with another directory",
             )
-        record = self.record()  # Training goes on only with the run's record.
+        record = self.record()  # Training requires the run's record to continue.
         self.check_data(about["corpus"])
         parts.check(record.get("parts", {}), about["parts"], self.directory)
 
@@ -281,7 +282,7 @@ class Run:
         return max((int(p.name) for p in found if p.name.isdigit()), default=0)
 
     def _has_checkpoints(self) -> bool:
-        # A save that fails may make the directory again, without what was in it.
+        # A failed save may recreate the directory without its contents.
         return (self.checkpoints / "begun").is_file() or any(
             self.checkpoints.glob("[0-9]*/integrity")
         )
@@ -322,7 +323,7 @@ class Run:
         began = self.recorded()
         if earlier := self._configs(began)[1:]:
             found["earlier"] = " ".join(map(str, earlier))
-        # Runs that were begun by an older version have no id.
+        # Runs begun by older versions have no id.
         if run := began.get("id"):
             found["run"] = run
         return found | identity.of_data(record)

@@ -82,8 +82,8 @@ def build_model(config: ConfigDict, task: Task, platform: str) -> Any:
     return registry.make(
         "models",
         model.name,
-        # Scanned layers cost a CPU some 30%; unrolled ones cost everyone compile
-        # time that grows with depth.
+        # Scanned layers slow a CPU by some 30%; unrolled layers cost compile time that
+        # grows with depth.
         is_unrolled={"auto": platform == "cpu", "scan": False, "unroll": True}[
             model.loop
         ],
@@ -277,7 +277,7 @@ def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
         extension.buildable("what this config describes"),
         use_mesh(mesh),
         extension.held_to_protocols(),
-        # A model from elsewhere may be made of parts of reslab.
+        # A user's model may contain parts of reslab.
         logical_axes(),
     ):
         variables = jax.eval_shape(

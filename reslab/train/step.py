@@ -25,7 +25,7 @@ from reslab.train.layers import layer_metrics
 from reslab.train.state import Setup, TrainState, parameter_plans
 from reslab.train.tasks import Batch
 
-# Of a step: loss, gradient norm, bad steps in a row, first leaf that is not finite.
+# Loss, gradient norm, bad steps in a row, first non-finite leaf.
 HEALTH = "health"
 
 Metrics = dict[str, jax.Array]
@@ -147,7 +147,7 @@ def apply_optimizer(
     rows = setup.config.data.batch // setup.config.train.accumulate
 
     def value_fn(some):
-        # An optimizer of some parameters knows nothing of the others.
+        # The optimizer of some parameters receives only those.
         whole = jax.tree.map(
             lambda p, s: p if isinstance(s, optax.MaskedNode) else s,
             state.params,
@@ -223,7 +223,7 @@ def make_step(setup: Setup) -> Step:
         if isinstance(opt_state, GuardState):
             bad_steps = opt_state.in_a_row
             metrics["skipped_steps"] = opt_state.skipped
-            # What the model writes beside its parameters is spoilt as well.
+            # State that the model writes beside its parameters is also invalid.
             model_state = jax.tree.map(
                 lambda new, old: jnp.where(bad_steps == 0, new, old),
                 model_state,
@@ -273,7 +273,7 @@ def jit_step(setup: Setup) -> Any:
         make_step(setup),
         in_shardings=(state_sharding, batch_sharding(setup.mesh)),
         out_shardings=(state_sharding, replicated(setup.mesh)),
-        # To find where a NaN came from, a step is repeated on what it was given.
+        # Repeats the step on the same inputs to find the source of a NaN.
         donate_argnums=() if jax.config.values["jax_debug_nans"] else 0,
         compiler_options=compiler_options(setup.mesh.devices.flat[0].platform),
     )

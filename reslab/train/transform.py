@@ -93,7 +93,7 @@ def transform_run(
     ) as checkpoints:
         step = checkpoints.latest_step()
         variables = restore_variables(checkpoints, setup, step)
-    assert step is not None  # `restore_variables` refuses a run without one.
+    assert step is not None  # `restore_variables` raises if the run has none.
     check_updated(variables)
 
     fields = dict(configs.flatten(config))

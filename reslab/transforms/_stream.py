@@ -22,7 +22,7 @@ from reslab.core.trees import named_leaves
 Leaves = dict[str, np.ndarray]
 Fields = Mapping[str, Any]
 
-# Parts whose places in the stream are known; another part may read it elsewhere.
+# Parts with known reads and writes of the stream; others may access it elsewhere.
 KNOWN: Mapping[str, tuple[str, ...]] = {
     "placement": ("pre",),
     "residual": ("plain",),
@@ -33,7 +33,7 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
     "mixer": ("attention", "gated_delta"),
     "ffn": ("swiglu", "gelu"),
 }
-# All that is written has the stream's features as its last axis.
+# All projections into the stream have its features as their last axis.
 _WRITES = re.compile(
     r"^embedding$|^position_encoding/embedding$|/(mixer/output|ffn/down)/(kernel|bias)$"
 )

@@ -8,8 +8,8 @@ from reslab.core.model_state import ModelState
 from reslab.nn.base import sites
 from reslab.transforms import _stream
 
-# Parameters that the new model has beside the old ones' start as in a new model, and
-# the logits must not change.
+# Parameters of the new model that the old one lacks start as in a new model, and the
+# logits must not change.
 STARTS_PARAMETERS = True
 KEEPS_LOGITS = True
 

@@ -7,7 +7,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.model_state import ModelState
 from reslab.transforms import _stream
 
-# Norms over the features of one head, which keep their size.
+# Norms over the features of one head, whose size does not change.
 _OF_A_HEAD = ("query_norm", "key_norm", "value_norm")
 
 

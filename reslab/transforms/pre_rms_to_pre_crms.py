@@ -110,7 +110,7 @@ def _check_centred(leaves: _stream.Leaves, dtype: Any) -> None:
         )
     means = _stream.means(leaves, _stream.writers(leaves))
     name = max(means, key=lambda key: means[key])
-    # What rounding to the parameters' dtype may leave of a mean.
+    # Largest mean that rounding to the parameters' dtype may leave.
     if means[name] > 8 * float(jnp.finfo(dtype).eps):
         raise ReslabError(
             "pre_rms_to_pre_crms: the stream has a mean, so its last feature is needed",

@@ -10,9 +10,9 @@ from reslab.core.errors import ReslabError
 from reslab.core.model_state import ModelState
 from reslab.transforms import _stream
 
-# What a layer that reads others' keys and values has no use for.
+# Parameters that a layer with another's keys and values does not use.
 _OWN = re.compile(r"/block_0/mixer/(key|value)(_norm)?/")
-# What leader and follower must have in common.
+# Parameters that leader and follower must have in common.
 _COMMON = ("heads", "kv_heads", "head_dim", "window")
 
 
@@ -53,7 +53,7 @@ def build(
         _check(parsed[layer], parsed[leader], layer)
 
     followed = sorted({leader for i, leader in enumerate(leaders) if leader != i})
-    # A group for each, unless every follower has the nearest of them.
+    # One group each, unless every follower has the nearest of them.
     groups = {leader: group for group, leader in enumerate(followed)}
     if all(
         leader == max(one for one in followed if one < layer)

@@ -58,7 +58,7 @@ class TFDSImages:
                 builder.as_data_source(split=split)
                 for split in (self.train_split, self.test_split)
             ]
-        # The package raises many kinds; each names the dataset, split or file.
+        # TFDS raises many types; each names the dataset, split or file.
         except Exception as error:
             raise ReslabError(
                 f"images tfds: {self.name or self.directory}",

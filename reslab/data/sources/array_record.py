@@ -47,7 +47,7 @@ def _records(file: File) -> Iterator[bytes]:
                 for begin in range(0, count, CHUNK)
             )
             yield from itertools.chain.from_iterable(chunks)
-    except RuntimeError as error:  # The package knows no other kind.
+    except RuntimeError as error:  # The package raises no other type.
         raise ReslabError(
             f"source array_record: {file.name}",
             expected="an ArrayRecord file with records, undamaged",

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from reslab.core.errors import ReslabError
 
-# Tests are often absent and the rest is packaged apart on some systems: without
-# them the file set is nearly the same everywhere.
+# Tests and some modules are packaged separately on some systems: without them the file
+# set is nearly the same everywhere.
 SKIPPED = frozenset(
     {
         "__pycache__",

@@ -36,7 +36,7 @@ class SyntheticSource:
         """Yields the documents."""
         draw = _draws(f"{self.seed} vocabulary")
         size = len(_SYLLABLES)
-        # A first syllable of its own keeps every word different from the others.
+        # Each word begins with a different syllable, so all words are distinct.
         words = [first + _SYLLABLES[next(draw) % size] for first in _SYLLABLES]
         successors = [[next(draw) % size for _ in range(4)] for _ in words]
         for index in range(self.count):

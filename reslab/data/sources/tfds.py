@@ -70,7 +70,7 @@ class TFDSSource:
                 )
             builder = tensorflow_datasets.builder_from_directory(self.directory)
             return builder.as_data_source(split=split)
-        # The package raises many kinds; each names the dataset, split or file.
+        # TFDS raises many types; each names the dataset, split or file.
         except Exception as error:
             raise ReslabError(
                 f"source tfds: {self.name or self.directory} split {split!r}",

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from reslab.core.errors import ReslabError, missing_extra, nearest
 from reslab.data.corpus import say_once
 
-# Ids may leave gaps, as files with reserved places do, but not more of them than this
-# and the number of tokens: the model has a row for every id.
+# Ids may leave gaps, as in files with reserved ids, but at most this many plus the
+# number of tokens: the model has a row for every id.
 GAPS = 2**16
-# Encoded once, so that a file which contradicts itself is refused at the start.
+# Encoded once, so that an inconsistent file is rejected at the start.
 PROBE = "Every layer, 12 of them:\n\tx = x + f(x) \u2260 \U0001f600"
 
 
@@ -72,8 +72,8 @@ class HuggingFaceTokenizer:
             with _silenced():
                 self._tokenizer = tokenizers.Tokenizer.from_str(text)
                 self._tokenizer.encode(PROBE, add_special_tokens=False)
-        # The library raises bare Exception for a file of another form, and panics,
-        # which are none, where it contradicts itself.
+        # The library raises bare Exception for a file of another form, and Rust panics,
+        # which do not derive from it, for an inconsistent one.
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
@@ -123,7 +123,7 @@ class HuggingFaceTokenizer:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             say_once(f"{self.path}: its own {' and '.join(found)} not applied")
-        # Special tokens are what the corpus puts between documents, never text.
+        # Special tokens separate documents in the corpus; they never stand for text.
         self._tokenizer.encode_special_tokens = True
 
     def encode(self, document: bytes) -> np.ndarray:
@@ -131,7 +131,7 @@ class HuggingFaceTokenizer:
         text = document.decode("utf-8", errors="replace")
         ids = self._ids(text)
         if self.bos_token and self.bos in ids:
-            # The model itself knows it as a word: no piece may hold all of it.
+            # The model itself has it as a token: no piece may contain all of it.
             half = len(self.bos_token) // 2
             first, second = map(
                 re.escape, (self.bos_token[:half], self.bos_token[half:])
@@ -180,7 +180,7 @@ class HuggingFaceTokenizer:
                 lengths[index] = len(text.encode())
         unknown = (self._settings.get("model") or {}).get("unk_token")
         for token in self._added_tokens():
-            # One that is not known stands for other text than its name.
+            # An unknown token stands for text other than its name.
             is_unknown = token["special"] and token["content"] == unknown
             literal = 0 if is_unknown else len(token["content"].encode())
             lengths[token["id"]] = literal

@@ -74,7 +74,7 @@ def undo(
     """
     written, transpose = jax.vjp(f, after.last_read(), *arguments)
     by_reading, *more = transpose(cotangent.newer.astype(written.dtype))
-    # What was written to and what was read, in the order they had before.
+    # The written and the read half, in their original order.
     read = cotangent.older + by_reading.astype(cotangent.older.dtype)
     cotangent = dataclasses.replace(cotangent, older=cotangent.newer, newer=read)
     return after.unwrite(written), cotangent, tuple(more)

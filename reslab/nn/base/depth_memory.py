@@ -8,8 +8,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 T = TypeVar("T")
 
-# A loop that computes its layers again keeps what they read under this name, or else
-# it would keep the whole depth memory as it was before each of them.
+# A loop that recomputes its layers saves their reads under this name; otherwise it
+# would save the whole depth memory before each of them.
 DEPTH_READ = "depth_read"
 
 

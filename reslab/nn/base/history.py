@@ -191,12 +191,12 @@ def _attributed_forward(sources, x, row, is_in_place):
 def _attributed_backward(is_in_place, row, cotangent):
     own = jax.lax.dynamic_index_in_dim(cotangent, row, 0, keepdims=False)
     if is_in_place:
-        # Taken out before its place is cleared; taken later, all would be copied.
+        # Read before its place is cleared; otherwise XLA would copy the whole array.
         own, cotangent = jax.lax.optimization_barrier((own, cotangent))
         empty = jnp.zeros_like(own)
         left = jax.lax.dynamic_update_index_in_dim(cotangent, empty, row, 0)
         return left, own, None
-    # A comparison, not an update: it joins the sum that it is part of.
+    # A comparison instead of an update: XLA fuses it into the surrounding sum.
     rows = jnp.arange(cotangent.shape[0], dtype=jnp.int32)
     is_own = rows[:, None, None, None] == row
     return jnp.where(is_own, jnp.zeros_like(cotangent), cotangent), own, None

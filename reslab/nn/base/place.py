@@ -16,7 +16,7 @@ from reslab.core.surroundings import Context
 from reslab.core.types import Shared
 from reslab.nn.base import sites
 
-# The families whose parts are told.
+# Families whose parts receive their place.
 TOLD = ("norms", "ffns", "linears", "mixers")
 
 
@@ -92,7 +92,7 @@ def telling(place: Place) -> Iterator[None]:
 
     def tell(call, args, kwargs, context):
         module = context.module
-        # A class that calls the method of its base is told once.
+        # A class that calls its base's method receives its place once.
         is_base = any(module is other for other in running)
         if context.method_name != "__call__" or is_base:
             return call(*args, **kwargs)

@@ -77,7 +77,7 @@ class ProjectingModule(nn.Module):
             init_std=self.init_std,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            # Or else it would be a part of whoever calls this for us.
+            # Otherwise it would be a submodule of the caller.
             parent=self,
             name=name,
         )(x)

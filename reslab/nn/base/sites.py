@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 
-# The sublayers of a block that does not say how many it has.
+# Number of sublayers of blocks that do not declare one.
 USUAL = 2
-# More layers are not traced in any time that a person would wait.
+# Tracing more layers would take too long.
 DEEPEST = 2**14
 
 

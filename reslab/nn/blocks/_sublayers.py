@@ -56,7 +56,7 @@ class SublayerBlock(nn.Module):
     residual: registry.Spec = "plain"
     context: Context = Context()
 
-    # Which sublayers the parts are in, for their placements.
+    # The sublayer of each part, for its placement.
     kinds: ClassVar[dict[str, str]] = {"mixer": "mixer", "ffn": "ffn"}
 
     # The kind of its first sublayer.
@@ -143,7 +143,7 @@ class SublayerBlock(nn.Module):
         """
         spec, family = getattr(self, part), f"{part}s"
         placement = self.unbound_placement(self.kinds[part])
-        # A placement of someone else's may have nothing to say.
+        # A placement from outside the package may define no `adapt`.
         adapt = getattr(placement, "adapt", lambda context: context)
         context = adapt(self.context)
         for key in ("inner_norm", "qkv_norm"):
@@ -200,7 +200,7 @@ class SublayerBlock(nn.Module):
         shared: Collection[str] = (),
     ) -> State:
         """The mixer's state before the first token."""
-        # A mixer of someone else's may read nothing from the depth memory.
+        # A mixer from outside the package may not read the depth memory.
         found = {"shared": shared} if shared else {}
         return self.unbound_mixer.init_state(batch, length, features, **found)
 

@@ -102,16 +102,16 @@ class HourglassBlock(SublayerBlock):
             )
 
         def whole(z):
-            # Left to itself, XLA's partitioner gave some of eight devices the rows of
-            # others here.
+            # Without the constraint, XLA's partitioner gave some of eight devices rows
+            # of others.
             return nn.with_logical_constraint(z, ("batch", "length", None))
 
-        # Behind a barrier, or the compiler would draw the signs while compiling.
+        # Without the barrier the compiler would draw the signs at compile time.
         key = jax.lax.optimization_barrier(jax.random.key(self.seed))
         signs = jax.random.rademacher(key, (features, self.lift), jnp.int8)
         signs = signs.astype(context.dtype)
         z = whole(scaled(h.astype(context.dtype) @ signs, features**-0.5))
-        # The default width follows the width squared, as the parameters do.
+        # The default width scales with the width squared, as the parameters do.
         for name, ffn in self._steps((features / self.lift) ** 2 / self.bottlenecks):
             norm = make_norm(
                 self.norm, param_dtype=context.param_dtype, name=f"{name}_norm"

@@ -30,7 +30,7 @@ class FeedForward(ProjectingModule):
     hidden_scale: float = 1.0
     use_bias: bool = False
 
-    # Of what inputs of large size make: their size to this power.
+    # Degree of growth: large inputs of size s give outputs of size s to this power.
     degree: ClassVar[int] = 1
 
     def project_up(self, name: str, x: jax.Array, hidden: int) -> jax.Array:

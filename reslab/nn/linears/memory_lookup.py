@@ -81,7 +81,7 @@ class MemoryLookup(LinearModule):
             lead = x.shape[: x.ndim - len(inputs)]
         count = size // self.bits
         codes, scores = hash_codes(x.reshape(*lead, count, self.bits))
-        # The deviation of what a dense kernel would make of standard normal inputs.
+        # The standard deviation of a dense kernel's output for standard normal inputs.
         wanted = self.kernel_std(inputs) * math.sqrt(size)
         tables = parameter(
             self,

@@ -233,7 +233,7 @@ class Attention(ProjectingModule):
                 return seen
             place = state["length"][:, None] + rank
             if is_real is not None:
-                # Past the end, where nothing is written.
+                # Past the end, so that nothing is written.
                 place = jnp.where(is_real, place, state[name].shape[1])
             row = jnp.arange(new.shape[0])[:, None]
             new_state[name] = state[name].at[row, place].set(new, mode="drop")
@@ -270,7 +270,7 @@ class Attention(ProjectingModule):
             softcap=self.softcap or None,
             dropout=self.attention_dropout,
             dropout_key=training_key(self) if self.attention_dropout else None,
-            # Kernels have no form for a cache, nor for the short input of `init`.
+            # Kernels support neither caches nor the short input of `init`.
             implementation="auto"
             if state is not None or self.is_initializing()
             else self.implementation,

@@ -155,7 +155,7 @@ class GatedDelta(ProjectingModule):
 
         resets = None
         if state is not None and segments is not None:
-            # Padding neither writes to the memory nor lets it fade.
+            # Padding neither writes to the memory nor decays it.
             is_real = (segments > 0)[..., None]
             beta, log_decay = (jnp.where(is_real, h, 0) for h in (beta, log_decay))
         elif segments is not None:
@@ -199,7 +199,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _init_log_rate(key, shape, dtype):
-    # The smallest rate is bounded away from zero, whose logarithm is infinite.
+    # The smallest rate is above zero, whose logarithm is infinite.
     return jnp.log(jax.random.uniform(key, shape, dtype, 1e-3, 16.0))
 
 

@@ -65,7 +65,7 @@ class GroupedNorm(AffineNorm):
         share = member / size
 
         def average(v):
-            # A product, because a TPU would lay out anew what is reshaped.
+            # A matrix product, since a reshape would change the layout on a TPU.
             v = jnp.mean(v, positions, keepdims=True)
             return exact("...g,cg->...c", exact("...c,cg->...g", v, share), member)
 

@@ -91,7 +91,7 @@ class RunningNorm(AffineNorm):
         """Averages (batch, ..., channels) over what counts, one row in all."""
         axes = tuple(range(h.ndim - 1))
         number = jnp.maximum(jnp.sum(counted.astype(h.dtype)), 1)
-        # Zero times infinity is not zero: what is not counted must not be seen.
+        # Zero times infinity is NaN, so excluded values are replaced before the sum.
         total = jnp.sum(jnp.where(counted, h, 0), axes, keepdims=True)
         return total / number
 

@@ -61,7 +61,8 @@ class BatchNorm(RunningNorm):
         running_variance = self.running("variance", 1.0, width)
         updates = self.counter()
         if self.is_training:
-            # What does not count may be anything, infinite too, also backwards.
+            # Excluded positions may hold any value, also infinite, and in the backward
+            # pass.
             seen = jnp.where(counted, h, 0)
             mean = self.mean(seen, counted)
             variance = self.mean(jnp.square(seen - mean), counted)

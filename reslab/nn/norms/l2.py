@@ -46,7 +46,7 @@ class ScaleNorm(nn.Module):
         start = math.sqrt(x.shape[-1])
         gain = scalar(self, "gain", start, self.param_dtype).astype(h.dtype)
         square = jnp.sum(jnp.square(h), axis=-1, keepdims=True)
-        # The bound is put on the square: the root has no gradient at zero.
+        # Bounds the square: the root has no gradient at zero.
         h = gain * h * jax.lax.rsqrt(jnp.maximum(square, self.epsilon**2))
         return h.astype(x.dtype)
 

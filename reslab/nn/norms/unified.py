@@ -139,7 +139,7 @@ class UnifiedNorm(RunningNorm):
         kept = squares.at[slot].set(q)
         if not self.is_filtering:
             return kept, jnp.zeros((), bool)
-        # Over the window as it was before.
+        # Averages over the window before this step.
         limit = self.window * jnp.var(jnp.sqrt(squares), ddof=1)
         excess = jnp.mean(kept, axis=0) - jnp.exp(jnp.mean(jnp.log(kept), axis=0))
         is_outlier = jnp.any(excess > limit) & (step >= self.warmup)

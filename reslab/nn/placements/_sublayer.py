@@ -33,7 +33,7 @@ class Placement(nn.Module):
     normalizes_input: ClassVar[bool] = False
     normalizes_output: ClassVar[bool] = False
     normalizes_stream: ClassVar[bool] = False
-    # Whether the features after the last layer still need a norm.
+    # Whether a norm must follow the last layer.
     needs_final_norm: ClassVar[bool] = True
 
     @property

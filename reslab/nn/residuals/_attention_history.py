@@ -239,7 +239,7 @@ class AttentionHistory(HistoryResidual):
     def _reward(self, weights):
         """Takes a share of the entropy of one reading's weights off the loss."""
         readings = self.starts[-1] + (not self.adds_reads)
-        # What is not read has no entropy, and no gradient.
+        # Masked sources contribute neither entropy nor gradient.
         entropy = jax.scipy.special.entr(jnp.where(weights > 0, weights, 1.0))
         mean = jnp.mean(jnp.sum(entropy, axis=0))
         add_loss(self, "entropy", -self.entropy_bonus / readings * mean)
@@ -267,7 +267,7 @@ class AttentionHistory(HistoryResidual):
         queries = [one.query(values.shape[-1], dtype) for one in readers]
         arguments = values, jnp.stack(queries)
         keywords = {"epsilon": self.epsilon, "implementation": self.kernels}
-        if site is None:  # Nobody reads later.
+        if site is None:  # No later site reads.
             readings, logsumexp = depth_read(*arguments, **keywords)
         else:
             limit = jnp.maximum(sites.at(self.tables.visible, site), 1)

@@ -76,7 +76,7 @@ class DepthAttention(nn.Module):
         direction, null, bias = self._vectors(shape[-1], dtype)
         rows = sources.dots(direction)
         rows = rows * jax.lax.rsqrt(sources.mean_squares() + self.epsilon)
-        # Finite, so that reading nothing at all is nothing and not a NaN.
+        # Finite, so that a read without sources gives zero instead of NaN.
         lowest = jnp.asarray(-1e30, dtype)
         logits = [jnp.where(is_valid[:, None, None], rows, lowest)]
         values = []

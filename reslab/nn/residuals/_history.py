@@ -194,7 +194,7 @@ def mixtures(
         weights = weights[..., None, None]
     weights = jnp.broadcast_to(weights, (len(weights), *values.shape[:-1]))
     keywords = {"limit": limit, "implementation": module.kernels}
-    if isinstance(limit, int) and limit == history.rows:  # Nobody reads later.
+    if isinstance(limit, int) and limit == history.rows:  # No later site reads.
         return list(depth_mix(values, weights, **keywords)), history
     sums, values = depth_mix_through(values, weights, **keywords)
     return list(sums), dataclasses.replace(history, sources=values)

@@ -33,7 +33,8 @@ class ManifoldConnections(SeveralStreams):
 
     epsilon: float = 1e-6
 
-    # Pre-norm's readings up to rounding, but every stream receives another share.
+    # Reads equal pre-norm's up to rounding, but every stream receives a different
+    # share.
     reduces_to_plain_at_init: ClassVar[bool] = False
 
     def first_mix(self, dtype) -> jax.Array:
@@ -103,10 +104,10 @@ class ManifoldConnections(SeveralStreams):
                 jnp.matmul(h, rows.astype(h.dtype), preferred_element_type=dtype)
             )
             squares.append(jnp.mean(jnp.square(h.astype(dtype)), axis=-1))
-        # The norm of all streams divides what was summed over them.
+        # The norm of all streams divides the sum over them.
         factor = jax.lax.rsqrt(sum(squares[1:], squares[0]) / n + self.epsilon)
         total = sum(products[1:], products[0]) * factor[..., None]
-        # Few weights before many tokens: what comes is element by element.
+        # Few weights per token: the following operations are elementwise.
         total = jnp.moveaxis(total, -1, 0)
         cuts = [sum(list(sizes.values())[: i + 1]) for i in range(len(sizes) - 1)]
         return dict(zip(sizes, jnp.split(total, cuts), strict=True))

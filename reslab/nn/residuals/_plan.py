@@ -55,7 +55,7 @@ class Plan:
             if self.is_added:
                 counts[0] = 0
             return tuple(counts)
-        # What a boundary appends is seen after the sublayer that stands there.
+        # A source appended at a boundary is visible from the next sublayer on.
         pairs = zip(blocks, self.is_first, strict=True)
         return tuple(block if is_first else block + 1 for block, is_first in pairs)
 
@@ -67,7 +67,7 @@ class Plan:
             (now, later)
             for first, end in itertools.pairwise(self.starts)
             for now, later in itertools.combinations(range(first, end), 2)
-            # Only what is finished is seen.
+            # Only finished blocks are visible.
             if blocks[now] < blocks[now + 1] and blocks[now] + 1 < visible[later]
         )
 

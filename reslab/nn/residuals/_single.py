@@ -41,7 +41,7 @@ class ScaledBranch(SingleStream):
     `first_scale` where the scale starts.
     """
 
-    # Whether each feature has a scale of its own.
+    # Whether each feature has its own scale.
     scales_features: ClassVar[bool] = False
 
     def first_scale(self) -> float:

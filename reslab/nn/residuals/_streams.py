@@ -18,7 +18,7 @@ from reslab.ops.stream_mix.api import mixes_by_kernel, stream_mix
 # Separate arrays, not one: a stacked axis would be copied at every mixing.
 Streams = tuple[jax.Array, ...]
 
-# They are mixed pair by pair, so tracing more would not end.
+# Mixing is traced pair by pair, so tracing time grows with the square.
 MOST_STREAMS = 256
 
 

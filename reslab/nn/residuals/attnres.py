@@ -10,7 +10,7 @@ from reslab.core.types import Branch
 from reslab.nn.base.history import History
 from reslab.nn.residuals._attention_history import AttentionHistory
 
-# Readings that are added to the sum are a variant of their own.
+# Readings that are added to the sum are a separate variant.
 RENAMED = {"routing": {"replace": "attnres", "add": "delta_attnres"}}
 
 

@@ -127,13 +127,14 @@ class GeneralizedSum(nn.Module):
             own = jnp.where(is_valid[:, None], weights[: len(index)], 0)
             is_own = is_valid
         else:
-            # Slots: the embedding, what is between, and the last from the end.
+            # Slots: the embedding, the sum of sources between, and the latest ones from
+            # the end.
             age = count - 1 - index
             is_between = is_valid & (index > 0) & (age >= self.last)
             is_own = is_valid & ~is_between
             slot = jnp.where(index == 0, 0, 2 + jnp.clip(age, 0, self.last - 1))
             own = jnp.where(is_own[:, None], jnp.take(weights, slot, axis=0), 0)
-        # Two sums: together, their weights would be as large as the sources.
+        # Two sums: their joint weights would be as large as the sources.
         reading = sources.mix(own[:, None, None])
         shown = jnp.mean(own, axis=-1)
         if vector is not None:

@@ -70,8 +70,8 @@ class HyperConnections(SeveralStreams):
 
         mix = self.wide(stream, "mix", init_mix, (n, n + 1), ("streams", None))
         write = self.wide(stream, "write", nn.initializers.ones, (n,), ("streams",))
-        # For each stream, its weight in the reading, in each new stream, and what
-        # it receives.
+        # For each stream: its weight in the reading, its weights in the new streams,
+        # and its weight of the output.
         weights = [[*mix[s], write[s]] for s in range(n)]
         if self.is_dynamic:
             weights = [

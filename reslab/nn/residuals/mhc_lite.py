@@ -10,7 +10,7 @@ import numpy as np
 from reslab.core.bounds import Bounds
 from reslab.nn.residuals._manifold import ManifoldConnections
 
-# With 7 streams, 5,040 logits for every token.
+# 7 streams have 5,040 logits per token.
 _STREAMS = Bounds(least=1, most=7)
 
 

@@ -88,11 +88,11 @@ class DynamicMix(nn.Module):
     ) -> tuple[list[jax.Array], History]:
         """Mixes what is there after `layer` layers; the history for later readers."""
         dtype, rows, ways = statistics_dtype(history.dtype), self.rows, self.ways
-        # The latest source. Carried, it is kept once more for every layer; read from
-        # its row, it would have a gradient as large as all rows.
+        # The latest source. As a carry it is saved once more per layer; read from its
+        # row, its gradient would be as large as all rows.
         latest = history.carried["stream"].astype(dtype)
         features = latest.shape[-1]
-        # A single mixture, that of the end, has a network four times as wide.
+        # The final mixture has a network four times as wide.
         hidden = 4 * rows
 
         def one_hot(key, shape, dtype):
@@ -116,7 +116,7 @@ class DynamicMix(nn.Module):
         weights = units @ outer.astype(dtype)
         weights = weights.reshape(*weights.shape[:-1], ways, rows)
         weights = weights + static.astype(dtype)[None, None]
-        # After no layer there is the embedding, and nothing to weigh.
+        # Before the first layer the embedding is the only source.
         first = jax.nn.one_hot(0, rows, dtype=dtype)
         first = first[None, None, None]
         weights = jnp.where(jnp.asarray(layer) > 0, weights, first)

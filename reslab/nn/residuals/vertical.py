@@ -43,8 +43,8 @@ class VerticalAttention(LayerHistory):
     epsilon: float = 1e-6
 
     reduces_to_plain_at_init: ClassVar[bool] = True
-    # Its logits are gradients of all sources too, which a kernel for the sums alone
-    # would only part from theirs: compiled at 24 layers, a step takes no less with it.
+    # The logits also have gradients by all sources, so a kernel for the sums alone
+    # saves nothing: compiled at 24 layers, a step takes as long with it.
     adds_in_place: ClassVar[bool] = False
 
     def setup(self):
@@ -80,7 +80,7 @@ class VerticalRead(nn.Module):
         size = self.head_dim or max(1, features // 8)
         mean_square = jnp.mean(jnp.square(latest), axis=-1, keepdims=True)
         normalized = latest * jax.lax.rsqrt(mean_square + self.epsilon)
-        # A key's product with a query is the source's with the query led back.
+        # q . (W_k x) = (W_k^T q) . x, so keys are never computed.
         args = ((features, size), features**-0.5, self.param_dtype)
         led = normalized @ Kernel(*args, name="query")().astype(sources.dtype)
         led = led @ Kernel(*args, name="key")().astype(sources.dtype).T

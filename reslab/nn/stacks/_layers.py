@@ -86,7 +86,7 @@ class Layers(nn.Module):
         for blocks, count in self.applied():
             period = []
             for block in blocks:
-                # Those who read nothing need not know what there is to be read.
+                # Pass `shared` only to mixers that accept it.
                 found = {"shared": frozenset(known)} if known else {}
                 state = unbound(block).init_state(batch, length, features, **found)
                 known |= written(block) if is_shared else set()
@@ -146,7 +146,7 @@ class Layers(nn.Module):
             first, size = first_layer + applied, len(blocks)
             applied += size * count
             layers: Any = first + size * jnp.arange(count)
-            # The passes of a looped stack are not known apart, unrolled or not.
+            # The passes of a looped stack share one trace, unrolled or not.
             if self.is_unrolled and isinstance(first_layer, int):
                 layers = tuple(range(first, first + size * count, size))
             collections = {
@@ -259,7 +259,8 @@ def _repetitions(
     [('aab', 2), ('a', 1)]
     """
     plan: list[tuple[tuple[BlockFactory, ...], int]] = []
-    begin, alone = 0, 0  # Layers from `alone` to `begin` repeat nothing so far.
+    # Layers from `alone` to `begin` have no repeated pattern so far.
+    begin, alone = 0, 0
     while begin < len(layers):
         reach, period = 0, 0
         for size in range(1, (len(layers) - begin) // 2 + 1):

@@ -58,8 +58,8 @@ class LoopedStack(UniformStack):
         """Applies the layers `loops` times."""
         layers = self.make_layers(name="body")
         if self.is_initializing():
-            # One pass makes every parameter; how they start may depend on the
-            # layer, and a loop could not tell the passes apart.
+            # One pass creates every parameter: initial values may depend on the layer,
+            # which a loop cannot distinguish by pass.
             once = jax.tree.map(lambda a: a[0], state)
             return layers(stream, 0, once, positions, segments)[0], state
 

@@ -12,7 +12,7 @@ from reslab.core.types import Shared
 Make = Callable[[], jax.Array]
 Keep = Callable[[str, jax.Array], jax.Array]
 
-# Under this name the first layer leaves its values.
+# Entry of the depth memory for the first layer's values.
 FIRST = "values"
 
 

@@ -40,7 +40,7 @@ class SharedKeysValues(ValuePath):
     group: int = 0
     window: int = 0
 
-    # What followers take from the leader; the rest they make.
+    # Entries that followers take from the leader; they compute the others.
     takes: ClassVar[Collection[str]] = ("key", "value")
 
     @property

@@ -14,7 +14,7 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.taps import TAPS, Here, changing, recording
 from reslab.observe.watch import by_site, tapped, watching_sublayers
 
-# Axes of the activations that have more than (batch, length, ...), from the left.
+# Leading axes of activations that have more than (batch, length, ...).
 _HEAD_AXIS = {"heads": 2}
 _STREAM_AXIS = {"stream": 0}
 _KINDS = ("replace", "add", "scale")

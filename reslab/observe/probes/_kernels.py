@@ -40,7 +40,7 @@ def mean_by_layer(
     sums, counts = jnp.zeros(depth), jnp.zeros(depth)
     for name, layout in chosen.items():
         figures = function(layout.as_matrices(kernels[name].astype(jnp.float32)))
-        # Experts of a layer count as one kernel.
+        # The experts of a layer count as one kernel.
         each = jnp.mean(figures.reshape(len(layout.layers), -1), axis=1)
         at = jnp.asarray(layout.layers)
         sums, counts = sums.at[at].add(each), counts.at[at].add(1.0)

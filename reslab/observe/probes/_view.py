@@ -192,7 +192,7 @@ class View:
 
     def _mean(self, values: jax.Array, is_counted: jax.Array) -> jax.Array:
         weights = is_counted.astype(jnp.float32)
-        # Zero times infinity is not zero: what is not counted must not be seen.
+        # Zero times infinity is NaN, so excluded values are replaced before the sum.
         counted = jnp.where(is_counted, values.astype(jnp.float32), 0.0)
         total = jnp.maximum(jnp.sum(weights), 1.0)
         return jnp.sum(counted, axis=(-2, -1)) / total

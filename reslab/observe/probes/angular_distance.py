@@ -47,7 +47,7 @@ class AngularDistanceProbe:
             }
 
         result = jax.lax.map(against_all, x)
-        # Rounding leaves 1e-4 between a vector and itself.
+        # Rounding gives an angle of 1e-4 between a vector and itself.
         apart = ~jnp.eye(x.shape[0], dtype=bool)
         result |= {key: jnp.where(apart, result[key], 0.0) for key in ("all", "last")}
         following = jnp.diagonal(result.pop("cosine"), offset=1)

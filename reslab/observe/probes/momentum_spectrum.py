@@ -10,7 +10,7 @@ from reslab.observe.probes._kernels import mean_by_layer
 from reslab.observe.probes._view import CannotAnswer, Quantity, View
 from reslab.ops.spectra import spectrum_quantiles
 
-# What optimizers call the average or sum of their gradients.
+# Names that optimizers give to the average or sum of gradients.
 _NAMES = ("momentum", "mu", "trace", "mean")
 
 

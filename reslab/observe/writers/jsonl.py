@@ -92,7 +92,7 @@ class JsonLines:
         """Returns whether the file was deleted, replaced or changed since."""
         try:
             if not os.path.samestat(os.stat(self.path.parent), self._folder):
-                return False  # The directory is gone: the next save says so.
+                return False  # The directory is gone; the next save reports it.
             here = os.stat(self.path)
         except OSError:
             return self.path.parent.is_dir()
@@ -119,7 +119,7 @@ class JsonLines:
         Returns:
           Their SHA-256, which can be updated with appended bytes.
         """
-        if not self.path.is_file():  # Whatever else it is will not be opened.
+        if not self.path.is_file():  # Other kinds of files are not opened.
             return hashlib.sha256()
         old = self.path.read_text(encoding="utf-8", errors="replace")
         lines = old.splitlines(keepends=True)

@@ -30,7 +30,7 @@ class TensorBoard:
                 self._directory,
                 purge_step=self._purge_step,
                 flush_secs=30,
-                # Names are made of the second alone: two files could be one.
+                # File names contain only the second: two files could share one.
                 filename_suffix=f".{os.getpid()}.{step}",
             )
         for name, value in metrics.items():

@@ -132,7 +132,7 @@ def attention(
                 expected="0 on a mesh that divides the tokens of a row",
                 got=str(dropout),
             )
-        del mask["query_index"]  # None on this path.
+        del mask["query_index"]  # Not supported on this path.
         return divided_attention(query, key, value, **mask)
     if drops:
         mask |= {"dropout": dropout, "dropout_key": dropout_key}
@@ -143,7 +143,7 @@ def _choose(query, key, obstacles):
     if platform() == "tpu" and not obstacles["splash"]:
         return "splash"
     if is_divided(query, key, 0, False):
-        return "reference"  # The other has no form for it.
+        return "reference"  # The other implementation does not support it.
     # On a CPU the reference takes 0.75 of the time of "xla" (forward and
     # backward, float32, batch 16, length 256, 4 heads of 64, two cores), except
     # for a single query of grouped heads: there its copies of the keys weigh
@@ -195,7 +195,7 @@ def _xla(
             window=window,
             first_key=first_key,
         )
-    # Inside, JAX promotes bfloat16 scores, which a strict caller forbids.
+    # JAX promotes bfloat16 scores inside, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(query, key, value, scale=scale, **mask)
 

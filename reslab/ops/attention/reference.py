@@ -103,7 +103,7 @@ def reference_attention(
         first_key=first_key,
     )
     if visible is not None:
-        # Large and finite: infinity less itself would be a NaN.
+        # Large but finite: infinity minus infinity is NaN.
         hidden = 0.7 * float(jnp.finfo(wide).min)
         scores = scores + jnp.where(visible, 0.0, hidden).astype(wide)
     weights = jax.nn.softmax(scores, axis=-1)

@@ -90,7 +90,7 @@ def splash(
     keys = PartitionSpec(batch_axes, None, head_axes, None)
     rows, whole_rows = PartitionSpec(batch_axes, length_axes), PartitionSpec(batch_axes)
     kernel = make_kernel(query.shape[2] // head_parts, length_parts)
-    # What the kernel knows of the mask is divided like the queries.
+    # The kernel's mask data is divided like the queries.
     mask = PartitionSpec(None, SEQUENCE_AXIS if length_axes else None)
     sharding = NamedSharding(jax.sharding.get_abstract_mesh(), mask)
     run = jax.shard_map(
@@ -100,7 +100,7 @@ def splash(
             *(queries, keys, keys, rows, whole_rows),
         ),
         out_specs=queries,
-        # The kernel does not say how its outputs vary over the mesh.
+        # The kernel does not declare how its outputs vary over the mesh.
         check_vma=False,
     )
     return run(kernel, *arguments)
@@ -115,7 +115,7 @@ def axes_of(names: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
 
 def _kernel(length, heads, parts, *, is_causal, window, softcap, interpret):
     """Builds the kernel of one device's heads, for queries in several parts."""
-    # Imported where it is used: it takes 0.15 s, on machines of every kind.
+    # Imported here: it takes 0.15 s.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     shape = (length, length)

@@ -79,12 +79,12 @@ def token_losses(
         raise ReslabError(
             "token_losses: chunks", expected=f"0 to {columns}", got=str(chunks)
         )
-    # No column has the id -1, so a target in the padding is never picked there.
+    # No column has the id -1, so no column matches a target in the padding.
     targets = jnp.where(targets < vocabulary_size, targets.astype(jnp.int32), -1)
     chunks = chunks or automatic_chunks(columns)
     if chunks == 1:
         return whole(features, kernel, targets, vocabulary_size)
-    # The gradient by a kernel that all devices share is summed where this is undone.
+    # The gradient of a kernel shared by all devices is summed in the transpose of this.
     features, kernel = varying_like((features, kernel), features, kernel, targets)
     return chunked(features, kernel, targets, vocabulary_size, chunks)
 

@@ -29,7 +29,7 @@ class Mixing(RowsKernel):
         size, width = jnp.dtype(self.dtype).itemsize, tiles.padded(self.width)
         beside = 4 * tiles.padded(self.rows * self.readers)
         if is_backward:
-            # Sources, their gradients before and after, and those of the sums.
+            # Sources, their gradients before and after, and the gradients of the sums.
             moved = 2 * size * (3 * self.chunk + self.readers)
         else:
             moved = 2 * size * (self.chunk + self.readers)

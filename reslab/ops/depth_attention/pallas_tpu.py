@@ -28,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 from reslab.ops import tiles
 from reslab.ops.depth_attention.rows_tpu import RowsKernel, side_by_side
 
-# Finite: nothing less itself would be a NaN.
+# Finite: infinity minus infinity is NaN.
 LOWEST = -1e30
 
 
@@ -48,7 +48,8 @@ class Reading(RowsKernel):
         size, width = jnp.dtype(self.dtype).itemsize, tiles.padded(self.width)
         outer = 1 if self.chunks == 1 else 2
         if is_backward:
-            # Sources, their gradients before and after, and those of the readings.
+            # Sources, their gradients before and after, and the gradients of the
+            # readings.
             moved = 2 * size * (3 * self.chunk + outer * self.readers)
         else:
             moved = 2 * size * (self.chunk + self.readers)
@@ -112,7 +113,7 @@ class Reading(RowsKernel):
             return queries
         found, rest = [], queries
         for _ in range(3):
-            # Not a conversion there and back, which the compiler may leave out.
+            # Not a round trip of conversions, which the compiler may remove.
             found.append(jax.lax.reduce_precision(rest, 8, 7))
             rest = rest - found[-1]
         return jnp.concatenate(found).astype(self.dtype)
@@ -318,7 +319,7 @@ class Reading(RowsKernel):
                 for place, root in enumerate(roots):
                     pulled = shares[place] * (said[place] + shift)
                     if tokens % block:
-                        # What lies behind the last token may be anything.
+                        # Values past the last token are undefined.
                         pulled = jnp.where(exists, pulled, 0.0)
                         root = jnp.where(exists, root, 0.0)
                     turned = jnp.sum(pulled * logits[place], axis=-1, keepdims=True)

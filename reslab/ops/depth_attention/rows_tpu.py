@@ -11,11 +11,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from reslab.ops import tiles
 
-# Sources in a block, where they all fit one, and where they do not: merging costs a
-# pass over the reading for each block, and more sources leave room for fewer tokens.
+# Sources in a block, if all fit into one, and otherwise: merging costs a pass over the
+# reading for each block, and more sources leave room for fewer tokens.
 LARGEST_WHOLE = 12
 LARGEST_CHUNK = 8
-# Features that are mixed at once; the registers hold so much of every source.
+# Features mixed at once; the registers hold this many of every source.
 LANES_AT_ONCE = 256
 
 

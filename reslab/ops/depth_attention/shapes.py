@@ -32,7 +32,7 @@ BLOCKS = {
     },
 }
 
-# The outputs of layers, and how many of them are read.
+# Outputs of layers, and how many of them are read.
 MIXES = {
     "odd": {"rows": 5, "readers": 3, "batch": 2, "length": 21, "features": 200},
     # The layer in the middle.

@@ -14,7 +14,7 @@ from reslab.core.varying import varying_like
 # of three passes below, pod_1b_gated_delta needs 11.9 GiB instead of 13.1 (compiled).
 CHUNK = 64
 CHUNK_OF_TPU = 128
-# Rows of a system that are solved one after the other.
+# Rows of a system that are solved one after another.
 LEAF = 16
 
 
@@ -23,7 +23,7 @@ def _product(
     *operands: jax.Array,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> jax.Array:
-    # Rounded products would add up from chunk to chunk.
+    # Rounding errors of products would accumulate from chunk to chunk.
     return jnp.einsum(equation, *operands, precision=precision)
 
 
@@ -37,7 +37,7 @@ def inverse_of_unit_lower(matrices: jax.Array) -> jax.Array:
     """
     size = matrices.shape[-1]
     leaf = min(LEAF, size)
-    # Axes in front are not merged: they may be split over devices.
+    # Leading axes are not merged: they may be sharded.
     row, column = (
         jax.lax.broadcasted_iota(jnp.int32, matrices.shape, matrices.ndim - axis)
         for axis in (2, 1)
@@ -47,7 +47,7 @@ def inverse_of_unit_lower(matrices: jax.Array) -> jax.Array:
     in_blocks = (*matrices.shape[:-2], size // leaf, leaf, size)
 
     def solve(first, inverse):
-        # That row of all blocks at once; those after it are multiplied by zeros.
+        # That row of all blocks at once; later rows are multiplied by zeros.
         rows = jax.lax.dynamic_index_in_dim(
             blocks.reshape(in_blocks), first, axis=-2, keepdims=False
         )
@@ -126,14 +126,15 @@ def chunked(
         return jnp.moveaxis(x, (1, 3), (0, 2))
 
     query, key, value = cut(query), cut(key), cut(value)
-    # What pads the end writes nothing and forgets nothing.
+    # Padding at the end neither writes nor decays.
     beta, total = cut(beta), jnp.cumsum(cut(log_decay), axis=-1)
     query = query * query.shape[-1] ** -0.5
     row, column = jnp.arange(size)[:, None], jnp.arange(size)[None]
     is_seen = (row >= column)[None, None, None]
     from_start, to_end = jnp.exp(total), jnp.exp(total[..., -1:] - total)
     if resets is not None:
-        # Documents that have begun in the chunk so far: equal where nothing is between.
+        # Number of documents begun in the chunk so far: equal for tokens of one
+        # document.
         begun = jnp.cumsum(cut(resets[:, :, None].astype(wide)), axis=-1)
         is_seen = is_seen & (begun[..., :, None] == begun[..., None, :])
         from_start = jnp.where(begun == 0, from_start, 0)

@@ -20,19 +20,19 @@ def recurrent(
     wide = statistics_dtype(query.dtype)
     decay = jnp.exp(log_decay.astype(wide))
     if resets is not None:
-        # Forgetting everything is what a reset is.
+        # A reset clears the memory.
         decay = jnp.where(resets[:, :, None], 0.0, decay).astype(wide)
     scaled = query.astype(wide) * query.shape[-1] ** -0.5
     tokens = (scaled, key.astype(wide), value.astype(wide), beta.astype(wide), decay)
 
-    # Rounded products would add up along the recurrence.
+    # Rounding errors of products would accumulate along the recurrence.
     def read(memory, address):
         return jnp.einsum(
             "bhkv,bhk->bhv", memory, address, precision=jax.lax.Precision.HIGHEST
         )
 
-    # Only the memory is kept for the backward pass, one per token, instead of
-    # each of its three forms within a step.
+    # Only the memory is saved for the backward pass, once per token, instead of its
+    # three intermediate forms.
     @jax.checkpoint
     def step(memory, token):
         query, key, value, beta, decay = token

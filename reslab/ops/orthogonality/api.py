@@ -76,5 +76,5 @@ def matrix_orthogonality(kernel: jax.Array) -> jax.Array:
 
 
 def _norm(difference: jax.Array) -> jax.Array:
-    # The root has no derivative at zero; this much below it does not show.
+    # The root has no derivative at zero; this offset does not change the result.
     return jnp.sqrt(jnp.sum(jnp.square(difference)) + 1e-24)

@@ -26,7 +26,7 @@ def kernel(dtype: Any, is_static: bool, interpret: Any = False) -> TokenKernel:
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, weights.shape[1]), 1)
 
         def weight(index):
-            # A sum, because that has a gradient that the compiler knows.
+            # A sum, whose gradient the compiler can derive.
             own = jnp.where(lane == index, weights, 0.0)
             return jnp.sum(own, axis=-1, keepdims=True)
 

@@ -93,8 +93,8 @@ def is_turned(layout: Layout, x: Any) -> bool:
     columns = math.prod(x.shape[axis] for axis in layout.outputs)
     if rows != columns:
         return rows > columns
-    # Square kernels are split along the same axis of the stack if all begin with
-    # the features of the stream.
+    # Square kernels are split along the same axis of the stack if all begin with the
+    # stream's features.
     return bool(layout.names) and layout.names[layout.inputs[0]] != "embed"
 
 

@@ -109,7 +109,7 @@ def _wrapper_of(method: registry.Spec) -> tuple[Any, dict[str, Any], Any] | None
     build = registry.module("optimizers", parsed.name).build
     if not hasattr(build, "wrap"):
         return None
-    # Checks their names and types, too.
+    # Also checks their names and types.
     options = registry.typed_arguments("optimizers", method)
     default = registry.arguments(build)["inner"].default
     return build, options, options.pop("inner", default)

@@ -3,8 +3,7 @@
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
-# By the name of the projection; whatever else is a matrix in a layer is a
-# feed-forward kernel.
+# By the projection's name; other matrices in a layer are feed-forward kernels.
 _PROJECTIONS = {"query": 8.0, "key": 8.0, "value": 4.0, "output": 4.0}
 
 

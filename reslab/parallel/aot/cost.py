@@ -44,9 +44,9 @@ from reslab.parallel.aot.wires import (
 LOOP_CYCLES_OVER_MEASURED = 2.5
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_UNKNOWN_CYCLES = str(2**63 - 1)  # What the compiler writes where it cannot say.
+_UNKNOWN_CYCLES = str(2**63 - 1)  # The compiler's placeholder for an unknown value.
 
-# They name or view what others moved.
+# Operations that name or view existing arrays.
 _FREE = {
     "parameter",
     "constant",
@@ -244,7 +244,7 @@ class _Reader:
             timeline.wait(_started(computation, one))
             return
         if one.opcode in COPIES or one.opcode == "async-start":
-            # The links of what it wraps are its own; its bytes are the memory's.
+            # Links count in the wrapped operation; its bytes are the memory's.
             links = self._links(cost.wires.items())
             timeline.start(one.name, {MEMORY: cost.memory, **links})
             return
@@ -254,7 +254,7 @@ class _Reader:
             link = self._links([(collective.wire, collective.traffic)])
             timeline.start(collective.key, link)
         if one.opcode == "send" or one.opcode.endswith("-start"):
-            return  # Its `-done` waits.
+            return  # Its `-done` waits for it.
         inner = self._module.fused(one)
         parts = inner.instructions.values()
         if any(part.target == ASYNC_DONE for part in parts) or not any(
@@ -305,7 +305,7 @@ class _Reader:
             unknown_kernels=cycles is None,
         )
 
-    # Everything else.
+    # All other operations.
 
     def _sent(self, computation: Computation, one: Instruction) -> Iterator[Sent]:
         """The collectives that an instruction begins or repeats."""

@@ -17,7 +17,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# What a custom call names that is a Pallas kernel.
+# Target of custom calls that are Pallas kernels.
 KERNEL = "tpu_custom_call"
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "bf16": 16}
@@ -58,7 +58,7 @@ class Shape:
     @property
     def bits(self) -> int:
         """Bits of an element."""
-        return _BITS.get(self.dtype, 8)  # 8 is the small floats.
+        return _BITS.get(self.dtype, 8)  # 8 covers the small floats.
 
     @property
     def bytes(self) -> int:
@@ -200,7 +200,7 @@ def _joined(text: str) -> Iterator[str]:
 
 
 def _instruction(name: str, text: str) -> Instruction:
-    # A tuple type holds parentheses of its own.
+    # A tuple type contains parentheses.
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     opcode, _, _ = text[end + 1 :].partition("(")
     begin = end + 1 + len(opcode)

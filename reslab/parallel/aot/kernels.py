@@ -29,7 +29,7 @@ _DTYPES = {"pred": "bool", "bf16": "bfloat16"}
 _DTYPES |= {f"s{bits}": f"int{bits}" for bits in (4, 8, 16, 32)}
 _DTYPES |= {f"u{bits}": f"uint{bits}" for bits in (4, 8, 16, 32)}
 _DTYPES |= {"f16": "float16", "f32": "float32"}
-# Numbers of the device's memory, and of the chip's own.
+# Memory spaces of the device, and of the chip.
 _MEMORY, _CHIP = 0, 1
 _known: dict[str, bundles.Cycles | None] = {}
 
@@ -126,7 +126,7 @@ def _alone(kernel: str, directory: str) -> bundles.Cycles | None:
     call = jax.ffi.ffi_call(
         KERNEL,
         results,
-        has_side_effect=True,  # Nobody reads its results.
+        has_side_effect=True,  # Nothing reads its results.
         custom_call_api_version=1,
         legacy_backend_config=json.dumps(request["config"]),
     )
@@ -134,10 +134,10 @@ def _alone(kernel: str, directory: str) -> bundles.Cycles | None:
         lambda *given: call(*given), in_shardings=SingleDeviceSharding(chip)
     )
     try:
-        with without_cache():  # It would answer without a schedule.
+        with without_cache():  # It would return without a schedule.
             jitted.lower(*operands).compile()
     except jax.errors.JaxRuntimeError:
-        return None  # It needs something of the program that it stands in.
+        return None  # It depends on the surrounding program.
     return bundles.dumped_cycles(directory, "ffi_call")
 
 

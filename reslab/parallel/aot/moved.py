@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from reslab.parallel.aot.hlo import Computation, Instruction, Module, Shape
 from reslab.parallel.aot.wires import ASYNC, ASYNC_DONE, ASYNC_START, is_continued
 
-# They copy beside what runs: (source, destination, context).
+# Copies that run beside other operations: (source, destination, context).
 COPIES = ("copy-start", "slice-start")
 
 
@@ -23,11 +23,11 @@ class Movement:
     def of(self, computation: Computation, one: Instruction) -> int:
         """Bytes in memory that an instruction outside any fusion touches."""
         if one.opcode in COPIES:
-            # As much is read as is written.
+            # Reads as much as it writes.
             ends = one.shapes[:2]
             size = min(shape.laid_out for shape in ends)
             return sum(size for shape in ends if shape.hbm)
-        # One array may be several operands, each by a view of its own.
+        # One array may be several operands, each through its own view.
         places: dict[str, list[int]] = {}
         for position, name in enumerate(one.operands):
             places.setdefault(_viewed(computation, name), []).append(position)
@@ -67,9 +67,9 @@ class Movement:
             if user.opcode == "bitcast":
                 read += self._reads_of(computation, user)
             elif user.opcode == "tuple" or user.target in ASYNC:
-                continue  # Handed on as it is.
+                continue  # Passed on unchanged.
             elif user.collective and is_continued(computation):
-                continue  # Read by the fusion that began it.
+                continue  # Read by the fusion that started it.
             else:
                 read += self._touched(computation, user, position)
         return read
@@ -80,7 +80,7 @@ class Movement:
             inner = self._module.fused(one)
             root = inner.instructions[inner.root]
             if root.target == ASYNC_START:
-                # (the operand, the result, what they wait on ...)
+                # (operand, result, semaphores ...)
                 yield one.shapes[1].hbm
                 return
             if root.target == ASYNC_DONE:
@@ -98,7 +98,7 @@ class Movement:
         while part.opcode == "bitcast":
             part = inner.instructions[part.operands[0]]
         if part.opcode == "parameter":
-            return 0  # Handed on as it is.
+            return 0  # Passed on unchanged.
         if part.collective and is_continued(inner):
             return 0
         return self._stored(inner, part, shape)

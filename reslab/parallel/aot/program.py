@@ -99,7 +99,7 @@ def compile_program(lowered: Any, where: str = "") -> Program:
     if kept and (known := _read(kept)):
         return known
     with scratch_directory("reslab.compile-") as written:
-        # jaxlib does not understand every libtpu's program; libtpu does.
+        # jaxlib cannot parse every libtpu's program; libtpu can.
         options = {"xla_dump_to": str(written), "xla_dump_hlo_as_text": True}
         begin = time.perf_counter()
         try:
@@ -173,7 +173,7 @@ def without_cache() -> Iterator[None]:
     name = "jax_enable_compilation_cache"
     before = getattr(jax.config, name)
     jax.config.update(name, False)
-    # Whether there is a cache is asked once, until it is reset.
+    # JAX checks for a cache once, until it is reset.
     compilation_cache.reset_cache()
     try:
         yield

@@ -51,7 +51,8 @@ class Timeline:
         """Waits for something; it may be there already, or never have been started."""
         seconds = max(
             (
-                # Until it has had its share, every other had as much or all it needs.
+                # Until it has received its share, every other has received as much or
+                # all it needs.
                 sum(min(other, left[name]) for other in left.values())
                 for left in self._left.values()
                 if name in left

@@ -45,13 +45,13 @@ def _gibibytes(count: float) -> int:
     return int(count * 2**30)
 
 
-# Memory: what libtpu 0.0.51 calls available when a program exceeds it; the chip
-# holds up to 2% more. Bandwidth: the "system architecture" pages of Cloud TPU.
-# Clock: the peak bfloat16 FLOP/s of those pages over the FLOPs in a cycle of the
-# matrix units (128 x 128 of them two each, four units a core; v6e: 256 x 256).
-# Links: the interconnect of a chip on those pages over its links, two an axis; which
-# axes are rings, there too. Network: that of a pod on those pages over its chips, for
-# v4, of which they say nothing, that of v5p.
+# Memory: the limit that libtpu 0.0.51 reports when a program exceeds it; the chip holds
+# up to 2% more. Bandwidth: the "system architecture" pages of Cloud TPU. Clock: the
+# peak bfloat16 FLOP/s of those pages over the FLOPs in a cycle of the matrix units (128
+# x 128, two FLOPs each, four units a core; v6e: 256 x 256). Links: the interconnect of
+# a chip on those pages over its links, two an axis; the pages also name the axes that
+# are rings. Network: a pod's on those pages over its chips; v4, which they omit, has
+# v5p's.
 CHIPS: Mapping[str, Chip] = types.MappingProxyType(
     {
         # Without "megacore" each of its two cores is a device of its own.
@@ -78,12 +78,12 @@ _TYPES = types.MappingProxyType(
     }
 )
 
-# Where a TPU is not attached, libtpu must neither look for one nor be alone.
+# Without an attached TPU, libtpu must neither search for one nor lock the device.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Else a second process aborts.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Otherwise a second process aborts.
     "TPU_STDERR_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }

@@ -11,7 +11,7 @@ import numpy as np
 from reslab.parallel.aot.hlo import COLLECTIVES, Computation, Instruction, Module
 
 # An asynchronous collective is a chain of fusions that each repeat it: one starts it,
-# some compute meanwhile, the last waits.
+# some compute meanwhile, the last one waits.
 ASYNC_START, ASYNC_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 ASYNC = (ASYNC_START, ASYNC_DONE)
 
@@ -127,7 +127,7 @@ def _wire(kind: str, one: Instruction, mesh: Mapping[str, int]) -> Wire:
     groups = _groups(one.attributes, math.prod(sizes))
     if groups is None:
         return Wire(kind)
-    # (groups, their devices, axes): along which axes do those of a group differ?
+    # (groups, their devices, axes): the axes along which the devices of a group differ.
     places = np.stack(np.unravel_index(groups, sizes), axis=-1)
     differ = np.any(places != places[:, :1], axis=(0, 1))
     axes = tuple(name for name, is_one in zip(names, differ, strict=True) if is_one)
@@ -187,7 +187,7 @@ def _payload(computation: Computation, one: Instruction) -> int:
     )
     results = sum(shape.bytes for shape in one.shapes if shape.sizes or operands < 8)
     if one.opcode.endswith("-start"):
-        results -= operands  # It names its operands among its results.
+        results -= operands  # Its results include its operands.
     return max(operands, results)
 
 

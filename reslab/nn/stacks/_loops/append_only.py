@@ -135,7 +135,7 @@ def append_only_scan(
         for plan, own, x, (_, used), before in reversed(
             list(zip(plans, variables, xs, consts, carried, strict=True))
         ):
-            # Gradients of what this span wrote meet it at its first step.
+            # Gradients of the sources that this span wrote enter at its first step.
             by_written = jax.tree.map(
                 lambda d, n=plan.count: jnp.zeros((n, *d.shape), d.dtype).at[0].set(d),
                 {key: by_shared[key] for key in plan.written},

@@ -13,7 +13,7 @@ from reslab.nn.stacks._loops.span import Change, Span
 def refusal(span: Span) -> str:
     """Names what of a span this loop cannot carry; "" is nothing."""
     if GRADIENT_STATS in span.collections:
-        # The derivative by such a value is its next value, and there is none.
+        # The derivative by such a value is its next value, which a cut removes.
         return "a norm whose backward pass keeps statistics"
     return ""
 

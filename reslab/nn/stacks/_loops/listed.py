@@ -34,7 +34,7 @@ def run(
     """
     history, changes = history.listed(), []
     for span in spans:
-        # A number, not an array: the sites of a layer are known.
+        # A Python number, so that the sites of a layer are static.
         step = span.remembered(static_argnums=3)
         found = []
         for index, layer in enumerate(span.layers):

@@ -17,13 +17,13 @@ from reslab.nn.base.depth_memory import DEPTH_READ
 
 BlockFactory = Callable[..., nn.Module]
 
-# The collections that a loop hands to layers, and those that it takes from them.
+# Collections that a loop passes to layers, and those that layers write.
 READ = ("params", *MODEL_STATE)
 WRITTEN = (TAPS, LOSSES, *MODEL_STATE)
 
 _READS = jax.checkpoint_policies.save_only_these_names(DEPTH_READ)
 
-# What the backward pass keeps of each layer instead of computing it again.
+# Values of each layer that the backward pass saves instead of recomputing.
 REMAT_POLICIES: Mapping[str, Any] = {
     "none": None,
     "full": _READS,
@@ -173,7 +173,7 @@ class Span:
         """The step, computed again in the backward pass as `remat` says."""
         if self.remat == "none":
             return self.step
-        # Inside a rolled scan nothing can be merged across the boundary.
+        # XLA merges nothing across the boundary of a rolled scan.
         return jax.checkpoint(
             self.step,
             policy=REMAT_POLICIES[self.remat],

@@ -224,7 +224,7 @@ def as_json(reports: Sequence[Report], topology_name: str) -> str:
     return json.dumps(body, indent=1, allow_nan=False)
 
 
-# The report has the first itself; the second is no figure by itself.
+# The report shows the first separately; the second is meaningless alone.
 _TIMES = ("seconds", "memory")
 
 

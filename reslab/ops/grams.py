@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -33,7 +34,11 @@ def patch_gram(
 
     Returns:
       A matrix over (height, width, channels), in the order of a Flax kernel.
+
+    Raises:
+      AssertionError: If the images have other axes.
     """
+    chex.assert_rank(x, 4)
     axes = ("NHWC", "HWIO", "NHWC")
     exact = x.astype(statistics_dtype(x.dtype))
     patches = jax.lax.conv_general_dilated_patches(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,7 +149,11 @@ def orthogonalized(
 
     Returns:
       The matrices, in `dtype`. A matrix of zeros stays zero.
+
+    Raises:
+      AssertionError: If there are fewer than two axes.
     """
+    chex.assert_shape(matrices, (..., None, None))
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = jnp.swapaxes(matrices, -1, -2) if is_tall else matrices
     exact = wide(x)

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -81,11 +82,17 @@ class History:
           x: The source (batch, length, embed).
           row: Its row; a number where the sources are a tuple.
           is_in_place: Whether readers add to the gradients of sources in place.
+
+        Raises:
+          AssertionError: If its shape differs from other sources.
         """
         x = computed_once(x)
         if isinstance(self.sources, tuple):
+            chex.assert_equal_shape([x, self.sources[0]])
             sources: Any = (*self.sources[:row], x)
-        elif self.is_complete:
+            return dataclasses.replace(self, sources=sources)
+        chex.assert_shape(x, self.sources.shape[1:])
+        if self.is_complete:
             row = jnp.asarray(row, jnp.int32)
             sources = _attributed(self.sources, x, row, is_in_place)
         else:

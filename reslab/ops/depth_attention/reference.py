@@ -1,5 +1,6 @@
 """Attention along depth in two phases, in plain jnp."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -108,7 +109,12 @@ def merge(
 
     Returns:
       What reading all the sources at once would give, and its logarithm.
+
+    Raises:
+      AssertionError: If the shapes differ from those above.
     """
+    chex.assert_equal_shape([reading, value])
+    chex.assert_shape(logsumexp, reading.shape[:-1])
     wide = value.astype(reading.dtype)
     own = logit(wide, query.astype(reading.dtype), epsilon)
     weight = jnp.where(is_read, jax.nn.sigmoid(own - logsumexp), 0)[..., None]

@@ -1,5 +1,6 @@
 """Distance of linear maps from orthogonal ones (Wang et al., 2020)."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -31,9 +32,13 @@ def convolution_orthogonality(
 
     Returns:
       The distance, a scalar in the dtype of the kernel, at least float32.
+
+    Raises:
+      AssertionError: If the kernel is not square, or has other axes.
     """
-    kernel = jnp.asarray(kernel, statistics_dtype(kernel.dtype))
     size = kernel.shape[0]
+    chex.assert_shape(kernel, (size, size, None, None))
+    kernel = jnp.asarray(kernel, statistics_dtype(kernel.dtype))
     if padding is None:
         padding = (size - 1) // stride * stride
     # Outputs as images: (outputs, height, width, inputs).

@@ -30,7 +30,6 @@ from reslab.train.generate import continue_prompts
 from reslab.train.state import Setup, check_batch, make_setup
 from reslab.train.step import jit_step, make_step
 
-WORK = ("train", "eval", "generate")
 # Prefixes of the names of attention kernels.
 ATTENTION = "splash_mha"
 
@@ -41,7 +40,7 @@ class Report:
 
     Attributes:
       name: What to call the config.
-      work: What the step does, of `WORK`; to generate, all of its tokens.
+      work: "train", "eval" or "generate", which is one step for all tokens.
       mesh: Size of each mesh axis.
       parameters: Number of parameters of the model.
       needed: Bytes of memory that a step needs.

@@ -64,7 +64,12 @@ class RunningNorm(AffineNorm):
         self.write(variable, self.momentum * old + (1 - self.momentum) * new)
 
     def weights(self, h: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Which positions count, shaped to meet `h`, and checked while training.
+        """Returns the positions that count, with an axis for channels.
+
+        Args:
+          h: Features (batch, ..., channels).
+          mask: True for positions that count (batch, ...); None counts all, and is
+            refused for sequences while training.
 
         Raises:
           ReslabError: If a sequence comes without a mask, or one position or one

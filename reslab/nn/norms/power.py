@@ -61,17 +61,7 @@ class PowerNorm(RunningNorm):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Normalizes `x` of shape (batch, ..., channels).
-
-        Args:
-          x: Features.
-          mask: Which positions count (batch, ...); all if None, which sequences
-            may not leave open while training.
-
-        Raises:
-          ReslabError: While training, if sequences have no mask or the batch has
-            one row.
-        """
+        """Normalizes `x` (batch, ..., channels); `mask` is as in `weights`."""
         h = self._group_scaled(x.astype(statistics_dtype(x.dtype)))
         counted = self.weights(h, mask)
         width = h.shape[-1:]

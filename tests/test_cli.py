@@ -65,11 +65,22 @@ def test_summary(run, capsys):
         assert words in out
     assert str(run) in out
     assert f"reslab generate {run}" in out
+    assert f"report         {run}/report.html" in out
+    assert "Report: " in (run / "report.html").read_text()
 
 
 def test_from_run_repeats_the_run(run, tmp_path, capsys):
-    again = tmp_path / "again"
+    again = tmp_path / "run again"
     assert main(["train", "--from-run", str(run), "--run", str(again)]) == 0
+    out, err = capsys.readouterr()
+    # What it is comes first, then each stage with its time.
+    first = [line.split("  ")[0] for line in err.splitlines()]
+    assert first[:4] == ["parameters", "devices", "data", "run directory"]
+    for stage in ("compiling the step", "evaluating on all held-out data", "sampling"):
+        assert f"{stage} ...\n" in err and re.search(rf"^{stage}: [\d.]+ s$", err, re.M)
+    # What it proposes can be pasted.
+    assert f"  reslab generate '{again}' --prompt 'def '" in out
+    assert f"  reslab train --from-run {run} --set model.residual=" in out
     read = json.loads((again / "result.json").read_text())
     recorded = json.loads((run / "result.json").read_text())
     assert read["eval_bpb"] == recorded["eval_bpb"]

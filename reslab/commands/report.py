@@ -13,7 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", nargs="+", type=place, metavar="STUDY|RUN", help="directories"
     )
     parser.add_argument(
-        "--out", type=place, metavar="FILE.html", help="default: in the study"
+        "--out",
+        type=place,
+        metavar="FILE.html",
+        help="default: in the study or run; here for several",
     )
     parser.add_argument("--baseline", metavar="NAME", help="the case to compare with")
     parser.add_argument(

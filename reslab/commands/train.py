@@ -2,11 +2,14 @@
 
 import argparse
 import pathlib
+import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 from reslab.commands.options import compiling, configurable, number, place, whole
 from reslab.commands.runs import check_is_run, configure
 from reslab.commands.sampling import sample
+from reslab.core.errors import ReslabError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -114,23 +117,22 @@ def run(options: argparse.Namespace) -> int:
         if is_writer():
             print(f"{result}\nrun directory  {directory}")
         return 0
-    _summarize(config, directory, result, source)
+    _summarize(config, directory, result)
+    _point_on(directory, "--from-run" if options.from_run else "--config", source)
     return 0
 
 
-def _summarize(
-    config: "ConfigDict", directory: Any, result: dict[str, Any], source: str
-) -> None:
+def _summarize(config: "ConfigDict", directory: Any, result: dict[str, Any]) -> None:
     """Prints what the run came to, beside count models of the same text."""
     from reslab.data.corpus import load_corpus
     from reslab.data.ngrams import ngram_bits_per_byte
+    from reslab.observe.phases import Phases
     from reslab.train.run import Run
 
     if "eval_bpb" not in result:
         for name, value in result.items():
             if name.startswith("eval_"):
                 print(f"{name} {value:.6g}")
-        print(f"run directory  {directory}")
         return
     rows = [("this model", result["eval_bpb"])]
     if config.train.continue_from:
@@ -149,14 +151,27 @@ def _summarize(
             rows.append((f"{name} counts", bits))
     for name, bits in rows:
         print(f"  {name:15}  {bits:.3f}")
+    with Phases()("sampling"):
+        (text,) = sample(directory, config, length=None)
     print("\nsample")
-    for line in sample(directory, config, length=None)[0].splitlines():
+    for line in text.splitlines():
         print(f"  {line}")
     if "tokens_per_second" in result:
         print(f"\n{result['tokens_per_second']:,.0f} tokens/s")
+
+
+def _point_on(directory: Any, option: str, source: str) -> None:
+    """Writes the run's report, and prints where it is and what could come next."""
+    from reslab.study.report import write_report
+
     print(f"run directory  {directory}")
+    try:
+        print(f"report         {write_report([directory])}")
+    except ReslabError as error:  # The run is whole without.
+        print(f"no report: {error}", file=sys.stderr)
+    run, source = shlex.quote(str(directory)), shlex.quote(source)
     print("next")
-    print(f"  reslab generate {directory} --prompt 'def '")
-    print(f"  reslab show {directory}")
-    print(f"  reslab train --config {source} --set model.residual='hyper(streams=4)'")
+    print(f"  reslab generate {run} --prompt 'def '")
+    print(f"  reslab show {run}")
+    print(f"  reslab train {option} {source} --set model.residual='hyper(streams=4)'")
     print("  reslab list")

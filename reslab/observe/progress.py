@@ -20,6 +20,7 @@ _COLUMNS = (
     ("loss", "loss {:.4f}"),
     ("bpb", "bpb {:.3f}"),
     ("tokens_per_second", "{:,.0f} tokens/s"),
+    ("mfu", "MFU {:.1%}"),
     ("runs_ended", "{:.0f} runs ended"),
 )
 
@@ -139,6 +140,8 @@ class _Pace:
         if first_step < step < self._total:
             pace = (now - first_time) / (step - first_step)
             words.append("ETA " + duration(pace * (self._total - step)))
+        if "elapsed_seconds" in metrics:
+            words.append("elapsed " + duration(metrics["elapsed_seconds"]))
         return "  ".join(words)
 
 

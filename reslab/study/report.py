@@ -44,7 +44,7 @@ def write_report(
 
     Args:
       paths: One study directory, or run directories.
-      out: The page; `report.html` in the study, or here for plain runs, if None.
+      out: The page; `report.html` in the study or run, or here for several, if None.
       baseline: The case to compare with; by default what the study says, or the
         first run's.
       allow_mixed: Whether runs with different corpora or token budgets may stand in
@@ -100,10 +100,9 @@ def _begins_with(path: pathlib.Path, mark: str) -> bool:
 
 
 def default_page(paths: Sequence[str | pathlib.Path]) -> pathlib.Path:
-    """`report.html` in the study; in the working directory for plain runs."""
-    folders = [pathlib.Path(path) for path in paths]
-    is_study = len(folders) == 1 and (folders[0] / "study.json").is_file()
-    return (folders[0] if is_study else pathlib.Path()) / "report.html"
+    """`report.html` in the study or run; in the working directory for several."""
+    folder = pathlib.Path(paths[0]) if len(paths) == 1 else pathlib.Path()
+    return folder / "report.html"
 
 
 def answer(

@@ -22,6 +22,7 @@ from reslab.data.prefetch import prefetch
 from reslab.observe.environment import environment
 from reslab.observe.meter import Meter
 from reslab.observe.metrics import check_writers
+from reslab.observe.phases import Phases
 from reslab.observe.profile import Profile
 from reslab.observe.progress import progress
 from reslab.optim.guard import parse_policy
@@ -42,6 +43,7 @@ from reslab.train.evaluate import EvaluationStopped, Evaluator
 from reslab.train.held import Held
 from reslab.train.lines import Lines
 from reslab.train.memory import check_memory
+from reslab.train.opening import opening
 from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
@@ -190,13 +192,18 @@ def train(
 
         dog = stack.enter_context(watching(watchdog))
         begin = newest()
+        phases = Phases(is_silent=not is_writer())
+        if is_writer():
+            lines = opening(setup, run.directory, begin.step)
+            print("\n".join(lines), file=sys.stderr, flush=True)
         if tracer:
             tracer.check(begin.step)
             stack.callback(tracer.close)
         files = Lines(run, config) if is_writer() else Lines()
         stack.callback(files.close)
         trainer = _Trainer(
-            setup, checkpoints, held, files, evaluator, prober, dog, tracer, after_step
+            *(setup, checkpoints, held, files, evaluator, prober, dog, tracer),
+            *(after_step, phases),
         )
         # The last step may have been skipped.
         result = _finite(trainer.run(begin, newest, batches))
@@ -239,6 +246,7 @@ class _Trainer:
         dog: Watchdog,
         tracer: Profile | None,
         after_step: Callable[[int], None] | None,
+        phases: Phases,
     ):
         self._setup = setup
         self._config = setup.config
@@ -249,6 +257,7 @@ class _Trainer:
         self._prober = prober
         self._dog = dog
         self._after_step = after_step
+        self._phase = phases
         self._policy = parse_policy(setup.config.train.on_bad_step)
         self._step = jit_step(setup)
         self._is_told = False  # Whether a zero gradient was reported.
@@ -328,10 +337,11 @@ class _Trainer:
                 began = time.monotonic()
                 batch = next(placed)
                 self._probe(step - 1, state, batch, meter)
-                if self._tracer:
-                    state, metrics = self._tracer(step, self._step, state, batch)
-                else:
-                    state, metrics = self._step(state, batch)
+                with self._phase("compiling the step"):
+                    if self._tracer:
+                        state, metrics = self._tracer(step, self._step, state, batch)
+                    else:
+                        state, metrics = self._step(state, batch)
                 # Waiting for the step before this one keeps the devices busy and
                 # Python at most one step ahead of them.
                 jax.block_until_ready(previous)
@@ -390,9 +400,15 @@ class _Trainer:
         self._dog.feed()
         batches = self._config.eval.batches
         if step < self._config.train.steps:
-            return self._evaluator(state.variables, batches, is_stopping=is_stopping)
-        # Continues the curve over the replayed batches.
-        found = self._evaluator(state.variables, first=batches, is_stopping=is_stopping)
+            with self._phase("evaluating"):
+                return self._evaluator(
+                    state.variables, batches, is_stopping=is_stopping
+                )
+        # The curve keeps to the batches of earlier evaluations.
+        with self._phase("evaluating on all held-out data"):
+            found = self._evaluator(
+                state.variables, first=batches, is_stopping=is_stopping
+            )
         self._check_finite(step, found, "eval_loss")
         return found
 
@@ -407,7 +423,7 @@ class _Trainer:
             # Otherwise the pause would hide the end of the step before.
             jax.block_until_ready(state)
             self._dog.feed()
-            with meter.paused():
+            with meter.paused(), self._phase("measuring by depth"):
                 found = self._evaluate_probes(state, batch)
                 self._checkpoints.check()
                 if self._files.probes:

@@ -15,6 +15,7 @@ from reslab.core import extension, registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import layouts
 from reslab.core.taps import TAPS
+from reslab.observe.phases import Phases
 from reslab.observe.probes import quantities
 from reslab.observe.probes._view import CannotAnswer, View
 from reslab.observe.watch import watching_stream_gradient
@@ -244,12 +245,14 @@ def inspect_run(
                 f"{run.checkpoints} has no checkpoint",
                 hint="train first, or check the path",
             )
+        phase = Phases(is_silent=not is_writer())
         for one in steps:
             restored = checkpoints.restore(setup.shapes, one)
             batches = setup.task.train_batches()
             batches.state = restored.data_index
             batch = place_on(mesh)(next(batches))
-            records.append({"step": one, **prober(restored.state, batch)})
+            with phase(f"measuring step {one}"):
+                records.append({"step": one, **prober(restored.state, batch)})
     _merge(run.directory, records)
     return records
 

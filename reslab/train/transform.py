@@ -15,6 +15,7 @@ from reslab.core.depth import arrange_layers, block_layers
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import ModelState, check_updated, model_state_of
 from reslab.core.trees import named_leaves, nested_leaves
+from reslab.observe.phases import Phases
 from reslab.parallel.mesh import make_mesh
 from reslab.runtime.files import whole_directory
 from reslab.train.checkpoint import Checkpoints
@@ -107,8 +108,11 @@ def transform_run(
     if getattr(about, "STARTS_PARAMETERS", False):
         new_variables = _started(new_variables, new_setup)
     state = _fresh_state(new_setup, new_variables)
-    before = _logits(setup, variables)
-    after = _logits(new_setup, state.variables)
+    phase = Phases()
+    with phase("logits of the run"):
+        before = _logits(setup, variables)
+    with phase("logits of the new run"):
+        after = _logits(new_setup, state.variables)
     difference = float(np.max(np.abs(before - after)))
     largest = float(np.max(np.abs(before)))
     if getattr(about, "KEEPS_LOGITS", False) and not difference <= 1e-3 * largest:

@@ -17,7 +17,7 @@ from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.writers.jsonl import JsonLines
 from reslab.runtime.inside import check_links, open_inside
 from reslab.study.plan import PlannedRun
-from reslab.study.sweep import _line
+from reslab.study.sweep import _told
 from reslab.train import loop
 from reslab.train.run import Run
 
@@ -355,7 +355,7 @@ def test_a_study_may_send_metrics():
     config = configs.load(SMALL)
     configs.update(config, [("train.writers", (ONLINE,))])
     planned = PlannedRun(0, "one", 0, config, configs.sha256(config))
-    with imports.guarded(json.loads(_line(planned, 1))["allowed"]):
+    with imports.guarded(_told(planned, 1)["allowed"]):
         imports.check_sending("train.writers", "wandb")
     with imports.guarded(), pytest.raises(ReslabError, match="sends metrics to a host"):
         check_writers((ONLINE,))

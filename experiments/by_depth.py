@@ -39,10 +39,10 @@ def spikes(run: Outcome) -> int:
 
 def last_look(run: Outcome, name: str) -> np.ndarray | None:
     """A quantity as a run saw it last."""
-    steps = [step for step, look in run.looks.items() if name in look]
+    steps = [step for step, row in run.probes.items() if name in row]
     if not steps:
         return None
-    return np.asarray(run.looks[max(steps)][name], np.float64)
+    return np.asarray(run.probes[max(steps)][name], np.float64)
 
 
 def mean_of(runs: Sequence[Outcome], name: str, place: int) -> str:

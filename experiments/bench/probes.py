@@ -1,8 +1,8 @@
-"""What the probes cost: a look inside, against the steps between two looks.
+"""What the probes cost: an evaluation, against the steps between two of them.
 
-    python experiments/bench/probes.py --config tiny --looks 20
+    python experiments/bench/probes.py --config tiny --evaluations 20
 
-Steps and looks take turns in one process, so that both see the machine in the same
+Steps and evaluations take turns in one process, so that both see the machine in the same
 state; the figure is the median look over `probes.every` median steps. The look is the
 one that a run takes: the probes of the config, on its held-out sequences and on the
 whole next batch. Appends a row to experiments/bench/probes.csv.
@@ -40,7 +40,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="tiny")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
-    parser.add_argument("--looks", type=int, default=20)
+    parser.add_argument("--evaluations", type=int, default=20)
     options = parser.parse_args()
     config = configs.load(options.config)
     configs.update(config, map(configs.parse_override, options.set))
@@ -54,21 +54,21 @@ def main():
     with use_mesh(setup.mesh):
         step_compile, (state, _) = timed(step, state, place(next(batches)))
         look_compile, _ = timed(prober, state, place(next(batches)))
-        steps, looks = [], []
-        for _ in range(options.looks):
-            looks.append(timed(prober, state, place(next(batches)))[0])
+        steps, probes = [], []
+        for _ in range(options.evaluations):
+            probes.append(timed(prober, state, place(next(batches)))[0])
             for _ in range(STEPS_A_LOOK):
                 taken, (state, _) = timed(step, state, place(next(batches)))
                 steps.append(taken)
-    step_seconds, look_seconds = map(statistics.median, (steps, looks))
+    step_seconds, probe_seconds = map(statistics.median, (steps, probes))
     about = environment()
     row = {
         "config": " ".join([options.config, *options.set]),
         "probes": " ".join(config.probes.names),
         "every": config.probes.every,
         "step_seconds": f"{step_seconds:.4f}",
-        "look_seconds": f"{look_seconds:.4f}",
-        "added": f"{look_seconds / (config.probes.every * step_seconds):.4f}",
+        "probe_seconds": f"{probe_seconds:.4f}",
+        "added": f"{probe_seconds / (config.probes.every * step_seconds):.4f}",
         "step_compile_seconds": f"{step_compile:.1f}",
         "look_compile_seconds": f"{look_compile:.1f}",
         "device": about["device_kind"],

@@ -253,8 +253,8 @@ def depth_maps(results: Results, titles: Mapping[str, Any]) -> list[Figure]:
         name
         for run in results.runs
         if run.is_finished
-        for look in run.looks.values()
-        for name in look
+        for row in run.probes.values()
+        for name in row
     }
     ordered = [name for name in titles if name in seen]
     ordered += sorted(seen - set(titles))
@@ -272,7 +272,7 @@ def _quantity(
     maps = {
         case: found
         for case in results.cases
-        if (found := _mean_looks(results.finished(case), name))
+        if (found := _mean_probes(results.finished(case), name))
     }
     if not maps:
         return None
@@ -318,7 +318,11 @@ def _quantity(
     widest = max(len(columns) for *_, columns, _ in panels)
     longest = next(columns for *_, columns, _ in panels if len(columns) == widest)
     data = [row + [""] * (widest + 2 - len(row)) for row in data]
-    what = "The last look of each run" if is_matrix else "Depth upwards, steps across"
+    what = (
+        "The last evaluation of each run"
+        if is_matrix
+        else "Depth upwards, steps across"
+    )
     caption = (
         f"{name}. {what}; mean over finished runs, one scale for all cases; grey is "
         f"no number. {named_runs(results, list(maps))}"
@@ -326,14 +330,14 @@ def _quantity(
     return Figure(drawings, caption, Table("", ["case", up, *longest], data), title)
 
 
-def _mean_looks(
+def _mean_probes(
     runs: Sequence[Outcome], name: str
 ) -> tuple[list[int], np.ndarray] | None:
-    """Steps at which all runs looked, and the means (steps, depth[, depth])."""
+    """Steps at which all runs were probed, and the means (steps, depth[, depth])."""
     if not runs:
         return None
     taken = [
-        {s: look[name] for s, look in run.looks.items() if name in look} for run in runs
+        {s: row[name] for s, row in run.probes.items() if name in row} for run in runs
     ]
     steps = sorted(set.intersection(*map(set, taken)))
     if not steps:

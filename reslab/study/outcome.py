@@ -24,7 +24,7 @@ class Outcome:
       record: `run.json`.
       rows: `metrics.jsonl`, in order of step.
       result: `result.json`; None while the run has not ended.
-      looks: Probe results, by step.
+      probes: Probe results, by step.
       label: What its directory is called in the report.
     """
 
@@ -37,7 +37,7 @@ class Outcome:
     record: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any] | None
-    looks: Mapping[int, Mapping[str, Any]]
+    probes: Mapping[int, Mapping[str, Any]]
     label: str
 
     @property

@@ -205,11 +205,11 @@ def _read_run(
         state = "diverged" if diverged else "failed"
     else:
         state = "unfinished"
-    looks: dict[int, dict[str, Any]] = {}
+    probes: dict[int, dict[str, Any]] = {}
     for name in ("probes.jsonl", "inspect.jsonl"):
-        for look in _lines(folder / name):
-            looks.setdefault(look["step"], {}).update(
-                {key: value for key, value in look.items() if key != "step"}
+        for row in _lines(folder / name):
+            probes.setdefault(row["step"], {}).update(
+                {key: value for key, value in row.items() if key != "step"}
             )
     return Outcome(
         case,
@@ -221,7 +221,7 @@ def _read_run(
         run.record() if (folder / "run.json").is_file() else {},
         sorted(map(_numbers, _lines(folder / "metrics.jsonl")), key=_step),
         result,
-        dict(sorted(looks.items())),
+        dict(sorted(probes.items())),
         folder.name,
     )
 

@@ -2,9 +2,9 @@
 
     python experiments/bench/probes.py --config tiny --evaluations 20
 
-Steps and evaluations take turns in one process, so that both see the machine in the same
-state; the figure is the median look over `probes.every` median steps. The look is the
-one that a run takes: the probes of the config, on its held-out sequences and on the
+Steps and evaluations take turns in one process, so that both see the machine in the
+same state; the figure is the median evaluation over `probes.every` median steps. An
+evaluation is a run's: the probes of the config, on its held-out sequences and on the
 whole next batch. Appends a row to experiments/bench/probes.csv.
 """
 
@@ -25,7 +25,7 @@ from reslab.train.probe import Prober
 from reslab.train.step import jit_step
 
 TABLE = pathlib.Path(__file__).with_name("probes.csv")
-STEPS_A_LOOK = 5
+STEPS_EACH = 5
 
 
 def timed(function, *arguments):
@@ -53,11 +53,11 @@ def main():
     state = setup.init()
     with use_mesh(setup.mesh):
         step_compile, (state, _) = timed(step, state, place(next(batches)))
-        look_compile, _ = timed(prober, state, place(next(batches)))
+        probe_compile, _ = timed(prober, state, place(next(batches)))
         steps, probes = [], []
         for _ in range(options.evaluations):
             probes.append(timed(prober, state, place(next(batches)))[0])
-            for _ in range(STEPS_A_LOOK):
+            for _ in range(STEPS_EACH):
                 taken, (state, _) = timed(step, state, place(next(batches)))
                 steps.append(taken)
     step_seconds, probe_seconds = map(statistics.median, (steps, probes))
@@ -70,7 +70,7 @@ def main():
         "probe_seconds": f"{probe_seconds:.4f}",
         "added": f"{probe_seconds / (config.probes.every * step_seconds):.4f}",
         "step_compile_seconds": f"{step_compile:.1f}",
-        "look_compile_seconds": f"{look_compile:.1f}",
+        "probe_compile_seconds": f"{probe_compile:.1f}",
         "device": about["device_kind"],
         "jax": about["versions"]["jax"],
         "commit": about["commit"],

@@ -13,7 +13,7 @@ from reslab.train.state import Setup
 
 
 def opening(setup: Setup, directory: pathlib.Path, step: int) -> list[str]:
-    """Describes a run to a person who waits for it.
+    """Describes a run before its first step.
 
     Args:
       setup: The setup.

@@ -142,13 +142,11 @@ def train(
     batches = setup.task.train_batches()
     evaluator = Evaluator(setup)
     run = Run(pathlib.Path(directory))
-    finished = on_writer(run.result)
-    is_finished = finished is not None and finished["step"] >= config.train.steps
+    is_finished = _finished(run, config) is not None
     if tracer and is_finished:
         tracer.check(config.train.steps)
-    found = None
+    found, pinned = None, None
     has_begun = on_writer(lambda: any(run.checkpoints.glob("[0-9]*")))
-    pinned = None
     if config.train.continue_from and not has_begun:
         # Also before anything is written.
         found, pinned = inherited(setup, on_writer(run.pinned))
@@ -161,8 +159,7 @@ def train(
         if not is_finished:
             on_writer(lambda: stack.enter_context(run.lock(patience)))
         # The process that held the lock may have finished the run.
-        finished = on_writer(run.result)
-        if finished is not None and finished["step"] >= config.train.steps:
+        if (finished := _finished(run, config)) is not None:
             if is_writer():
                 tell = f"{run.directory} is already finished, at step"
                 print(f"{tell} {finished['step']}", file=sys.stderr)
@@ -181,7 +178,6 @@ def train(
                 identity=on_writer(lambda: run.identity(about["corpus"])),
             )
         )
-
         on_writer(run.mark_checkpoints)
         held = Held(run, setup.task.check_data)
         stack.callback(held.close)
@@ -194,8 +190,7 @@ def train(
         begin = newest()
         phases = Phases(is_silent=not is_writer())
         if is_writer():
-            lines = opening(setup, run.directory, begin.step)
-            print("\n".join(lines), file=sys.stderr, flush=True)
+            print(*opening(setup, run.directory, begin.step), sep="\n", file=sys.stderr)
         if tracer:
             tracer.check(begin.step)
             stack.callback(tracer.close)
@@ -212,6 +207,12 @@ def train(
         held.check()
         on_writer(lambda: run.end(result, files.digests()))
     return result
+
+
+def _finished(run: Run, config: ConfigDict) -> dict[str, Any] | None:
+    """Returns the result of a run that has made its last step, else None."""
+    found = on_writer(run.result)
+    return found if found is not None and found["step"] >= config.train.steps else None
 
 
 def describe(setup: Setup) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 
 import pytest
 
@@ -83,7 +84,7 @@ CONFIG = {
     "group pattern": (["optim.groups=(('(', {}),)"], "a regular expression"),
     "group form": (["optim.groups=('x',)"], "pairs (pattern, {option: value})"),
     "optimizer": (["optim.name=adam"], "unknown optimizers 'adam'"),
-    "schedule": (["optim.schedule=cosine(warmup=9)"], "schedule: warmup"),
+    "schedule": (["optim.schedule=cosine(warmup=-9)"], "'cosine': warmup"),
     "decay": (["optim.schedule=wsd(decay=2.0)"], "'wsd': decay"),
     "source": (["data.source=stdlb"], "try: 'stdlib'"),
     "writer": (["train.writers=('tensorbord',)"], "try: 'tensorboard'"),
@@ -423,7 +424,7 @@ COMMANDS = {
     **{
         f"slice {name!r}": (["compile", "tiny", "--topology", name], *words)
         for name, *words in (
-            ("v9:2x2", "one of v4, v5e, v5p, v6e"),
+            ("v9:2x2", "one of tpu7x, v4, v5e, v5p, v6e"),
             ("v5:2x2", "try: 'v5"),
             ("v5e", "v5e:2x2"),
             ("v5e:2x2x1", "v5e:2x2"),
@@ -431,7 +432,7 @@ COMMANDS = {
             ("v5e:0x2", "v5e:2x2"),
             ("v5e:2xtwo", "v5e:2x2"),
             ("0xv5e:2x2", "0xv5e:2x2"),
-            ("", "one of v4"),
+            ("", "one of tpu7x, v4"),
         )
     },
     "compile nothing": (["compile", "nothing"], "no config 'nothing'"),
@@ -507,6 +508,8 @@ def places(tmp_path_factory):
 @pytest.fixture
 def refused(capsys, tmp_path, monkeypatch):
     """Checks that a command line is refused in one line, with nothing written."""
+    # Installed, it would look for the bucket for most of a minute.
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 

@@ -22,9 +22,12 @@ def test_schedules_rise_to_one_and_never_exceed_it(name):
 
 
 @pytest.mark.parametrize("name", registry.names("schedules"))
-def test_a_warmup_as_long_as_the_run_is_refused(name):
+def test_a_run_shorter_than_its_warmup_warms_up_in_half_of_it(name):
+    with pytest.warns(UserWarning, match="8 steps have no room for warmup=8: .* in 4"):
+        found = values(f"{name}(warmup=8)", 8)
+    assert found == values(f"{name}(warmup=4)", 8)
     with pytest.raises(ReslabError, match="warmup"):
-        registry.make("schedules", f"{name}(warmup=9)", steps=9)
+        registry.make("schedules", f"{name}(warmup=-1)", steps=9)
 
 
 def test_cosine():

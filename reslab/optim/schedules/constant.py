@@ -3,7 +3,7 @@
 import optax
 
 from reslab.core.bounds import bounded
-from reslab.optim.schedules._warmup import Warmup, after_warmup
+from reslab.optim.schedules._warmup import Warmup, after_warmup, shortened
 
 
 @bounded
@@ -12,9 +12,10 @@ def build(steps: int, warmup: Warmup = 0) -> optax.Schedule:
 
     Args:
       steps: Length of the run.
-      warmup: Steps of linear rise.
+      warmup: Steps of linear rise; half the run where they do not fit in it.
 
     Returns:
       The factor at each step.
     """
-    return after_warmup(warmup, steps, optax.constant_schedule(1.0))
+    warmup = shortened(warmup, steps)
+    return after_warmup(warmup, optax.constant_schedule(1.0))

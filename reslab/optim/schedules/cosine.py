@@ -3,7 +3,7 @@
 import optax
 
 from reslab.core.bounds import bounded
-from reslab.optim.schedules._warmup import Final, Warmup, after_warmup
+from reslab.optim.schedules._warmup import Final, Warmup, after_warmup, shortened
 
 
 @bounded
@@ -17,11 +17,12 @@ def build(steps: int, warmup: Warmup = 0, final: Final = 0.1) -> optax.Schedule:
 
     Args:
       steps: Length of the run.
-      warmup: Steps of linear rise.
+      warmup: Steps of linear rise; half the run where they do not fit in it.
       final: Factor at the end.
 
     Returns:
       The factor at each step.
     """
+    warmup = shortened(warmup, steps)
     fall = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1), alpha=final)
-    return after_warmup(warmup, steps, fall)
+    return after_warmup(warmup, fall)

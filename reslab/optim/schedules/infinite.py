@@ -8,7 +8,7 @@ import optax
 
 from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError, nearest
-from reslab.optim.schedules._warmup import Fraction, Warmup, after_warmup
+from reslab.optim.schedules._warmup import Fraction, Warmup, after_warmup, shortened
 
 SHAPES = ("cosine", "inverse_sqrt")
 
@@ -40,7 +40,7 @@ def build(
 
     Args:
       steps: Length of the run.
-      warmup: Steps of linear rise.
+      warmup: Steps of linear rise; half the run where they do not fit in it.
       cooldown: Fraction of the run in which the factor falls to the plateau.
       anneal: Fraction of the run, its end, in which it falls from there.
       plateau: Factor on the plateau.
@@ -58,9 +58,10 @@ def build(
         raise ReslabError(
             f"schedule 'infinite': shape {shape!r}", hint=nearest(shape, SHAPES)
         )
+    warmup = shortened(warmup, steps)
     cooling, annealing = round(cooldown * steps), round(anneal * steps)
     constant = steps - warmup - cooling - annealing
-    if constant < 0 and warmup < steps:
+    if constant < 0:
         raise ReslabError(
             "schedule 'infinite': cooldown and anneal",
             expected="fractions that leave room for the warmup",
@@ -85,4 +86,4 @@ def build(
         optax.exponential_decay(plateau, max(annealing, 1), final / plateau),
     ]
     body = optax.join_schedules(parts, [cooling, cooling + constant])
-    return after_warmup(warmup, steps, body)
+    return after_warmup(warmup, body)

@@ -4,7 +4,13 @@ import optax
 
 from reslab.core.bounds import bounded
 from reslab.core.errors import ReslabError
-from reslab.optim.schedules._warmup import Final, Fraction, Warmup, after_warmup
+from reslab.optim.schedules._warmup import (
+    Final,
+    Fraction,
+    Warmup,
+    after_warmup,
+    shortened,
+)
 
 
 @bounded
@@ -18,7 +24,7 @@ def build(
 
     Args:
       steps: Length of the run.
-      warmup: Steps of linear rise.
+      warmup: Steps of linear rise; half the run where they do not fit in it.
       decay: Fraction of the run in which the factor falls.
       final: Factor at the end.
 
@@ -28,6 +34,7 @@ def build(
     Raises:
       ReslabError: If warmup and decay together are longer than the run.
     """
+    warmup = shortened(warmup, steps)
     falling = round(decay * steps)
     stable = steps - warmup - falling
     if stable < 0:
@@ -40,4 +47,4 @@ def build(
         optax.constant_schedule(1.0),
         optax.linear_schedule(1.0, final, max(falling, 1)),
     ]
-    return after_warmup(warmup, steps, optax.join_schedules(parts, [stable]))
+    return after_warmup(warmup, optax.join_schedules(parts, [stable]))

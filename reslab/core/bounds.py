@@ -1,8 +1,9 @@
-"""Bounds of numbers, told once: beside the argument or the field that they are of.
+"""Values that arguments and fields may have, stated once: in their annotations.
 
 @bounded
 class Hyper(nn.Module):
 streams: Annotated[int, Bounds(least=1, most=256)] = 4
+form: Literal["static", "dynamic"] = "static"
 """
 
 import dataclasses
@@ -69,12 +70,44 @@ class Bounds:
             raise ReslabError(where, expected=str(self), got=got)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """Values that a `Literal` lists.
+
+    >>> print(Choices(("a", "b", "c")))
+    'a', 'b' or 'c'
+    """
+
+    values: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, hint: Any) -> "Choices | None":
+        """Returns the choices of an annotation; None if it is no `Literal`."""
+        if typing.get_origin(hint) is typing.Literal:
+            return cls(typing.get_args(hint))
+        return None
+
+    def __str__(self) -> str:
+        *first, last = map(repr, self.values)
+        return f"{', '.join(first)} or {last}"
+
+    def check(self, where: str, value: Any) -> None:
+        """Refuses any other value.
+
+        Raises:
+          ReslabError: If it is another.
+        """
+        if value not in self.values:
+            raise ReslabError(where, expected=str(self), got=repr(value))
+
+
 def bounded(build: Build) -> Build:
-    """Checks arguments with `Bounds` whenever a part is built.
+    """Checks arguments with `Bounds` or a `Literal` whenever a part is built.
 
     Args:
       build: A Linen module or a function, with arguments of type
-        `Annotated[..., Bounds(...)]`. Subclasses of the module are checked, too.
+        `Annotated[..., Bounds(...)]` or `Literal[...]`. Subclasses of the module are
+        checked, too.
 
     Returns:
       The same module, or a function that checks first.
@@ -110,15 +143,15 @@ def _bounded_function(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def bounds_of(build: Callable[..., Any]) -> Mapping[str, Bounds]:
+def bounds_of(build: Callable[..., Any]) -> Mapping[str, Bounds | Choices]:
     """Returns the bounds of a module's or a function's arguments, by name."""
     classes = reversed(build.__mro__) if inspect.isclass(build) else (build,)
     return {
         name: found
         for one in classes
         for name, hint in inspect.get_annotations(one).items()
-        for found in getattr(hint, "__metadata__", ())
-        if isinstance(found, Bounds)
+        for found in (Choices.of(hint), *getattr(hint, "__metadata__", ()))
+        if isinstance(found, Bounds | Choices)
     }
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from reslab.core import extension, foreign, imports, renames
+from reslab.core.bounds import Choices
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.literals import LONGEST, check_plain
 
@@ -425,6 +426,8 @@ def _is_callable(hint: Any) -> bool:
 
 def _typed(where: str, hint: Any, value: Any) -> Any:
     """A literal as its annotation has it; anything richer than plain is let through."""
+    if choices := Choices.of(hint):
+        choices.check(where, value)
     options = (hint,)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         # A literal cannot be a callable, so a spec is a string here.

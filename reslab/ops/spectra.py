@@ -5,15 +5,15 @@ are fitted by a power law, density ~ e^-alpha; a small alpha is a heavy tail.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from reslab.core.errors import ReslabError, nearest
+from reslab.core.bounds import bounded
 from reslab.core.platform import platform
 
-ESTIMATORS = ("hill", "fixed_finger", "goodness_of_fit")
+Estimator = Literal["hill", "fixed_finger", "goodness_of_fit"]
 BINS = 100
 
 
@@ -113,7 +113,8 @@ def singular_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Arr
     return jnp.quantile(share, jnp.asarray(quantiles, share.dtype), axis=-1).T
 
 
-def tail_exponents(values: jax.Array, estimator: str = "hill") -> jax.Array:
+@bounded
+def tail_exponents(values: jax.Array, estimator: Estimator = "hill") -> jax.Array:
     """The exponent of a power law fitted to the largest eigenvalues.
 
         alpha = 1 + n / sum_(j >= i) ln(e_j / e_i),  n = N - i
@@ -132,7 +133,7 @@ def tail_exponents(values: jax.Array, estimator: str = "hill") -> jax.Array:
 
     Args:
       values: Eigenvalues (..., N), ascending.
-      estimator: One of `ESTIMATORS`.
+      estimator: "hill", "fixed_finger" or "goodness_of_fit".
 
     Returns:
       The exponents (...).
@@ -140,11 +141,6 @@ def tail_exponents(values: jax.Array, estimator: str = "hill") -> jax.Array:
     Raises:
       ReslabError: On an unknown estimator.
     """
-    if estimator not in ESTIMATORS:
-        raise ReslabError(
-            f"tail exponent: unknown estimator {estimator!r}",
-            hint=nearest(estimator, ESTIMATORS),
-        )
     count = values.shape[-1]
     # Zero has no logarithm; this value is far below every tail.
     logs = jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny))

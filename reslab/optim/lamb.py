@@ -1,14 +1,14 @@
 """LAMB: Adam whose layers move by a fixed fraction of themselves (You et al., 2019)."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 import optax
 
-from reslab.core.errors import ReslabError, nearest
+from reslab.core.bounds import bounded
 from reslab.optim.base.leaves import Layouts, label_leaves, map_leaves, wide
 from reslab.optim.base.widened import widened
 from reslab.optim.lars import check_no_scalars, trust_ratio
-
-VARIANTS = ("optax", "google", "clamped")
 
 
 def scale_by_layer_trust_ratio(
@@ -79,11 +79,12 @@ def scale_by_uncorrected_adam(
     return optax.GradientTransformation(init, update)
 
 
+@bounded
 def build(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    variant: str = "optax",
+    variant: Literal["optax", "google", "clamped"] = "optax",
     b1: float = 0.9,
     b2: float = 0.999,
     epsilon: float = 1e-6,
@@ -121,8 +122,6 @@ def build(
     Raises:
       ReslabError: On an unknown variant, or at `init` if a scalar is to be adapted.
     """
-    if variant not in VARIANTS:
-        raise ReslabError(f"lamb: variant {variant!r}", hint=nearest(variant, VARIANTS))
     bound = 10.0 if variant == "clamped" else 0.0
 
     def labels(tree):

@@ -1,16 +1,15 @@
 """LARS: every layer moves by a fixed fraction of itself (You et al., 2017)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.errors import ReslabError, nearest
+from reslab.core.bounds import bounded
+from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
 from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide
-
-VARIANTS = ("google", "popular", "paper")
 
 
 def check_no_scalars(method: str, given: Layouts, tree: Any) -> None:
@@ -61,11 +60,12 @@ def trust_ratio(
     return jnp.where((size > 0) & (step > 0), ratio, 1.0)
 
 
+@bounded
 def build(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    variant: str = "google",
+    variant: Literal["google", "popular", "paper"] = "google",
     coefficient: float = 1e-3,
     momentum: float = 0.9,
     nesterov: bool = False,
@@ -108,8 +108,6 @@ def build(
     Raises:
       ReslabError: On an unknown variant, or at `init` if a scalar is to be adapted.
     """
-    if variant not in VARIANTS:
-        raise ReslabError(f"lars: variant {variant!r}", hint=nearest(variant, VARIANTS))
     if clips and variant != "paper":
         raise ReslabError("lars: clips", expected="variant 'paper'", got=repr(variant))
 

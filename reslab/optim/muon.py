@@ -1,13 +1,13 @@
 """Muon: momentum whose singular values are all made one (Jordan et al., 2024)."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from reslab.core import registry, surroundings
-from reslab.core.errors import ReslabError, nearest
+from reslab.core.bounds import bounded
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
 from reslab.optim.base.leaves import (
@@ -25,8 +25,8 @@ from reslab.optim.orthogonalization import (
     orthogonalize_leaves,
 )
 
-SCALES = ("moonlight", "keller", "spectral")
-DTYPES = ("bfloat16", "float32")
+Scale = Literal["moonlight", "keller", "spectral"]
+Products = Literal["bfloat16", "float32"]
 # Options of AdamW belong to the spec of `others`.
 ADAMW = {"b1": "others.b1", "b2": "others.b2", "epsilon": "others.epsilon"}
 RENAMED = {"momentum": "beta", "table": "ns_coeffs", "iterations": "ns_steps", **ADAMW}
@@ -60,13 +60,14 @@ def size_factor(layout: Layout, shape: tuple[int, ...], scale: str) -> float:
     return max(1.0, ratio) ** 0.5 if scale == "keller" else ratio**0.5
 
 
+@bounded
 def scale_by_muon(
     beta: float = 0.95,
     nesterov: bool = True,
-    scale: str = "moonlight",
+    scale: Scale = "moonlight",
     ns_coeffs: str | tuple = "keller",
     ns_steps: int = 5,
-    products: str = "bfloat16",
+    products: Products = "bfloat16",
     layouts: Layouts = None,
 ) -> optax.GradientTransformation:
     """Replaces gradients of kernels by orthogonalized momentum.
@@ -81,7 +82,7 @@ def scale_by_muon(
     Args:
       beta: Decay of the sum of gradients.
       nesterov: Whether to look one step ahead.
-      scale: One of `SCALES`, see `size_factor`.
+      scale: One of `Scale`, see `size_factor`.
       ns_coeffs: "keller", "polar_express", or rows (a, b, c); see
         `reslab.optim.orthogonalization`.
       ns_steps: Number of polynomials that are applied.
@@ -95,7 +96,6 @@ def scale_by_muon(
     Raises:
       ReslabError: On an unknown scale or products, or a table that is too long.
     """
-    check(scale, products)
     rows, margin = coefficients(ns_coeffs, ns_steps), table_margin(ns_coeffs)
 
     def init(params):
@@ -134,7 +134,7 @@ def directions(
       updates: The gradients.
       layouts: A tree of layouts.
       rows: Coefficients of each step.
-      scale: One of `SCALES`.
+      scale: One of `Scale`.
       products: Dtype of the products: "bfloat16" or "float32".
       **options: `margin` and `steps` of `orthogonalize_leaves`.
     """
@@ -145,17 +145,6 @@ def directions(
         return (size_factor(layout, g.shape, scale) * wide(x)).astype(g.dtype)
 
     return map_leaves(scaled, layouts, found, updates)
-
-
-def check(scale: str, products: str) -> None:
-    """Raises if an option is unknown.
-
-    Raises:
-      ReslabError: If one is not.
-    """
-    for key, value, known in (("scale", scale, SCALES), ("products", products, DTYPES)):
-        if value not in known:
-            raise ReslabError(f"muon: {key} {value!r}", hint=nearest(value, known))
 
 
 def table_margin(table: str | tuple) -> float:
@@ -235,10 +224,10 @@ def build(
     layouts: Layouts = None,
     beta: float = 0.95,
     nesterov: bool = True,
-    scale: str = "moonlight",
+    scale: Scale = "moonlight",
     ns_coeffs: str | tuple = "keller",
     ns_steps: int = 5,
-    products: str = "bfloat16",
+    products: Products = "bfloat16",
     others: registry.Spec = "adamw",
     others_scale: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core import registry
+from reslab.core.bounds import bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.leaves import (
     Layouts,
@@ -14,7 +15,14 @@ from reslab.optim.base.leaves import (
     split,
     wide,
 )
-from reslab.optim.muon import ADAMW, RENAMED, scale_by_muon, with_others
+from reslab.optim.muon import (
+    ADAMW,
+    RENAMED,
+    Products,
+    Scale,
+    scale_by_muon,
+    with_others,
+)
 
 __all__ = ["RENAMED", "build", "scale_by_neuron"]
 
@@ -105,6 +113,7 @@ def add_cautious_decay(weight_decay: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+@bounded
 def build(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
@@ -112,10 +121,10 @@ def build(
     beta: float = 0.95,
     b2: float = 0.95,
     nesterov: bool = True,
-    scale: str = "moonlight",
+    scale: Scale = "moonlight",
     ns_coeffs: str | tuple = "polar_express",
     ns_steps: int = 5,
-    products: str = "bfloat16",
+    products: Products = "bfloat16",
     is_cautious: bool = True,
     others: registry.Spec = "adamw",
     others_scale: float = 1.0,

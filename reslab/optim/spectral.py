@@ -15,7 +15,14 @@ from reslab.core.precision import statistics_dtype
 from reslab.ops.spectra import singular_quantiles
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve, split, zeros
 from reslab.optim.base.together import singular_values
-from reslab.optim.muon import ADAMW, accumulated, check, directions, with_others
+from reslab.optim.muon import (
+    ADAMW,
+    Products,
+    Scale,
+    accumulated,
+    directions,
+    with_others,
+)
 from reslab.optim.orthogonalization import KELLER, coefficients
 
 RENAMED = {"momentum": "beta", **ADAMW}
@@ -78,12 +85,12 @@ def iterations_for(lowest: Any, least: int, most: int) -> Any:
 def scale_by_spectral(
     beta: float = 0.95,
     nesterov: bool = False,
-    scale: str = "moonlight",
+    scale: Scale = "moonlight",
     every: Annotated[int, Bounds(least=1)] = 100,
     quantile: Annotated[float, Bounds(least=0, most=1)] = 0.1,
     least: int = 3,
     most: int = 8,
-    products: str = "bfloat16",
+    products: Products = "bfloat16",
     layouts: Layouts = None,
 ) -> optax.GradientTransformation:
     """Orthogonalizes momentum, with a number of steps per layer from its spectrum.
@@ -110,7 +117,6 @@ def scale_by_spectral(
     Raises:
       ReslabError: On an interval below 1, or an empty range of steps.
     """
-    check(scale, products)
     if not 1 <= least <= most:
         raise ReslabError(
             "spectral: least", expected=f"1 to most ({most})", got=str(least)
@@ -170,12 +176,12 @@ def build(
     layouts: Layouts = None,
     beta: float = 0.95,
     nesterov: bool = False,
-    scale: str = "moonlight",
+    scale: Scale = "moonlight",
     every: int = 100,
     quantile: float = 0.1,
     least: int = 3,
     most: int = 8,
-    products: str = "bfloat16",
+    products: Products = "bfloat16",
     others: registry.Spec = "adamw",
     others_scale: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:

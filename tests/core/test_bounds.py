@@ -6,7 +6,7 @@ import flax.linen as nn
 import pytest
 
 from reslab.core import registry
-from reslab.core.bounds import Bounds, bounded, bounds_of
+from reslab.core.bounds import Bounds, Choices, bounded, bounds_of
 from reslab.core.errors import ReslabError
 
 BOUNDED = [
@@ -19,6 +19,8 @@ BOUNDED = [
 
 
 def outside(bounds):
+    if isinstance(bounds, Choices):
+        return ["none of them"]
     ends = [bounds.least - 1] if bounds.least is not None else []
     ends += [bounds.above] if bounds.above is not None else []
     ends += [bounds.most + 1] if bounds.most is not None else []
@@ -37,7 +39,8 @@ def test_every_bound_is_checked(family, name, argument, bounds):
         with pytest.raises(ReslabError) as error:
             keywords = {argument: value, **context.get(family, {})}
             registry.module(family, name).build(**keywords)
-        where = f"{family} {name!r}: {argument}: expected {bounds}; got {value:,}"
+        got = repr(value) if isinstance(bounds, Choices) else f"{value:,}"
+        where = f"{family} {name!r}: {argument}: expected {bounds}; got {got}"
         assert str(error.value) == where
 
 
@@ -73,3 +76,10 @@ def test_functions_are_checked_by_place_and_by_name():
     for call in (lambda: build(0), lambda: build(size=0)):
         with pytest.raises(ReslabError, match="size: expected at least 1"):
             call()
+
+
+def test_a_spec_is_checked_against_a_literal():
+    with pytest.raises(ReslabError, match="form: expected 'linear' or 'sigmoid'"):
+        registry.factory("residuals", "ddl(form='cubic')")
+    with pytest.raises(ReslabError, match="version: expected 1, 2 or 3; got '3'"):
+        registry.factory("residuals", "dca(version='3')")

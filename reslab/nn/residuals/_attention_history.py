@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class AttentionHistory(HistoryResidual):
 
     block: int = 0
     block_layers: int = 0
-    source: str = "delta"
+    source: Literal["delta", "cumulative"] = "delta"
     window: Annotated[int, Bounds(least=0, words="at least 1, or 0 for all")] = 0
     use_null: bool = False
     null_bias: float = 0.0
@@ -71,8 +71,6 @@ class AttentionHistory(HistoryResidual):
         return self.adds_reads or self.source == "cumulative"
 
     def __post_init__(self):
-        if self.source not in ("delta", "cumulative"):
-            raise self.refuse("source", "'delta' or 'cumulative'")
         if self.block and self.block_layers:
             raise self.refuse("block", "0 where block_layers is given")
         for field, limit in (

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 
 from reslab.core.parameters import parameter
 
-GATES = ("", "scalar", "vector", "alpha")
-
 
 class Gate(nn.Module):
     """Returns the factor with which a reading is added to the stream.

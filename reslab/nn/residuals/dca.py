@@ -1,7 +1,7 @@
 """DeepCrossAttention: queries, keys and values each read all earlier sublayers."""
 
 import functools
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -45,16 +45,11 @@ class DeepCrossAttention(HistoryResidual):
       ReslabError: If the version is unknown, or `last` is negative.
     """
 
-    version: int = 3
+    version: Literal[1, 2, 3] = 3
     last: Annotated[int, Bounds(least=0, words="at least 1, or 0 for all")] = 0
 
     reduces_to_plain_at_init: ClassVar[bool] = True
     reads_apart: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if self.version not in (1, 2, 3):
-            raise self.refuse("version", "1, 2 or 3")
-        super().__post_init__()
 
     @property
     def _rows(self) -> int:

@@ -2,14 +2,13 @@
 
 import functools
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core.bounds import Bounds, bounded
-from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
@@ -17,7 +16,6 @@ from reslab.nn.residuals._streams import MOST_STREAMS
 
 # The columns of the state, (batch, length, embed) each.
 Columns = tuple[jax.Array, ...]
-_FORMS = ("linear", "sigmoid")
 
 
 class DeltaUpdate(nn.Module):
@@ -173,18 +171,9 @@ class DeepDeltaLearning(nn.Module):
     """
 
     values: Annotated[int, Bounds(least=1, most=MOST_STREAMS)] = 1
-    form: str = "linear"
+    form: Literal["linear", "sigmoid"] = "linear"
     blend: float | None = None
     param_dtype: Any = jnp.float32
-
-    def __post_init__(self):
-        if self.form not in _FORMS:
-            raise ReslabError(
-                "residuals 'ddl': form",
-                expected=" or ".join(map(repr, _FORMS)),
-                got=repr(self.form),
-            )
-        super().__post_init__()
 
     @property
     def reduces_to_plain_at_init(self) -> bool:

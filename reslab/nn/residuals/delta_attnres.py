@@ -1,6 +1,6 @@
 """Delta attention residuals: attention over earlier outputs, added to the sum."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 
@@ -11,7 +11,7 @@ from reslab.core.types import Branch
 from reslab.nn.base import sites
 from reslab.nn.base.history import History
 from reslab.nn.residuals._attention_history import AttentionHistory
-from reslab.nn.residuals._gate import GATES, Gate
+from reslab.nn.residuals._gate import Gate
 
 
 @bounded
@@ -42,14 +42,12 @@ class DeltaAttentionResiduals(AttentionHistory):
       ReslabError: If an option is unknown, or a block is larger than the model.
     """
 
-    gate: str = ""
+    gate: Literal["", "scalar", "vector", "alpha"] = ""
     is_as_released: bool = False
 
     adds_reads: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.gate not in GATES:
-            raise self.refuse("gate", ", ".join(map(repr, GATES)))
         super().__post_init__()
         is_in_blocks = self.tables.is_in_blocks and self.source == "delta"
         if self.is_as_released and not is_in_blocks:

@@ -1,11 +1,12 @@
 """ELC-BERT: every layer reads a convex mixture of all layers before it."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import bounded
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
@@ -14,9 +15,8 @@ from reslab.core.types import Branch
 from reslab.nn.base.history import History
 from reslab.nn.residuals._history import LayerHistory, mixtures
 
-FORMS = ("base", "zero", "normalized", "weighted_output")
 
-
+@bounded
 class EveryLayerCounts(LayerHistory):
     """Feeds each layer a softmax-weighted mean of the outputs of all earlier ones.
 
@@ -46,7 +46,7 @@ class EveryLayerCounts(LayerHistory):
       ReslabError: If the form is unknown.
     """
 
-    form: str = "base"
+    form: Literal["base", "zero", "normalized", "weighted_output"] = "base"
     epsilon: float = 1e-7
 
     reduces_to_plain_at_init: ClassVar[bool] = False
@@ -55,11 +55,6 @@ class EveryLayerCounts(LayerHistory):
     def keeps_identity(self) -> bool:
         """No: what is read is an average."""
         return False
-
-    def __post_init__(self):
-        if self.form not in FORMS:
-            raise self.refuse("form", ", ".join(map(repr, FORMS)))
-        super().__post_init__()
 
     def setup(self):
         """Makes the reader, whose logits come when it is first called."""

@@ -1,16 +1,17 @@
 """ResFormer: every layer also sees the first layer's values (Zhou et al., 2024)."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 
-from reslab.core.errors import ReslabError
+from reslab.core.bounds import bounded
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.nn.value_paths._path import FirstValues
 
-_FORMS = ("learned", "constant")
 
-
+@bounded
 class ValueResidual(FirstValues):
     """Mixes the values of each layer with those of the first.
 
@@ -30,16 +31,7 @@ class ValueResidual(FirstValues):
       ReslabError: If there is no such form.
     """
 
-    form: str = "learned"
-
-    def __post_init__(self):
-        if self.form not in _FORMS:
-            raise ReslabError(
-                "value_paths 'value_residual': form",
-                expected=" or ".join(map(repr, _FORMS)),
-                got=repr(self.form),
-            )
-        super().__post_init__()
+    form: Literal["learned", "constant"] = "learned"
 
     def mix_first(self, x: jax.Array, own: jax.Array, first: jax.Array) -> jax.Array:
         """A weighted sum of both."""

@@ -8,7 +8,7 @@ import jax
 from reslab.core.trees import named_leaves
 from reslab.observe.probes._kernels import mean_by_layer
 from reslab.observe.probes._view import Quantity, View
-from reslab.ops.spectra import eigenvalues, tail_exponents
+from reslab.ops.spectra import Estimator, eigenvalues, tail_exponents
 
 
 class HeavyTailProbe:
@@ -27,7 +27,7 @@ class HeavyTailProbe:
         "alpha": Quantity("exponent of the tail of the kernels' spectra", "layer")
     }
 
-    def __init__(self, estimator: str = "hill"):
+    def __init__(self, estimator: Estimator = "hill"):
         self._estimator = estimator
 
     def __call__(self, view: View) -> dict[str, jax.Array]:

@@ -1,16 +1,14 @@
 """The infinite schedule: a plateau from which training can always continue."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import optax
 
 from reslab.core.bounds import Bounds, bounded
-from reslab.core.errors import ReslabError, nearest
+from reslab.core.errors import ReslabError
 from reslab.optim.schedules._warmup import Fraction, Warmup, after_warmup, shortened
-
-SHAPES = ("cosine", "inverse_sqrt")
 
 
 @bounded
@@ -21,7 +19,7 @@ def build(
     anneal: Fraction = 0.2,
     plateau: Annotated[float, Bounds(above=0, most=1)] = 0.5,
     final: Annotated[float, Bounds(above=0, most=1)] = 0.1,
-    shape: str = "cosine",
+    shape: Literal["cosine", "inverse_sqrt"] = "cosine",
     sharpness: Annotated[float, Bounds(above=0)] = 10.0,
 ) -> optax.Schedule:
     """Cools down to a plateau, stays there, and falls at the end.
@@ -54,10 +52,6 @@ def build(
     Raises:
       ReslabError: If the phases are longer than the run, or a factor out of range.
     """
-    if shape not in SHAPES:
-        raise ReslabError(
-            f"schedule 'infinite': shape {shape!r}", hint=nearest(shape, SHAPES)
-        )
     warmup = shortened(warmup, steps)
     cooling, annealing = round(cooldown * steps), round(anneal * steps)
     constant = steps - warmup - cooling - annealing

@@ -52,7 +52,7 @@ CONFIG = {
     "delta heads": (["model.mixer=gated_delta(heads=5)"], "3/4 of the width"),
     "value residual": (
         ["model.mixer=attention(heads=2,value_path='value_residual(form=1)')"],
-        "value_residual': form: expected str",
+        "value_residual': form: expected 'learned'",
     ),
     "odd rope": (["model.mixer=attention(heads=2,head_dim=5)"], "head_dim"),
     "alpha": (["model.placement=mix_ln(alpha=1.5)"], "alpha: expected at least 0"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,10 @@ from reslab.optim.base.group import parse_groups
 from reslab.optim.groups import Plan, grouped, plans
 from reslab.optim.guard import guarded, parse_policy
 from reslab.parallel.mesh import batch_parts, replicated, tree_sharding, use_mesh
-from reslab.train.checkpoint import Checkpoints
 from reslab.train.tasks import Task, make_task
+
+if TYPE_CHECKING:  # Orbax takes a second to import, and a model needs no checkpoint.
+    from reslab.train.checkpoint import Checkpoints
 
 
 class TrainState(NamedTuple):
@@ -196,7 +198,7 @@ class Setup:
 
 
 def restore_variables(
-    checkpoints: Checkpoints, setup: Setup, step: int | None = None
+    checkpoints: "Checkpoints", setup: Setup, step: int | None = None
 ) -> dict[str, Any]:
     """Restores the variables of a checkpoint's model, without the optimizer.
 

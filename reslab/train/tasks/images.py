@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, ModelState
 from reslab.core.randomness import training_keys
 from reslab.core.trees import named_leaves
-from reslab.data.batches import TrainBatches, validation_batches
 from reslab.data.images import ImageSet, load_images
 from reslab.observe.flops import count_flops
 from reslab.ops.orthogonality.api import (
@@ -22,6 +21,9 @@ from reslab.ops.orthogonality.api import (
     matrix_orthogonality,
 )
 from reslab.train.tasks import Batch, Sums
+
+if TYPE_CHECKING:  # Grain takes a second to import, and a model needs no batches.
+    from reslab.data.batches import TrainBatches
 
 
 class ImageClassification:
@@ -75,8 +77,10 @@ class ImageClassification:
     def check_data(self) -> None:
         """Passes: all images are in memory."""
 
-    def train_batches(self) -> TrainBatches:
+    def train_batches(self) -> "TrainBatches":
         """Shuffled images without end, as they are."""
+        from reslab.data.batches import TrainBatches
+
         return TrainBatches(
             self.images.train,
             self._config.data.batch,
@@ -88,6 +92,8 @@ class ImageClassification:
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields every held-out image once."""
+        from reslab.data.batches import validation_batches
+
         return validation_batches(
             self.images.test, rows, jax.process_index(), jax.process_count()
         )

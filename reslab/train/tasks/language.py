@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from reslab.core import registry
 from reslab.core.losses import LOSSES, total_loss
 from reslab.core.model_state import BATCH_STATS, ModelState
 from reslab.core.randomness import training_keys
-from reslab.data.batches import TrainBatches, validation_batches
 from reslab.data.corpus import Corpus, TokenStream, load_corpus, tokenizer_sha256
 from reslab.data.verification import Stored
 from reslab.data.windows import WindowSource
@@ -23,6 +22,9 @@ from reslab.models.cost import training_flops_per_token
 from reslab.models.lm import LanguageModel
 from reslab.train.run import Run
 from reslab.train.tasks import Batch, Sums
+
+if TYPE_CHECKING:  # Grain takes a second to import, and a model needs no batches.
+    from reslab.data.batches import TrainBatches
 
 
 class Language:
@@ -90,8 +92,10 @@ class Language:
         for stored in (*self.corpus.stored, *self._replayed_files):
             stored.check()
 
-    def train_batches(self) -> TrainBatches:
+    def train_batches(self) -> "TrainBatches":
         """Shuffled windows without end, of all sources and replayed ones."""
+        from reslab.data.batches import TrainBatches
+
         data = self._config.data
         others = [
             (WindowSource(stream, data.length), share * (1 - data.replay))
@@ -124,6 +128,8 @@ class Language:
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields every window of the held-out documents once."""
+        from reslab.data.batches import validation_batches
+
         return validation_batches(
             WindowSource(self.corpus.validation, self._config.data.length),
             rows,

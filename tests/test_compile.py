@@ -198,7 +198,11 @@ def test_the_estimate_is_no_less_than_the_peak_allows(reports):
 @tpu_compile
 @pytest.mark.parametrize(
     "name, is_readable",
-    [("v4:1x1x1", True), ("v5p:1x1x1", True), ("v6e:1x1", False)],
+    [
+        pytest.param("v4:1x1x1", True, marks=pytest.mark.conformance),
+        pytest.param("v5p:1x1x1", True, marks=pytest.mark.conformance),
+        ("v6e:1x1", False),
+    ],
 )
 def test_other_generations(monkeypatch, name, is_readable):
     """Some programs cannot be read by this jaxlib; here, one of each."""

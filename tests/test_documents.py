@@ -73,13 +73,22 @@ def shortened(verb, *arguments):
     return [verb, *arguments]
 
 
-PAGES = [README, *(DOCS / f"{name}.md" for name in ("GUIDE", "COST"))]
+# The README is the front door; commands of other pages are run in the second stage.
+PAGES = {
+    README: (),
+    **dict.fromkeys((DOCS / "GUIDE.md", DOCS / "COST.md"), (pytest.mark.conformance,)),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
-    [b for p in PAGES for b in blocks("bash", p.read_text()) if list(commands(b))],
+    [
+        pytest.param(block, marks=marks)
+        for page, marks in PAGES.items()
+        for block in blocks("bash", page.read_text())
+        if list(commands(block))
+    ],
 )
 def test_commands_run(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(write_files(TEXT, tmp_path))
@@ -98,7 +107,7 @@ for command in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_the_tutorial_runs(tmp_path, shell):
     """Every command in order, all in one process, as little else imports `lab`."""
     text = TUTORIAL.read_text().replace("seeds=(0, 1, 2)", "seeds=(0,)")

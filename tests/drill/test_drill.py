@@ -9,32 +9,6 @@ from reslab import drill as drills
 from reslab.cli import main
 from reslab.core.errors import ReslabError
 
-# Faults of each row in a usual test run: the kinds that differ most.
-FEW = {
-    "kill": 1,
-    "stop": 1,
-    "damage": 8,
-    "storage": 3,
-    "power": 2,
-    "vanish": 1,
-    "reshard": 1,
-    "processes": 1,
-    "repeat": 2,
-    "bad_steps": 10,
-    "exchange": 4,
-    "bad_input": 40,
-    "hostile": 10,
-}
-
-
-@pytest.mark.slow
-def test_some_faults_of_every_row_are_survived(tmp_path, monkeypatch):
-    rows = {name: (plant, FEW[name], 0) for name, (plant, *_) in drills.ROWS.items()}
-    monkeypatch.setattr(drills, "ROWS", rows)
-    outcomes = drills.drill(tmp_path / "drill", program=main)
-    assert {o.row: o.broken for o in outcomes if o.broken} == {}
-    assert {o.row: o.survived for o in outcomes} == FEW
-
 
 @pytest.mark.conformance
 def test_every_planted_fault_is_survived(tmp_path):

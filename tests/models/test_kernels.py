@@ -116,14 +116,9 @@ def test_kernels_that_cannot_be_are_refused_first(kernels, message):
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.slow
+@pytest.mark.conformance
 @pytest.mark.parametrize(
-    "slice_name, devices",
-    [
-        ("v5e:4x4", 16),
-        pytest.param("v6e:4x4", 16, marks=pytest.mark.conformance),
-        pytest.param("v5p:4x4x4", 64, marks=pytest.mark.conformance),
-    ],
+    "slice_name, devices", [("v5e:4x4", 16), ("v6e:4x4", 16), ("v5p:4x4x4", 64)]
 )
 def test_a_sharded_training_step_compiles_with_kernels(slice_name, devices):
     pytest.importorskip("libtpu")

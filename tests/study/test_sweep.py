@@ -147,21 +147,10 @@ def steps_done(directory):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "signals",
-    [
-        (signal.SIGTERM, signal.SIGKILL),
-        pytest.param(
-            (signal.SIGTERM, signal.SIGKILL, signal.SIGINT),
-            marks=pytest.mark.conformance,
-        ),
-    ],
-    ids=len,
-)
-def test_interrupted_ends_with_the_same_table(signals, folder, environment, whole):
-    broken = folder / f"broken{len(signals)}"
-    for number in signals:
+@pytest.mark.conformance
+def test_interrupted_ends_with_the_same_table(folder, environment, whole):
+    broken = folder / "broken"
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
         process = start(folder, environment, "--out", broken.name, "--jobs", "2")
         goal, deadline = steps_done(broken) + 5, time.monotonic() + 200
         while steps_done(broken) < goal and time.monotonic() < deadline:
@@ -181,7 +170,7 @@ def test_interrupted_ends_with_the_same_table(signals, folder, environment, whol
     assert rows[0] == rows[1]
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_what_is_done_is_skipped(whole, folder, monkeypatch, capsys):
     before = {p: p.stat().st_mtime_ns for p in whole.glob("*/*")}
     monkeypatch.chdir(folder)

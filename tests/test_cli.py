@@ -105,6 +105,28 @@ def test_eval_equals_the_result(run, capsys):
     assert float(printed["eval_bpb"]) == pytest.approx(recorded["eval_bpb"], rel=1e-5)
 
 
+def test_eval_on_text_of_ones_own(run, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("lo and behold\n" * 40)
+    path = str(tmp_path / "mine.txt")
+
+    def evaluated(text):
+        assert main(["eval", str(run), "--text", text]) == 0
+        first, *rest = capsys.readouterr().out.splitlines()
+        assert first == f"text {text}"
+        return dict(line.split() for line in rest)
+
+    found = evaluated(path)
+    assert float(found["eval_tokens"]) == 40 * 14 and float(found["eval_bpb"]) > 0
+    assert evaluated(f"text(path={path!r})") == found
+    for text, message in (
+        (str(tmp_path / "none.txt"), "does not exist"),
+        ("txet(path='a')", "unknown sources 'txet'"),
+    ):
+        assert main(["eval", str(run), "--text", text]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line
+
+
 def test_eval_along_a_path_of_layers(run, capsys):
     def evaluated(*options):
         assert main(["eval", str(run), *options]) == 0

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import re
 from typing import Any
 
 from reslab.commands.options import compiling, importing, place
@@ -10,7 +11,7 @@ from reslab.commands.runs import open_run, restore
 from reslab.core import imports, registry
 from reslab.core.errors import ReslabError
 
-HELP = "evaluate a run on all of its held-out text"
+HELP = "evaluate a run on all of its held-out text, or on other text"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing(parser)
     compiling(parser)
     parser.add_argument("run", type=place, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--text",
+        metavar="PATH",
+        help="evaluate on this text instead: a file, directory or glob, or a source "
+        "such as \"parquet(path='held.parquet')\"",
+    )
     parser.add_argument(
         "--stack",
         metavar="SPEC",
@@ -37,8 +44,11 @@ def run(options: argparse.Namespace) -> int:
     devices = jax.devices()
     # All devices where they share the batch evenly, otherwise one.
     devices = devices if config.eval.batch % len(devices) == 0 else devices[:1]
-    setup, variables = restore(options.run, config, devices)
+    record = _tokenizer_of(config) if options.text else None
+    setup, variables = restore(options.run, config, devices, record)
     check_updated(variables)
+    if options.text:
+        setup.task.hold_out(_source(options.text))
     if options.stack:
         setup = _with_stack(setup, options.stack)
     evaluator = Evaluator(setup)
@@ -50,9 +60,36 @@ def run(options: argparse.Namespace) -> int:
             )
     if options.stack:
         print(f"stack {options.stack}")
+    if options.text:
+        print(f"text {options.text}")
     for name, value in found.items():
         print(f"{name} {value:.6g}")
     return 0
+
+
+def _tokenizer_of(config: Any) -> dict[str, Any]:
+    """The tokenizer's digest alone: the corpus of the run need not be here.
+
+    Raises:
+      ReslabError: If the run is none of text.
+    """
+    from reslab.data.corpus import tokenizer_sha256
+    from reslab.train.tasks.language import Language
+
+    kind = registry.module("models", registry.parse(config.model.name).name).build
+    if kind.task != "language":
+        raise ReslabError("--text", expected="a language model", got=config.model.name)
+    task = Language(config)
+    digest = tokenizer_sha256(task.tokenizer, config.data.tokenizer)
+    return {"tokenizer_sha256": digest}
+
+
+def _source(text: str) -> str:
+    """The spec of a source, from a spec or a path."""
+    if re.fullmatch(r"[\w.]+\(.*\)", text, re.DOTALL):
+        imports.allow(*registry.outside(text))
+        return text
+    return f"text(path={text!r})"
 
 
 def _with_stack(setup: Any, spec: str) -> Any:

@@ -158,6 +158,34 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
     )
 
 
+def held_out_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
+    """Reads and tokenizes documents of which all are held out, and none trained on.
+
+    Args:
+      source: Spec of the family `sources`.
+      tokenizer: Spec of the family `tokenizers`.
+
+    Raises:
+      ReslabError: If a spec is wrong, or the source cannot be read or has no text.
+    """
+    encoder: Tokenizer = registry.make("tokenizers", tokenizer)
+    digest, sizes = hashlib.sha256(), []
+
+    def documents() -> Iterator[tuple[str, bytes]]:
+        for document in registry.make("sources", source).documents():
+            digest.update(f"validation {len(document)}\n".encode())
+            digest.update(document)
+            sizes.append(len(document))
+            yield "validation", document
+
+    pieces = [tokens for _, tokens in encoded(encoder, documents())]
+    if not any(sizes):
+        raise ReslabError(f"source {source!r}", expected="text", got="none")
+    held = _stream(pieces)
+    empty = TokenStream(np.zeros(0, token_dtype(encoder)), np.zeros(0, np.int64))
+    return Corpus(empty, held, encoder, digest.hexdigest(), len(sizes), sum(sizes))
+
+
 def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
     """The smallest dtype that holds the ids of a tokenizer."""
     return np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32

@@ -2,17 +2,19 @@
 
 import dataclasses
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
-from reslab.core.errors import ReslabError
+from reslab.core.errors import ReslabError, missing_extra
 from reslab.core.records import parse_record
 from reslab.data.files import File, matching_files
 
 
 @dataclasses.dataclass(frozen=True)
 class JsonLinesSource:
-    """A text field of JSON lines, plain or gzipped (`.gz`), read line by line.
+    """A text field of JSON lines, read line by line; plain, `.gz` or `.zst`.
 
     Attributes:
       path: A file, a directory (searched recursively) or a glob, here or in a bucket.
@@ -52,11 +54,19 @@ def _lines(file: File) -> Iterator[bytes]:
     Raises:
       ReslabError: If the archive is damaged, or the file cannot be read.
     """
-    opener = gzip.open if file.path.suffix == ".gz" else open
+    damages: Any = (OSError, EOFError, zlib.error)
+    opener: Any = gzip.open if file.path.suffix == ".gz" else open
+    if file.path.suffix == ".zst":
+        try:
+            import zstandard  # pyrefly: ignore[missing-import]
+        except ModuleNotFoundError:
+            raise missing_extra("zstandard", "corpora") from None
+        opener, damages = zstandard.open, (*damages, zstandard.ZstdError)
     try:
         with opener(file.path, "rb") as lines:
-            yield from lines
-    except (OSError, EOFError, zlib.error) as error:
+            # That of zstandard reads, but has no lines.
+            yield from io.BufferedReader(lines) if opener is not open else lines
+    except damages as error:
         raise ReslabError(
             f"source jsonl: {file.name}",
             expected="a file that can be read",

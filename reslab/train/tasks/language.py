@@ -15,7 +15,13 @@ from reslab.core import registry
 from reslab.core.losses import LOSSES, total_loss
 from reslab.core.model_state import BATCH_STATS, ModelState
 from reslab.core.randomness import training_keys
-from reslab.data.corpus import Corpus, TokenStream, load_corpus, tokenizer_sha256
+from reslab.data.corpus import (
+    Corpus,
+    TokenStream,
+    held_out_corpus,
+    load_corpus,
+    tokenizer_sha256,
+)
 from reslab.data.verification import Stored
 from reslab.data.windows import WindowSource
 from reslab.models.cost import training_flops_per_token
@@ -49,6 +55,10 @@ class Language:
     def corpus(self) -> Corpus:
         """The corpus, tokenized."""
         return load_corpus(self._config.data.source, self._config.data.tokenizer)
+
+    def hold_out(self, source: registry.Spec) -> None:
+        """Evaluates on all documents of a source, in place of the corpus."""
+        self.corpus = held_out_corpus(source, self._config.data.tokenizer)
 
     @property
     def units_per_example(self) -> int:

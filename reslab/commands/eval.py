@@ -71,7 +71,7 @@ def _tokenizer_of(config: Any) -> dict[str, Any]:
     """The tokenizer's digest alone: the corpus of the run need not be here.
 
     Raises:
-      ReslabError: If the run is none of text.
+      ReslabError: If its model is not a language model.
     """
     from reslab.data.corpus import tokenizer_sha256
     from reslab.train.tasks.language import Language

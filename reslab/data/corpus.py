@@ -159,7 +159,7 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
 
 
 def held_out_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
-    """Reads and tokenizes documents of which all are held out, and none trained on.
+    """Reads and tokenizes documents that are all held out.
 
     Args:
       source: Spec of the family `sources`.

@@ -88,6 +88,7 @@ def get_config() -> ConfigDict:
     )
 
     config.train = train = ConfigDict(type_safe=False)
+    train.task = spec("auto", "tasks", since="auto")  # the loss; "auto" is the model's
     train.steps = number(500, least=1)  # optimizer steps
     # run to start from; "" is none
     train.continue_from = plain("", since="")

@@ -7,11 +7,17 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from reslab.cli import main
 from reslab.core import config as configs
+from reslab.core import imports
+from reslab.core.errors import ReslabError
+from reslab.parallel.mesh import make_mesh
 from reslab.train import loop
+from reslab.train.state import make_setup
 
 SMALL = ("--config", str(pathlib.Path(__file__).with_name("small.py")))
 
@@ -212,6 +218,35 @@ def test_a_variant_of_ones_own(tmp_path, monkeypatch):
     sets = ["model.norm=own_lab.half(factor=0.25)", "train.steps=3"]
     sets += ["optim.groups=()"]
     assert main(command("train", *SMALL, "--run", "run", sets=sets)) == 0
+
+
+def test_a_loss_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "loss_lab").mkdir()
+    (tmp_path / "loss_lab" / "__init__.py").write_text("")
+    (tmp_path / "loss_lab" / "zero.py").write_text(
+        "from reslab.train.tasks.language import Language\n"
+        "class Zero(Language):\n"
+        "    def loss_sums(self, *arguments, **keywords):\n"
+        "        total, *rest = super().loss_sums(*arguments, **keywords)\n"
+        "        return 0 * total, *rest\n"
+        "build = Zero\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    imports.allow("loss_lab")
+    config = configs.load("tiny")
+    small = [("model.features", 16), ("model.mixer", "attention(heads=2)")]
+    small += [("data.batch", 2), ("train.task", "loss_lab.zero"), ("model.depth", 1)]
+    configs.check(configs.update(config, small))
+    setup = make_setup(config, make_mesh({}, jax.devices()[:1]))
+    shapes = setup.task.batch_shapes(2)
+    batch = {key: np.ones(leaf.shape, leaf.dtype) for key, leaf in shapes.items()}
+    variables = setup.init().variables
+    total, sums, _ = setup.task.loss_sums(setup.model, variables, batch)
+    assert total == 0 and sums["nll"] > 0
+    with pytest.raises(ReslabError, match="unknown tasks 'langage': try: 'language'"):
+        configs.update(config, [("train.task", "langage")])
+        configs.check(config)
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "generate", "list", "show"])

@@ -35,7 +35,7 @@ def load(name: str) -> ConfigDict:
       name: A path such as `configs/tiny.py`, or a name such as `tiny`.
 
     Returns:
-      The config, open for changes to its values.
+      The config; its values may be changed, but no field may be added.
 
     Raises:
       ReslabError: If there is no such file, or it cannot be executed.
@@ -49,7 +49,7 @@ def load(name: str) -> ConfigDict:
             got=type(config).__name__,
         )
     if path.name == "base.py" and path.parent in folders():
-        return _defaults(config)
+        return _defaults(config).lock()
     try:
         return update(load("base"), flatten(config))
     except ReslabError as error:

@@ -5,7 +5,7 @@ import optax
 from reslab.optim.base.widened import widened
 
 
-def build(
+def adamw(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     b1: float = 0.9,
@@ -44,3 +44,6 @@ def build(
             nesterov=nesterov,
         )
     )
+
+
+build = adamw

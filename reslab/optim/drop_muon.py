@@ -59,7 +59,7 @@ def cuts(
 
 
 @wrapper("muon", cuts=cuts)
-def build(
+def drop_muon(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
@@ -125,3 +125,6 @@ def build(
         return moves, DropState(state.count + 1, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+build = drop_muon

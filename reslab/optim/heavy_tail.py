@@ -119,7 +119,7 @@ def ratios_of(
 
 
 @wrapper("adamw")
-def build(
+def heavy_tail(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
@@ -218,3 +218,6 @@ def build(
         )
 
     return widened(optax.GradientTransformationExtraArgs(init, update))
+
+
+build = heavy_tail

@@ -59,7 +59,7 @@ def learned_scores(
 
 
 @wrapper("adamw")
-def build(
+def importance_sparse(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
@@ -116,8 +116,10 @@ def build(
     def update(updates, state, params=None, *, value_fn=None, **extra):
         if value_fn is None:
             raise ReslabError(
-                "importance_sparse",
-                expected="`value_fn`, the loss by the parameters, in `update`",
+                "importance_sparse needs the loss itself to learn which layers matter",
+                expected="`value_fn`, the loss as a function of the parameters",
+                got="no such argument of `update`",
+                hint="update(gradients, state, params, value_fn=loss)",
             )
         known = resolve(layouts, updates)
         depth = depth_of(known)
@@ -156,3 +158,6 @@ def build(
         return moves, ImportanceState(state.count + 1, scores, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+build = importance_sparse

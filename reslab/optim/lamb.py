@@ -80,7 +80,7 @@ def scale_by_uncorrected_adam(
 
 
 @bounded
-def build(
+def lamb(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
@@ -149,3 +149,6 @@ def build(
             optax.scale_by_learning_rate(learning_rate),
         )
     )
+
+
+build = lamb

@@ -61,7 +61,7 @@ def trust_ratio(
 
 
 @bounded
-def build(
+def lars(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
@@ -166,3 +166,6 @@ def build(
         return moves, (optax.TraceState(trace), count + 1)
 
     return optax.GradientTransformation(init, update)
+
+
+build = lars

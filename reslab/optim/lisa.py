@@ -32,7 +32,7 @@ def active_layers(
 
 
 @wrapper("adamw")
-def build(
+def lisa(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
@@ -82,3 +82,6 @@ def build(
         return moves, LisaState(state.count + 1, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+build = lisa

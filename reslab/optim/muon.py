@@ -218,7 +218,7 @@ def with_others(
     )
 
 
-def build(
+def muon(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
@@ -283,3 +283,6 @@ def build(
         others=others,
         others_scale=others_scale,
     )
+
+
+build = muon

@@ -102,7 +102,7 @@ def noise_ratios(noise: Any, layouts: Layouts, alpha: float) -> Any:
 
 
 @wrapper("muon")
-def build(
+def noise_adaptive_muon(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
@@ -184,3 +184,6 @@ def build(
         )
 
     return widened(optax.GradientTransformationExtraArgs(init, update))
+
+
+build = noise_adaptive_muon

@@ -27,7 +27,7 @@ class ProjectionState(NamedTuple):
 
 
 @wrapper("adamw")
-def build(
+def normalize_and_project(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
@@ -88,3 +88,6 @@ def build(
         return projected, ProjectionState(state.count + 1, state.norms, inner_state)
 
     return widened(optax.GradientTransformationExtraArgs(init, update))
+
+
+build = normalize_and_project

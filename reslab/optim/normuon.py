@@ -114,7 +114,7 @@ def add_cautious_decay(weight_decay: float) -> optax.GradientTransformation:
 
 
 @bounded
-def build(
+def normuon(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
@@ -180,3 +180,6 @@ def build(
         others=others,
         others_scale=others_scale,
     )
+
+
+build = normuon

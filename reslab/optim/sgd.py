@@ -5,7 +5,7 @@ import optax
 from reslab.optim.base.widened import widened
 
 
-def build(
+def sgd(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
@@ -35,3 +35,6 @@ def build(
             optax.scale_by_learning_rate(learning_rate),
         )
     )
+
+
+build = sgd

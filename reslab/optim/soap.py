@@ -217,7 +217,7 @@ def scale_by_soap(
     return optax.GradientTransformation(init, update)
 
 
-def build(
+def soap(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
@@ -255,13 +255,13 @@ def build(
     Raises:
       ReslabError: If the interval is below 1.
     """
-    soap = scale_by_soap(b1, b2, epsilon, every, largest, layouts)
+    inner = scale_by_soap(b1, b2, epsilon, every, largest, layouts)
 
     def update(updates, state, params=None):
         lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
         # An update that moves nothing does not decay either.
         shrink = jnp.where(state.count > 0, lr * weight_decay, 0.0)
-        directions, state = soap.update(updates, state)
+        directions, state = inner.update(updates, state)
 
         def one(_, u, p):
             kept = (1 - shrink).astype(u.dtype)
@@ -269,4 +269,7 @@ def build(
 
         return map_leaves(one, layouts, directions, params), state
 
-    return widened(optax.GradientTransformation(soap.init, update))
+    return widened(optax.GradientTransformation(inner.init, update))
+
+
+build = soap

@@ -170,7 +170,7 @@ def scale_by_spectral(
     return optax.GradientTransformation(init, update)
 
 
-def build(
+def spectral(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
@@ -230,3 +230,6 @@ def build(
         others=others,
         others_scale=others_scale,
     )
+
+
+build = spectral

@@ -39,7 +39,7 @@ def _embedding(
 
 
 @wrapper("adamw")
-def build(
+def tract(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
@@ -103,3 +103,6 @@ def build(
         )
 
     return optax.GradientTransformationExtraArgs(around.init, update)
+
+
+build = tract

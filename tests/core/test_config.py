@@ -14,6 +14,19 @@ def test_every_shipped_config_passes_its_check():
         configs.check(configs.load(name))
 
 
+def test_a_misspelt_field_of_a_loaded_config_is_refused_at_once():
+    for name in ("base", "tiny"):
+        config = configs.load(name)
+        config.model.depth = 3
+        with pytest.raises(AttributeError, match='Did you mean "depth"'):
+            config.model.dpeth = 3
+        with pytest.raises(AttributeError):
+            config.modle = 3
+    recorded = configs.from_json(configs.canonical_json(config), "here")
+    with pytest.raises(AttributeError):
+        recorded.model.dpeth = 3
+
+
 def test_a_config_is_found_by_its_earlier_name():
     for name in ("small_124m", "configs/small_124m.py"):
         with pytest.warns(FutureWarning, match="'small_124m' is now 'small_85m'"):

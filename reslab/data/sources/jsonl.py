@@ -64,7 +64,7 @@ def _lines(file: File) -> Iterator[bytes]:
         opener, damages = zstandard.open, (*damages, zstandard.ZstdError)
     try:
         with opener(file.path, "rb") as lines:
-            # That of zstandard reads, but has no lines.
+            # The reader of zstandard cannot be iterated by lines.
             yield from io.BufferedReader(lines) if opener is not open else lines
     except damages as error:
         raise ReslabError(

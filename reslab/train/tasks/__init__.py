@@ -1,4 +1,4 @@
-"""Training tasks, one per file; a model names its own.
+"""Training tasks, one per file; a model names its own, and a config may name another.
 
 A task knows its data and what is lost on them. The step, the loop, checkpoints and
 evaluation are the same for all.
@@ -107,10 +107,6 @@ class Task(Protocol):
 
 
 def make_task(config: ConfigDict) -> Task:
-    """The task of the model that a config names."""
-    name = registry.parse(config.model.name).name
-    return registry.make(
-        "tasks",
-        registry.module("models", name).build.task,
-        **surroundings.Tasks(config=config),
-    )
+    """The task of a config: what is lost on which data."""
+    given = surroundings.Tasks(config=config)
+    return registry.make("tasks", config.train.task, **given)

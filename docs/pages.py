@@ -4,6 +4,7 @@ A hook of mkdocs; see `mkdocs.yml`. Nothing that it makes is committed.
 """
 
 import ast
+import csv
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -66,7 +67,64 @@ def family(name: str) -> str:
         path = registry.file(name, variant)
         shown = f"{package}.{variant}.{definition(path)}"
         lines += [f"## {variant}", "", docstring(path), "", f"::: {shown}", ""]
+        lines += cost(name, variant)
     return "\n".join(lines)
+
+
+# Committed measurements of a family: the file, and what its columns are. Those of time
+# compare with plain, AdamW and Flax's RMSNorm.
+COSTS = {
+    "residuals": (
+        "depth_memory.csv",
+        {
+            "residual": "residual",
+            "layers": "layers",
+            "temporaries_mib": "temporaries (MiB)",
+            "hbm_gib": "HBM (GiB)",
+            "step_to_plain": "estimated step / plain",
+            "topology": "compiled for",
+        },
+    ),
+    "optimizers": (
+        "optimizers.csv",
+        {
+            "optimizer": "optimizer",
+            "config": "config",
+            "target": "on",
+            "state_mib": "state (MiB)",
+            "over_adamw": "measured step / AdamW",
+            "estimate_over_adamw": "estimated step / AdamW",
+        },
+    ),
+    "norms": (
+        "norms.csv",
+        {
+            "norm": "norm",
+            "target": "on",
+            "dtype": "dtype",
+            "over_flax_rms": "time / Flax RMSNorm",
+            "over_least": "bytes / least",
+        },
+    ),
+}
+
+
+def cost(family: str, variant: str) -> list[str]:
+    """Writes what was measured or estimated of a variant, as a table."""
+    if family not in COSTS:
+        return []
+    file, columns = COSTS[family]
+    with open(ROOT / "experiments" / "bench" / file, newline="") as lines:
+        found = list(csv.DictReader(lines))
+    own = next(iter(columns))
+    rows = [row for row in found if re.match(rf"{variant}(\(|$)", row[own])]
+    if not rows:
+        return []
+    kept = [key for key in columns if any(row[key] for row in rows)]
+    cells = [[f"`{row[own]}`", *(row[key] for key in kept[1:])] for row in rows]
+    head = [[columns[key] for key in kept], ["---"] * len(kept)]
+    table = ["| " + " | ".join(line) + " |" for line in [*head, *cells]]
+    return [f"Cost (`experiments/bench/{file}`):", "", *table, ""]
 
 
 def ops() -> str:

@@ -104,6 +104,7 @@ COSTS = {
             "dtype": "dtype",
             "over_flax_rms": "time / Flax RMSNorm",
             "over_least": "bytes / least",
+            "shape": "shape",
         },
     ),
 }

@@ -4,8 +4,21 @@ import re
 import textwrap
 from typing import Any
 
-from griffe import Class, Extension, Function, GriffeLoader, Module
+from griffe import (
+    Class,
+    Extension,
+    Function,
+    GriffeLoader,
+    Module,
+    Parameter,
+    ParameterKind,
+)
 
+# The arguments that `reslab.optim.base.wrapping.wrapper` adds to what it decorates.
+ADDED = {
+    "learning_rate": ("optax.ScalarOrSchedule", None),
+    "weight_decay": ("float", "0.0"),
+}
 INHERITED = re.compile(r"^ *\((?:and )?those of `(\w+)`\) *\n?", re.MULTILINE)
 
 
@@ -17,11 +30,25 @@ class Docstrings(Extension):
         named: dict[str, Class | Function] = {}
         _collect(pkg, named)
         for found in named.values():
+            if found.is_function:
+                _complete(found)
             if found.docstring:
                 text = INHERITED.sub(
                     lambda match: _attributes(match[1], named), found.docstring.value
                 )
                 found.docstring.value = _with_examples(text)
+
+
+def _complete(found: Any) -> None:
+    """Gives an optimizer that wraps another the arguments that it is called with."""
+    if not any(str(one.value).startswith("wrapper(") for one in found.decorators):
+        return
+    for name, (annotation, default) in ADDED.items():
+        if name not in found.parameters:
+            kind = ParameterKind.keyword_only
+            found.parameters.add(
+                Parameter(name, annotation=annotation, kind=kind, default=default)
+            )
 
 
 def _collect(scope: Any, named: dict[str, Class | Function]) -> None:

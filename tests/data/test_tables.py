@@ -61,25 +61,25 @@ def test_a_dataset_on_disk(tmp_path, refused):
     split.save_to_disk(str(tmp_path / "split"))
     plain = f"directory={str(tmp_path / 'plain')!r}"
     split = f"directory={str(tmp_path / 'split')!r}"
-    assert documents(f"huggingface({plain})") == EXPECTED
-    spec = f"huggingface({split}, validation_split='test')"
+    assert documents(f"datasets({plain})") == EXPECTED
+    spec = f"datasets({split}, validation_split='test')"
     assert documents(spec) == EXPECTED
     held = registry.make("sources", spec).validation_documents()
     assert list(held) == EXPECTED[1:2]
-    whole = registry.make("sources", f"huggingface({plain})")
+    whole = registry.make("sources", f"datasets({plain})")
     assert whole.validation_documents() is None
     with refused("no split 'dev'", "test, train"):
-        documents(f"huggingface({split}, split='dev')")
+        documents(f"datasets({split}, split='dev')")
     with refused("no column 'body'"):
-        documents(f"huggingface({plain}, field='body')")
+        documents(f"datasets({plain}, field='body')")
     with refused("got int"):
-        documents(f"huggingface({plain}, field='number')")
+        documents(f"datasets({plain}, field='number')")
     with refused("save_to_disk"):
-        documents(f"huggingface(directory={str(tmp_path)!r})")
+        documents(f"datasets(directory={str(tmp_path)!r})")
     with refused("directory"):
-        documents("huggingface")
+        documents("datasets")
     with refused("hf://"):
-        documents("huggingface(directory='hf://datasets/somebody/some')")
+        documents("datasets(directory='hf://datasets/somebody/some')")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
@@ -103,7 +103,7 @@ def test_lines_may_be_compressed(tmp_path, suffix):
     "package, spec",
     [
         ("pyarrow", "parquet(path='{}')"),
-        ("datasets", "huggingface(directory='{}')"),
+        ("datasets", "datasets(directory='{}')"),
         ("zstandard", "jsonl(path='{}/a.zst')"),
     ],
 )

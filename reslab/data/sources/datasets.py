@@ -10,7 +10,7 @@ from reslab.runtime.storage import local_path
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceSource:
+class DatasetsSource:
     """A column of a dataset that `save_to_disk` of the package datasets has written.
 
     Attributes:
@@ -39,7 +39,7 @@ class HuggingFaceSource:
         return self._documents(self.validation_split) if self.validation_split else None
 
     def _documents(self, split: str) -> Iterator[bytes]:
-        where = f"source huggingface: {self.directory}"
+        where = f"source datasets: {self.directory}"
         rows = self._load(where)
         if isinstance(rows, dict):
             if split not in rows:
@@ -74,4 +74,4 @@ class HuggingFaceSource:
             ) from None
 
 
-build = HuggingFaceSource
+build = DatasetsSource

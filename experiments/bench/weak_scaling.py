@@ -36,7 +36,8 @@ import tempfile
 
 from reslab.core import config as configs
 from reslab.core.trees import named_leaves
-from reslab.observe.charts import Series, line_chart
+from reslab.observe import svg
+from reslab.observe.charts import LineChart, Series
 from reslab.observe.environment import environment
 from reslab.parallel.aot.topology import topology
 from reslab.parallel.mesh import make_mesh
@@ -177,14 +178,16 @@ def plot(rows: list[dict[str, str]]) -> None:
         return found
 
     charts = [
-        line_chart(
-            series(field, factor),
-            identifier=field,
-            title=title,
-            description=title,
-            x_label="chips",
-            y_label=unit,
-            is_log_x=True,
+        svg.draw(
+            LineChart(
+                series=series(field, factor),
+                identifier=field,
+                title=title,
+                description=title,
+                x_label="chips",
+                y_label=unit,
+                is_log_x=True,
+            )
         )
         for field, factor, title, unit in (
             ("tflops", 1.0, "FLOPs of a step, per device", "TFLOP"),

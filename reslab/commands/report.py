@@ -18,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.html",
         help="default: in the study or run; here for several",
     )
+    parser.add_argument(
+        "--figures",
+        type=place,
+        metavar="DIR",
+        help="write every figure for a paper: SVG, PDF and PNG, one and two columns "
+        "wide (needs reslab[plots])",
+    )
     parser.add_argument("--baseline", metavar="NAME", help="the case to compare with")
     parser.add_argument(
         "--allow-mixed",
@@ -31,7 +38,11 @@ def run(options: argparse.Namespace) -> int:
     from reslab.study.report import answer, write_report
 
     choices = {"baseline": options.baseline, "allow_mixed": options.allow_mixed}
-    page = write_report(options.paths, options.out, **choices)
+    page = write_report(
+        options.paths, options.out, figures_folder=options.figures, **choices
+    )
     print(answer(options.paths, **choices))
     print(f"\nreport  {page}")
+    if options.figures is not None:
+        print(f"figures {options.figures}")
     return 0

@@ -131,11 +131,14 @@ def shortened(text: str, width: float) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
+_MOST_TEXT_LINES = 8
+
+
 def wrapped(text: str, width: float) -> list[str]:
-    """A heading in at most three lines, broken at spaces where it has them."""
+    """A name in lines, broken at spaces where it has them."""
     letters = int(width / _BOLD)
     lines = []
-    while len(text) > letters and len(lines) < 2:
+    while len(text) > letters and len(lines) < _MOST_TEXT_LINES - 1:
         cut = text.rfind(" ", 0, letters + 1)
         cut = cut if cut > letters // 3 else letters
         lines.append(text[:cut])
@@ -149,14 +152,15 @@ def x_axis(
     left: float,
     right: float,
     bottom: float,
+    width: float,
 ) -> list[str]:
-    """Draws the horizontal axis: rules and their numbers."""
+    """Draws the horizontal axis: rules and their numbers, inside of a width."""
     parts = [rule(left, bottom, right, bottom)]
     end = -math.inf
     for value, name in zip(values, names(values), strict=True):
         x, half = place(value), len(name) * LETTER / 2
         parts.append(rule(x, bottom, x, bottom + 4))
-        middle = min(x, WIDTH - half)
+        middle = min(x, width - half)
         if middle - half >= end:  # Omits a name that would touch the one before.
             parts.append(text(middle, bottom + 17, name, anchor="middle"))
             end = middle + half + 3
@@ -206,12 +210,14 @@ def _marker(x: float, y: float, index: int) -> str:
     )
 
 
-def band(rows: Sequence[tuple[float, Number, Number, Number]], index: int) -> str:
-    """Draws the area between the edges of a line."""
+def band(
+    rows: Sequence[tuple[float, Number, Number, Number]], index: int, top: float
+) -> str:
+    """Draws the area between the edges of a line, below the top of the plot."""
     known = [(x, a, b) for x, _, a, b in rows if a is not None and b is not None]
     if len(known) < 2:
         return ""
-    there = "L".join(f"{x:.1f} {b:.1f}" for x, _, b in known)
+    there = "L".join(f"{x:.1f} {max(b, top):.1f}" for x, _, b in known)
     back = "L".join(f"{x:.1f} {a:.1f}" for x, a, _ in reversed(known))
     fill = COLOURS[index % len(COLOURS)]
     return f'<path d="M{there}L{back}z" fill="{fill}" fill-opacity=".16"/>'
@@ -222,12 +228,16 @@ def legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
     widest = max((len(name) for name in names), default=0) * LETTER + 38
     per_row = 2 if widest <= WIDTH / 2 and len(names) > 1 else 1
     column = WIDTH / per_row
-    parts = []
+    parts, y = [], top
     for index, name in enumerate(names):
-        x, y = column * (index % per_row), top + LINE * (index // per_row)
+        x = column * (index % per_row)
+        lines = [name] if per_row == 2 else wrapped(name, column - 36)
         parts.append(_sample(x, y, index))
-        parts.append(text(x + 34, y + 4, shortened(name, column - 36)))
-    return parts, top + LINE * math.ceil(len(names) / per_row) - 2
+        for row, line in enumerate(lines):
+            parts.append(text(x + 34, y + 4 + LINE * row, line))
+        if index % per_row == per_row - 1 or index == len(names) - 1:
+            y += LINE * len(lines)
+    return parts, y - 2
 
 
 def _sample(x: float, y: float, index: int) -> str:

@@ -25,14 +25,14 @@ SETTLED = 0.1
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file in one move; several processes may write the same one.
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file in one move; several processes may write the same one.
 
     The file is on the disk, with its name, when this returns.
 
     Args:
       path: The file, in a directory that exists.
-      text: Its content, written as UTF-8 with line ends as they are.
+      content: Bytes, or text, written as UTF-8 with line ends as they are.
 
     Raises:
       OSError: If it cannot be written; what was there before is still there.
@@ -41,8 +41,8 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     # A unique name: another process may be writing the same file.
     partial, handle = _make_owned(path.parent, f".{path.name}.partial-", _new_file)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fchmod(handle, 0o666 & ~_umask())
             os.fsync(handle)

@@ -84,13 +84,11 @@ def environment(results: Results) -> list[Table | Text]:
             by_value: dict[str, list[str]] = {}
             for run, about in found:
                 value = about.get(key, numbers.DASH)
-                by_value.setdefault(value, []).append(run.label)
+                by_value.setdefault(value, []).append(f"{run.case} seed {run.seed}")
             rows += [[key, value, ", ".join(runs)] for value, runs in by_value.items()]
         names = ", ".join(short_names(differing).values())
         parts.append(Text(f"The runs were not made alike: {names} differ.", "mark"))
-        parts.append(
-            Table("Where they differ.", ["what", "value", "directories"], rows)
-        )
+        parts.append(Table("Where they differ.", ["what", "value", "runs"], rows))
     shared = found[0][1]
     rows = [[key, value] for key, value in shared.items() if key not in differing]
     parts.append(Table("The same in all runs.", ["what", "value"], rows))

@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Mapping, Sequence
 
 from reslab.core.errors import escaped, printable
+from reslab.observe.charts import Chart
 from reslab.runtime.text import aligned, spreadsheet_cell
 
 _NUMBER = re.compile(
@@ -21,12 +23,14 @@ class Table:
       header: Names of the columns.
       rows: The cells.
       is_folded: Whether the page shows it only when asked.
+      emphasized: Numbers of the rows that the page shows in bold.
     """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     is_folded: bool = False
+    emphasized: Sequence[int] = ()
 
     def is_numeric(self, column: int) -> bool:
         """Returns whether a column holds numbers, set to the right."""
@@ -49,16 +53,26 @@ class Figure:
     """One drawing, or several that belong together, with the numbers behind them.
 
     Attributes:
-      drawings: `<svg>` elements; several are maps with one key, which comes last.
+      charts: The drawings; of several, panels on one scale, the last is their key.
       caption: What is shown, and the runs it comes from.
       data: The numbers.
       title: A heading of its own, or an empty string.
     """
 
-    drawings: Sequence[str]
+    charts: Sequence[Chart]
     caption: str
     data: Table
     title: str = ""
+
+    @property
+    def name(self) -> str:
+        """Returns the name of its file, without width and kind."""
+        return re.sub("-(0|key)$", "", self.charts[0].identifier)
+
+    @property
+    def heading(self) -> str:
+        """Returns the title, or its only chart's."""
+        return self.title or self.charts[0].title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +81,17 @@ class Text:
 
     text: str
     kind: str = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Facts to know before reading, one line for each.
+
+    Attributes:
+      rows: Names and values.
+    """
+
+    rows: Sequence[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +104,41 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A report: a title and sections."""
+    """A report: a title, what it is about, and sections."""
 
     title: str
     sections: Sequence[Section]
+    facts: Facts = Facts(())
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Returns the figures of all sections, in order."""
+        parts = (part for section in self.sections for part in section.parts)
+        return [part for part in parts if isinstance(part, Figure)]
 
 
-def to_markdown(document: Document) -> str:
-    """The report as Markdown: all text and tables, and the captions of figures."""
-    blocks = [f"# {_plain(document.title)}"]
+MARK = "written by reslab report"  # In each file, so that it knows its own.
+
+
+def anchor(section: Section) -> str:
+    """Returns the name by which a section is linked."""
+    return re.sub(r"[^a-z]+", "-", section.title.lower())
+
+
+def to_markdown(document: Document, pictures: Mapping[str, str] | None = None) -> str:
+    """The report as Markdown: all text and tables, and the captions of figures.
+
+    Args:
+      document: The report.
+      pictures: Where the picture of a figure is, by the figure's name.
+
+    Returns:
+      The text.
+    """
+    blocks = [f"<!-- {MARK} -->", f"# {_plain(document.title)}"]
+    rows = document.facts.rows
+    blocks.append("\n".join(f"- {name}: {_plain(value)}" for name, value in rows))
+    blocks.append("\n".join(f"- [{s.title}](#{anchor(s)})" for s in document.sections))
     for section in document.sections:
         blocks.append(f"## {_plain(section.title)}")
         for part in section.parts:
@@ -96,11 +147,17 @@ def to_markdown(document: Document) -> str:
             elif isinstance(part, Table):
                 blocks += [_plain(part.caption), _markdown_table(part)]
             else:
-                title = f"**{_plain(part.title)}.** " if part.title else ""
-                blocks.append(
-                    f"{title}Figure, in the HTML file: {_plain(part.caption)}"
-                )
+                blocks.append(_captioned(part, (pictures or {}).get(part.name)))
     return "\n\n".join(blocks) + "\n"
+
+
+def _captioned(figure: Figure, picture: str | None) -> str:
+    heading = _plain(figure.heading)
+    if picture is None:
+        title = f"**{heading}.** " if figure.title else ""
+        return f"{title}Figure, in the HTML file: {_plain(figure.caption)}"
+    shown = f"![{heading}]({urllib.parse.quote(picture)})"
+    return f"{shown}\n\n**{heading}.** {_plain(figure.caption)}"
 
 
 def _paragraph(part: Text) -> str:

@@ -1,9 +1,21 @@
 """A report as one HTML file: no network, no script, screen, phone and paper."""
 
 import html
+from collections.abc import Sequence
 
 from reslab.core.errors import printable
-from reslab.study.document import Document, Figure, Section, Table, Text
+from reslab.observe import svg
+from reslab.observe.charts import Legend
+from reslab.study.document import (
+    MARK,
+    Document,
+    Facts,
+    Figure,
+    Section,
+    Table,
+    Text,
+    anchor,
+)
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1d20; --paper: #fff; --quiet: #5b6168;
@@ -21,12 +33,20 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 p.mark { background: var(--mark); color: var(--mark-ink); padding: .5rem .75rem;
   border-left: 4px solid #E69F00; max-width: none; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr);
+  font-size: .875rem; gap: .15rem 1rem; margin: 1rem 0; max-width: 52rem; }
+dt { color: var(--quiet); }
+dd { margin: 0; overflow-wrap: anywhere; }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .875rem; }
+a { color: inherit; }
 .box { overflow-x: auto; margin: .75rem 0 1.25rem; }
 table { border-collapse: collapse; font-size: .8rem; line-height: 1.35;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; }
 td { max-width: 30rem; }
-tbody th { min-width: 5.5rem; max-width: 16rem; }
+tbody th { min-width: 5.5rem; max-width: min(16rem, 40vw); overflow-wrap: anywhere; }
+tr > th:first-child { position: sticky; left: 0; background: var(--paper); }
+tr.best > * { font-weight: 700; }
 td.n { white-space: nowrap; }
 td.long { min-width: 14rem; overflow-wrap: anywhere; }
 thead th { vertical-align: bottom; font-weight: 600;
@@ -38,10 +58,12 @@ th.n, td.n { text-align: right; }
 .grid { display: grid; gap: 2rem 2.5rem; margin: 1rem 0;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
 figure { margin: 0; min-width: 0; max-width: 30rem; }
-figure.maps { max-width: none; margin: 1.25rem 0 2.25rem; }
+figure.maps, figure.lines { max-width: none; margin: 1.25rem 0 2.25rem; }
 figure svg { display: block; width: 100%; height: auto; }
 .panels { display: grid; gap: .75rem; align-items: end; max-width: 60rem;
   grid-template-columns: repeat(auto-fill, minmax(min(47%, 13rem), 1fr)); }
+.lines .panels { max-width: none; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); }
 .key { max-width: 26rem; margin-top: .4rem; }
 figcaption { color: var(--quiet); font-size: .8rem; margin-top: .4rem; }
 details { font-size: .8rem; margin: .3rem 0; }
@@ -67,6 +89,7 @@ pre { overflow: auto; max-height: 20rem; border: 1px solid var(--line);
 def to_html(document: Document) -> str:
     """The report as a page that needs nothing but itself."""
     title = html.escape(document.title)
+    facts, contents = _facts(document.facts), _contents(document.sections)
     body = "\n".join(_section(section) for section in document.sections)
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -74,10 +97,27 @@ def to_html(document: Document) -> str:
         # The page sends no requests, whatever names it contains.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+        f'<meta name="generator" content="{MARK}">\n'
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
+        f"<body>\n<h1>{title}</h1>\n{facts}\n{contents}\n{body}\n</body>\n</html>\n"
     )
     return printable(page)
+
+
+def _facts(facts: Facts) -> str:
+    rows = (
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+        for name, value in facts.rows
+    )
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    links = (
+        f'<a href="#{anchor(section)}">{html.escape(section.title)}</a>'
+        for section in sections
+    )
+    return f"<nav>{' '.join(links)}</nav>"
 
 
 _NARROW = 3  # Figures that fill half a page: two maps and their key.
@@ -86,7 +126,7 @@ _NARROW = 3  # Figures that fill half a page: two maps and their key.
 def _section(section: Section) -> str:
     parts, plain = [], []
     for part in section.parts:
-        if isinstance(part, Figure) and len(part.drawings) <= _NARROW:
+        if isinstance(part, Figure) and _is_narrow(part):
             plain.append(_figure(part))  # Neighbours share a row.
             continue
         parts += _grid(plain)
@@ -99,10 +139,15 @@ def _section(section: Section) -> str:
             parts.append(_text(part))
     parts += _grid(plain)
     return (
-        f"<section>\n<h2>{html.escape(section.title)}</h2>\n"
+        f'<section id="{anchor(section)}">\n<h2>{html.escape(section.title)}</h2>\n'
         + "\n".join(parts)
         + "\n</section>"
     )
+
+
+def _is_narrow(figure: Figure) -> bool:
+    is_of_lines = isinstance(figure.charts[-1], Legend)
+    return len(figure.charts) <= _NARROW and not is_of_lines
 
 
 def _grid(figures: list[str]) -> list[str]:
@@ -129,11 +174,11 @@ def _table(table: Table) -> str:
         cell("th", name, i, ' scope="col"') for i, name in enumerate(table.header)
     )
     rows = "".join(
-        "<tr>"
+        ('<tr class="best">' if number in table.emphasized else "<tr>")
         + cell("th", row[0], 0, ' scope="row"')
         + "".join(cell("td", text, i) for i, text in enumerate(row) if i)
         + "</tr>\n"
-        for row in table.rows
+        for number, row in enumerate(table.rows)
     )
     # The caption is outside the box, so it does not scroll with a table wider than the
     # screen.
@@ -149,12 +194,14 @@ def _table(table: Table) -> str:
 
 def _figure(figure: Figure) -> str:
     title = f"<h3>{html.escape(figure.title)}</h3>" if figure.title else ""
-    if len(figure.drawings) == 1:
-        kind, drawings = "", figure.drawings[0]
+    drawn = [svg.draw(chart) for chart in figure.charts]
+    if len(drawn) == 1:
+        kind, drawings = "", drawn[0]
     else:
-        *maps, key = figure.drawings
-        kind = ' class="maps"'
-        drawings = f'<div class="panels">{"".join(map("<div>{}</div>".format, maps))}'
+        *panels, key = drawn
+        is_of_lines = isinstance(figure.charts[-1], Legend)
+        kind = ' class="lines"' if is_of_lines else ' class="maps"'
+        drawings = f'<div class="panels">{"".join(map("<div>{}</div>".format, panels))}'
         drawings += f'</div><div class="key">{key}</div>'
     return (
         f"<figure{kind}>{title}{drawings}"

@@ -1,5 +1,7 @@
 """Numbers of a report, as text."""
 
+import math
+
 DASH = "—"
 
 
@@ -51,3 +53,8 @@ def size(value: float | None) -> str:
             return f"{value:.4g} {unit}"
         value /= 1024
     return f"{value:.4g} GiB"
+
+
+def exact(value: float | None) -> str:
+    """Writes a value with the digits behind a figure."""
+    return "" if value is None or math.isnan(value) else f"{value:.10g}"

@@ -1,32 +1,38 @@
 """The report of a study: one page, the same as Markdown, and the numbers as CSV."""
 
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from reslab.core.errors import ReslabError
 from reslab.runtime.files import make_directory, write_whole
 from reslab.runtime.storage import local_path, storage_error
-from reslab.study import appendix, figures, numbers, spreadsheets, tables
+from reslab.study import (
+    appendix,
+    figures,
+    findings,
+    profiles,
+    spreadsheets,
+    tables,
+)
 from reslab.study.comparison import (
-    LEVEL,
     Row,
     at_equal_time,
     at_equal_tokens,
 )
-from reslab.study.document import Document, Section, Text, to_markdown
+from reslab.study.document import MARK, Document, Section, Text, to_markdown
 from reslab.study.html import to_html
 from reslab.study.results import (
     Results,
     read_results,
 )
 
-_TITLE = "Report: "
-# First lines of a report's own files, in the order of writing.
+# Marks of a report's own files, in the order of writing; earlier ones began otherwise.
 _MARKS = (
-    f"<title>{_TITLE}",
-    f"# {_TITLE}",
-    "case,seed,directory,",
-    "at_equal,at,case,",
+    (MARK, "<title>Report: "),
+    (MARK, "# Report: "),
+    ("case,seed,directory,",),
+    ("at_equal,at,case,",),
 )
 
 
@@ -36,6 +42,7 @@ def write_report(
     *,
     baseline: str | None = None,
     allow_mixed: bool = False,
+    figures_folder: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
     """Writes the report of a study, or of run directories.
 
@@ -49,6 +56,8 @@ def write_report(
         first run's.
       allow_mixed: Whether runs with different corpora or token budgets may stand in
         one table, which then says so.
+      figures_folder: Where every figure is written for a paper, as SVG, PDF and PNG
+        in two widths; the Markdown then shows them. No such files if None.
 
     Returns:
       Where the page is.
@@ -62,9 +71,22 @@ def write_report(
         raise ReslabError("--out", expected="a file name.html", got=str(page))
     tokens, time = at_equal_tokens(results), at_equal_time(results)
     document = _document(results, tokens, time)
+    files: dict[pathlib.Path, bytes] = {}
+    pictures: dict[str, str] = {}
+    if figures_folder is not None:
+        # Imported here: matplotlib is an extra.
+        from reslab.study import plots
+
+        folder = local_path(figures_folder, "--figures")
+        drawn = plots.drawn_figures(document.figures, folder)
+        files = {folder / name: content for name, content in drawn.items()}
+        pictures = {
+            one.name: os.path.relpath(folder / plots.picture(one), page.parent)
+            for one in document.figures
+        }
     texts = {
         page: to_html(document),
-        page.with_suffix(".md"): to_markdown(document),
+        page.with_suffix(".md"): to_markdown(document, pictures),
         page.with_suffix(".csv"): spreadsheets.as_csv(
             spreadsheets.of_runs(results, time)
         ),
@@ -72,31 +94,37 @@ def write_report(
             spreadsheets.of_comparisons(tokens, time)
         ),
     }
-    for written, mark in zip(texts, _MARKS, strict=True):
-        if written.is_file() and not _begins_with(written, mark):
+    for written, marks in zip(texts, _MARKS, strict=True):
+        if written.is_file() and not _begins_with(written, marks):
             raise ReslabError(
                 f"{written}",
                 expected="no file, or one that a report wrote",
                 got="a file that reslab did not write",
                 hint="--out OTHER.html",
             )
-    try:
-        make_directory(page.parent)
-        for path, text in texts.items():
-            write_whole(path, text)
-    except OSError as error:
-        raise storage_error(
-            f"{page}",
-            error,
-            expected="a file that can be written",
-            hint="--out FILE.html",
-        ) from None
+    # Figures first: what shows them must not be there without them.
+    _write(files, "--figures DIR")
+    _write(
+        {path: text.encode("utf-8") for path, text in texts.items()}, "--out FILE.html"
+    )
     return page
 
 
-def _begins_with(path: pathlib.Path, mark: str) -> bool:
+def _write(files: Mapping[pathlib.Path, bytes], hint: str) -> None:
+    for path, content in files.items():
+        try:
+            make_directory(path.parent)
+            write_whole(path, content)
+        except OSError as error:
+            raise storage_error(
+                f"{path}", error, expected="a file that can be written", hint=hint
+            ) from None
+
+
+def _begins_with(path: pathlib.Path, marks: Sequence[str]) -> bool:
     with open(path, encoding="utf-8", errors="replace") as file:
-        return mark in file.read(2000)
+        head = file.read(2000)
+    return any(mark in head for mark in marks)
 
 
 def default_page(paths: Sequence[str | pathlib.Path]) -> pathlib.Path:
@@ -130,104 +158,42 @@ def _document(results: Results, tokens: Sequence[Row], time: Sequence[Row]) -> D
     # Imported here: the names of the quantities need every probe.
     from reslab.observe.probes import quantities
 
-    charts = [
+    found = profiles.measured(results, quantities())
+    differences = [
         figures.differences(
-            results, tokens, "difference-tokens", "Difference at equal tokens"
-        ),
-        figures.differences(
-            results, time, "difference-time", "Difference at equal time"
-        ),
+            results,
+            tables.ranked(rows),
+            f"difference-{what}",
+            f"Difference at equal {what}",
+        )
+        for what, rows in (("tokens", tokens), ("time", time))
     ]
-    maps = figures.depth_maps(results, quantities())
+    unseen = [Text("No run was looked into.")]
     sections = [
-        _question(results),
         Section(
             "Answer",
             [
-                *_verdicts(results, tokens, time),
-                *_survivors(results),
+                *findings.verdicts(results, tokens, time),
+                *findings.survivors(results),
                 *(Text(mark, "mark") for mark in results.marks),
                 tables.of_tokens(results, tokens),
                 tables.of_time(results, time),
                 tables.of_reaching(results),
-                *(chart for chart in charts if chart),
+                *(chart for chart in differences if chart),
             ],
         ),
+        Section("Depth", profiles.at_the_end(results, found) or unseen),
+        Section("Depth over time", profiles.over_time(results, found)),
         Section("Curves", figures.curves(results) or [Text("No run has a curve.")]),
-        Section("Depth over steps", maps or [Text("No run was looked into.")]),
+        Section("Depth over steps", profiles.depth_maps(results, found)),
         Section("Cost", [tables.of_cost(results)]),
         Section("Runs", appendix.runs(results)),
         Section("Configs", appendix.configs(results)),
         Section("Environment", appendix.environment(results)),
         Section("Repeat it", appendix.commands(results)),
     ]
-    return Document(_TITLE + results.name, sections)
-
-
-def _question(results: Results) -> Section:
-    finished = sum(run.is_finished for run in results.runs)
-    parts = [
-        Text(results.question or "These runs were given without a question."),
-        Text(
-            f"{numbers.counted(len(results.cases), 'case')}, {finished} of "
-            f"{numbers.counted(len(results.runs), 'run')} finished. All figures are "
-            "held-out bits per byte unless named otherwise; lower is better."
-        ),
-    ]
-    return Section("Question", parts)
-
-
-def _unfinished(results: Results, row: Row) -> str:
-    """Says of how few runs a figure is, where not all of them finished."""
-    told = ""
-    for case in (row.case, row.baseline or row.case):
-        runs, finished = results.of(case), results.finished(case)
-        if len(finished) < len(runs) and case not in told:
-            told += f"; only {len(finished)} of {len(runs)} runs of {case} finished"
-    return told
-
-
-def _verdicts(
-    results: Results, tokens: Sequence[Row], time: Sequence[Row]
-) -> list[Text]:
-    """Writes the findings, one sentence for each table that decides something."""
-    texts = []
-    for name, rows in (("tokens", tokens), ("time", time)):
-        compared = [row for row in rows if row.baseline is not None]
-        if not compared:
-            continue
-        decided = []
-        for row in compared:
-            if row.verdict in ("better", "worse") and row.comparison:
-                found = row.comparison
-                decided.append(
-                    f"{row.case} is {row.verdict} than {row.baseline} by "
-                    f"{abs(found.difference):.4f} (p {numbers.p_value(row.corrected)}"
-                    f"{_unfinished(results, row)})"
-                )
-        untold = [row.case for row in compared if row.verdict == "cannot tell"]
-        text = ""
-        if len(untold) < len(compared):
-            said = "; ".join(decided) or "no difference is shown"
-            text = f"At equal {name}, at the {LEVEL:.0%} level after Holm's "
-            text += f"correction: {said}."
-        if untold:
-            text += f" Nothing can be told of {', '.join(untold)}: too few figures."
-        texts.append(Text(text))
-    return texts
-
-
-def _survivors(results: Results) -> list[Text]:
-    """A warning where means are over the runs that survived."""
-    lost = [run for run in results.runs if not run.is_finished]
-    if not lost:
-        return []
-    cases = ", ".join(dict.fromkeys(run.case for run in lost))
-    return [
-        Text(
-            f"{numbers.counted(len(lost), 'run')} did not finish ({cases}). Means are "
-            "over finished runs only: a case whose runs diverge looks better than "
-            "it is.",
-            "mark",
-        )
-    ]
+    return Document(
+        results.question or f"Report: {results.name}",
+        [section for section in sections if section.parts],
+        findings.facts(results),
+    )

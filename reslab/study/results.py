@@ -328,17 +328,16 @@ def _marks(results: Results, allow_mixed: bool) -> list[str]:
         if len(found) < 2:
             continue
         (a, one), (b, other) = list(found.items())[:2]
-        told = ", ".join(
-            f"{run.directory.name} {value[:12] if isinstance(value, str) else value}"
-            for value, run in ((a, one), (b, other))
-        )
+        values = [v[:12] if isinstance(v, str) else v for v in (a, b)]
         if not allow_mixed:
             raise ReslabError(
                 f"runs with different {what} in one table",
                 expected=f"the same {unit}",
-                got=told,
+                got=f"{one.directory.name} {values[0]}, {other.directory.name} "
+                f"{values[1]}",
                 hint="--allow-mixed marks the table and continues",
             )
+        told = f"{_titled(one)} {values[0]}, {_titled(other)} {values[1]}"
         marks.append(f"Runs with different {what} stand in one table: {told}.")
     marks += _mark_tokens(results.present)
     windows = {
@@ -352,6 +351,10 @@ def _marks(results: Results, allow_mixed: bool) -> list[str]:
             f"{', '.join(_WINDOWS)} differ."
         )
     return marks
+
+
+def _titled(run: Outcome) -> str:
+    return f"{run.case} seed {run.seed}"
 
 
 def _mark_tokens(runs: Sequence[Outcome]) -> Iterator[str]:
@@ -368,7 +371,7 @@ def _mark_tokens(runs: Sequence[Outcome]) -> Iterator[str]:
         for found in groups.values():
             if len(found) > 1:
                 told = ", ".join(
-                    f"{run.directory.name} {digest[:12]}"
+                    f"{_titled(run)} {digest[:12]}"
                     for digest, run in itertools.islice(found.items(), 2)
                 )
                 yield f"Runs with different {what} stand in one table: {told}."

@@ -1,5 +1,6 @@
-"""Tables of a report: bits per byte, time and cost."""
+"""Tables of a report, the best case first: bits per byte, time and cost."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,21 +27,25 @@ def of_tokens(results: Results, rows: Sequence[Row]) -> Table:
     at = f"{min(budgets):,} training tokens" if budgets else "no finished run"
     if len(budgets) > 1:
         at += ", the smallest budget, read off the curves: the budgets are mixed"
-    caption = f"At equal tokens ({at}), means over seeds. {_method(rows)}"
+    caption = (
+        f"At equal tokens ({at}), means over seeds, the best first. {_method(rows)}"
+    )
+    rows = ranked(rows)
     header, cells = _comparison_cells(results, rows)
-    return Table(caption, header, cells)
+    return Table(caption, header, cells, emphasized=_best(results, rows))
 
 
 def of_time(results: Results, rows: Sequence[Row]) -> Table:
     """Compares cases at equal training time."""
+    rows = ranked(rows)
     header, cells = _comparison_cells(results, rows)
     times = [row.at for row in rows if row.at is not None]
     unit, factor = figures.time_unit(max(times, default=0.0))
     for row, line in zip(rows, cells, strict=True):
         at = numbers.DASH if row.at is None else f"{row.at / factor:.4g}"
         base = numbers.number(row.against.mean if row.against else None)
-        line[2:2] = [at, base]
-    header = [*header[:2], f"time ({unit})", "baseline then", *header[2:]]
+        line[5:5] = [at, base]
+    header = [*header[:5], f"time ({unit})", "baseline then", *header[5:]]
     caption = (
         "At equal time: the shortest training time of all runs of a case and its "
         "baseline, without compiling, evaluations and checkpoints. Curves on the first "
@@ -48,12 +53,33 @@ def of_time(results: Results, rows: Sequence[Row]) -> Table:
         "beyond their ends. Times are those of the machines as they were: runs that "
         f"shared one slowed each other. {_method(rows)}"
     )
-    return Table(caption, header, cells)
+    return Table(caption, header, cells, emphasized=_best(results, rows))
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Sorts rows by their result, the best first, those without one last."""
+
+    def mean(row: Row) -> float:
+        return math.inf if row.summary.mean is None else row.summary.mean
+
+    return sorted(rows, key=mean)
+
+
+def _best(results: Results, rows: Sequence[Row]) -> list[int]:
+    """Finds the first of ranked rows of a case that lost no run, if it has rivals."""
+    whole = [
+        number
+        for number, row in enumerate(rows)
+        if row.summary.mean is not None
+        and len(results.finished(row.case)) == len(results.of(row.case))
+    ]
+    return whole[:1] if len(rows) > 1 else []
 
 
 def of_reaching(results: Results) -> Table:
     """Lists when each case reaches the baseline's loss."""
-    rows = reaching_the_baseline(results)
+    found = {row.case: row for row in reaching_the_baseline(results)}
+    rows = [found[case] for case in figures.by_result(results, results.cases)]
     unit, factor = figures.time_unit(
         max((row.baseline_seconds or 0.0 for row in rows), default=0.0)
     )
@@ -86,8 +112,10 @@ def _method(rows: Sequence[Row]) -> str:
     tests = sum(row.corrected is not None for row in rows)
     count = numbers.counted(tests, "test")
     return (
-        "Intervals are 95% t intervals; p is Welch's two-sided t-test against the "
-        f"baseline, corrected by Holm over the {count} of this table. {numbers.DASH}: "
+        "Best is the lowest mean of a case whose runs all finished; the column "
+        f"'at {LEVEL:.0%}' says whether a difference is shown. Intervals are 95% t "
+        "intervals; p is Welch's two-sided t-test against the baseline, corrected "
+        f"by Holm over the {count} of this table. {numbers.DASH}: "
         "cannot be computed (fewer than two finished runs, no figure there, or no "
         "variance at all)."
     )
@@ -97,27 +125,29 @@ def _comparison_cells(
     results: Results, rows: Sequence[Row]
 ) -> tuple[list[str], list[list[str]]]:
     several = len({row.baseline for row in rows if row.baseline}) > 1
-    header = ["case", "finished", "n", "mean", "sd", "95% interval", "difference"]
-    header += ["its 95% interval", "p", "p (Holm)", f"at {LEVEL:.0%}"]
+    header = ["case", "difference", "its 95% interval", "p (Holm)", f"at {LEVEL:.0%}"]
+    header += ["mean", "sd", "95% interval", "finished", "n", "p"]
     cells = []
-    for row in rows:
+    for number, row in enumerate(rows):
         one, found = row.summary, row.comparison
         verdict = row.verdict
         if several and row.baseline:
             verdict += f" (to {row.baseline})"
+        marks = ["best"] if number in _best(results, rows) else []
+        marks += ["baseline"] if row.baseline is None and len(rows) > 1 else []
         cells.append(
             [
-                row.case,
-                _state(results.of(row.case)),
-                str(one.count),
+                f"{row.case} ({', '.join(marks)})" if marks else row.case,
+                numbers.number(found.difference if found else None, "+"),
+                numbers.interval(found.low, found.high, "+") if found else numbers.DASH,
+                numbers.p_value(row.corrected),
+                verdict,
                 numbers.number(one.mean),
                 numbers.number(one.deviation),
                 numbers.interval(one.low, one.high),
-                numbers.number(found.difference if found else None, "+"),
-                numbers.interval(found.low, found.high, "+") if found else numbers.DASH,
+                _state(results.of(row.case)),
+                str(one.count),
                 numbers.p_value(found.p if found else None),
-                numbers.p_value(row.corrected),
-                verdict,
             ]
         )
     return header, cells
@@ -136,7 +166,7 @@ def of_cost(results: Results) -> Table:
     """Lists speed, parameters, FLOPs and memory of each case."""
     memories = sorted({k for run in results.runs for k in _memory(run)})
     rows = []
-    for case in results.cases:
+    for case in figures.by_result(results, results.cases):
         runs = results.finished(case) or [r for r in results.of(case) if r.config]
         if not runs:
             rows.append([case, *[numbers.DASH] * (6 + len(memories))])

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from reslab.observe import charts, drawing
+from reslab.observe import charts, drawing, scales, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 WORDS = {"identifier": "one", "title": "A & B", "description": "what is shown"}
@@ -15,7 +15,8 @@ WORDS = {"identifier": "one", "title": "A & B", "description": "what is shown"}
 
 def lines(series, **options):
     options = {"x_label": "x", "y_label": "y", **options}
-    return ElementTree.fromstring(charts.line_chart(series, **WORDS, **options))
+    chart = charts.LineChart(series=series, **WORDS, **options)
+    return ElementTree.fromstring(svg.draw(chart))
 
 
 def texts(root):
@@ -33,7 +34,7 @@ def lightness(colour):
 
 
 def test_the_colour_map_is_even_in_lightness():
-    values = np.array([lightness(charts.colour(i / 32)) for i in range(33)])
+    values = np.array([lightness(scales.colour(i / 32)) for i in range(33)])
     steps = np.diff(values)
     assert (steps > 0.5 * steps.mean()).all()
     assert (steps < 1.7 * steps.mean()).all()
@@ -121,56 +122,95 @@ def test_a_logarithmic_axis_leaves_out_what_it_cannot_show():
     np.testing.assert_allclose(xs[1] - xs[0], xs[2] - xs[1], atol=0.11)
 
 
+def test_a_logarithmic_height_keeps_ratios_and_breaks_at_zero():
+    series = charts.Series("a", [0, 1, 2, 3], [1, 10, 100, 0], [0] * 4, [1e9] * 4)
+    root = lines([series], is_log_y=True, y_range=(1, 100))
+    (path,) = [p for p in root.iter(f"{SVG}path") if p.get("fill") == "none"]
+    ys = [float(p.split()[1]) for p in re.split("[ML]", path.get("d"))[1:]]
+    assert len(ys) == 3
+    np.testing.assert_allclose(ys[0] - ys[1], ys[1] - ys[2], atol=0.11)
+    assert {"1", "10", "100"} <= set(texts(root))
+    (band,) = [p for p in root.iter(f"{SVG}path") if "fill-opacity" in p.attrib]
+    edges = [float(v) for v in re.findall(r"[\d.]+ ([\d.]+)", band.get("d"))]
+    # It ends at the frame.
+    assert min(edges) >= 15 and max(edges) <= ys[0] + 10
+
+
+def test_a_few_layers_are_counted_in_whole_numbers():
+    found = texts(lines([charts.Series("a", [0, 1, 2], [0.1, 0.2, 0.3])]))
+    assert {"0", "1", "2"} <= set(found) and "0.5" not in found and "1.5" not in found
+
+
+def test_a_long_name_is_wrapped_and_not_cut():
+    name = "residual=hyper(streams=4) learning_rate=0.001 depth=12 placement=mix"
+    root = lines([charts.Series(name, [0, 1], [1, 2])])
+    assert " ".join(text for text in texts(root) if "=" in text) == name
+
+
+def test_signed_values_are_white_at_zero():
+    scale = scales.symmetric(scales.common_scale([-1.0, 0.0, 3.0]))
+    assert (scale.low, scale.high) == (-3.0, 3.0)
+    ends = [scale.colour(v) for v in (-3.0, 0.0, 3.0)]
+    assert ends == ["#053061", "#f7f7f7", "#67001f"]
+    halves = [
+        lightness(scale.colour(3 * sign * i / 8)) for sign in (-1, 1) for i in range(9)
+    ]
+    assert (np.diff(np.reshape(halves, (2, 9))) < 0).all()
+    assert scales.symmetric(scales.Scale(1.0, 3.0, False)).colour(1.0) == "#440154"
+
+
 def test_nothing_to_show_is_still_a_chart():
     assert lines([]).get("viewBox")
     assert lines([charts.Series("a", [1.0], [2.0])]).get("viewBox")
 
 
 def heat(values, scale):
-    text = charts.heat_map(
-        values,
-        scale,
+    chart = charts.HeatMap(
+        values=values,
+        scale=scale,
         **WORDS,
         columns=[str(i) for i in range(len(values[0]))],
         rows=[str(i) for i in range(len(values))],
         x_label="step",
         y_label="layer",
     )
-    return ElementTree.fromstring(text)
+    return ElementTree.fromstring(svg.draw(chart))
 
 
 def test_a_map_has_a_cell_for_every_number():
     values = [[1.0, 2.0, math.nan], [2.0, 3.0, None]]
-    root = heat(values, charts.common_scale([1.0, 2.0, 3.0]))
+    root = heat(values, scales.common_scale([1.0, 2.0, 3.0]))
     cells = {p.get("fill"): p.get("d").count("M") for p in root.iter(f"{SVG}path")}
     assert cells == {
-        charts.colour(0): 1,
-        charts.colour(32 / 63): 2,
-        charts.colour(1): 1,
+        scales.colour(0): 1,
+        scales.colour(32 / 63): 2,
+        scales.colour(1): 1,
     }
     # The first row is the lowest.
     ys = {
         p.get("fill"): float(p.get("d").split()[1].split("h")[0])
         for p in root.iter(f"{SVG}path")
     }
-    assert ys[charts.colour(0)] > ys[charts.colour(1)]
+    assert ys[scales.colour(0)] > ys[scales.colour(1)]
 
 
 def test_a_common_scale_is_logarithmic_where_it_can_be():
-    scale = charts.common_scale([1.0, 100.0, math.inf, None], is_logarithmic=True)
+    scale = scales.common_scale([1.0, 100.0, math.inf, None], is_logarithmic=True)
     assert scale == (1.0, 100.0, True)
     np.testing.assert_allclose(scale.share(10.0), 0.5)
     assert scale.share(0.0) is None
     # One zero does not spoil it for the others; without a positive value it is linear.
-    scale = charts.common_scale([0.0, 1.0, 10.0], is_logarithmic=True)
+    scale = scales.common_scale([0.0, 1.0, 10.0], is_logarithmic=True)
     assert scale == (1.0, 10.0, True)
-    assert not charts.common_scale([0.0, -1.0], is_logarithmic=True).is_logarithmic
-    assert charts.common_scale([]).share(0.5) == 0.5
+    assert not scales.common_scale([0.0, -1.0], is_logarithmic=True).is_logarithmic
+    assert scales.common_scale([]).share(0.5) == 0.5
 
 
 def test_the_key_has_numbers():
-    bar = charts.colour_bar(charts.Scale(0.0, 3.0, False), identifier="k", label="norm")
-    assert {"norm", "0", "1", "2", "3"} <= set(texts(ElementTree.fromstring(bar)))
+    bar = charts.colour_bar(scales.Scale(0.0, 3.0, False), identifier="k", label="norm")
+    assert {"norm", "0", "1", "2", "3"} <= set(
+        texts(ElementTree.fromstring(svg.draw(bar)))
+    )
 
 
 def test_intervals_are_drawn_about_zero():
@@ -179,8 +219,8 @@ def test_intervals_are_drawn_about_zero():
         charts.Interval("b", -0.5, None, None),
         charts.Interval("c", None, None, None),
     ]
-    text = charts.interval_chart(rows, **WORDS, x_label="difference")
-    root = ElementTree.fromstring(text)
+    chart = charts.IntervalChart(rows=rows, **WORDS, x_label="difference")
+    root = ElementTree.fromstring(svg.draw(chart))
     dots = [float(c.get("cx")) for c in root.iter(f"{SVG}circle")]
     zero = next(
         float(line.get("x1"))

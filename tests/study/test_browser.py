@@ -33,7 +33,8 @@ frame.onload = () => {
   const page = frame.contentDocument, found = {figures: [], scrolls: []};
   found.width = page.documentElement.scrollWidth;
   found.room = page.documentElement.clientWidth;
-  for (const part of page.querySelectorAll('p, h1, h2, h3, figure, .box, details')) {
+  const parts = 'p, h1, h2, h3, dl, nav, figure, .box, details';
+  for (const part of page.querySelectorAll(parts)) {
     const box = part.getBoundingClientRect();
     if (box.width && box.right > found.room + 1) found.scrolls.push(part.outerHTML);
   }
@@ -147,7 +148,7 @@ def test_the_page_fits_and_its_labels_are_legible(
     assert found["room"] == width
     assert found["width"] <= width, "the page scrolls sideways"
     assert not found["scrolls"]
-    assert len(found["figures"]) == 2 + 4 + 3 * (cases + 1)
+    assert len(found["figures"]) == 2 + 2 + 2 * (3 + 1) + 4 + 3 * (cases + 1)
     for figure in found["figures"]:
         assert figure["marks"] > 0
         assert figure["right"] - figure["left"] > 100

@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 
+import numpy as np
 import pytest
 
 from reslab.cli import main
@@ -65,13 +66,13 @@ def test_the_page_is_whole_and_needs_no_network(page):
     parse(page)
     assert "<script" not in text
     without_names = text.replace("http://www.w3.org/2000/svg", "")
-    assert not re.search(r"(?:src|href)=|https?://|@import", without_names)
+    assert not re.search(r"(?:src|href)=(?!\"#)|https?://|@import", without_names)
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", text)
 
 
 def test_the_page_answers_every_heading(page):
     words = " ".join(parse(page).texts)
-    for heading in ("Question", "Answer", "Curves", "Depth over steps", "Cost", "Runs"):
+    for heading in ("Answer", "Depth", "Curves", "Depth over steps", "Cost", "Runs"):
         assert heading in words
     assert "Does the place of the norm matter" in words
     assert "1 of 3, 1 diverged, 1 missing" in words
@@ -79,16 +80,74 @@ def test_the_page_answers_every_heading(page):
     assert "reslab sweep places.py" in words
     assert "0123456789abcdef" in words
     assert "model.placement" in words
-    # The figures: two of differences, four of curves, maps of three quantities.
-    assert page.read_text().count("<svg") == 2 + 4 + 3 * (4 + 1)
+    # Two differences, two profiles, two of three panels, four curves, maps of three.
+    assert page.read_text().count("<svg") == 2 + 2 + 2 * (3 + 1) + 4 + 3 * (4 + 1)
 
 
-def test_every_figure_names_its_runs(page):
+def test_every_figure_says_of_how_many_runs_it_is(page):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page.read_text())
-    assert len(captions) == 2 + 4 + 3
+    assert len(captions) == 2 + 2 + 2 + 4 + 3
     for caption in captions:
-        for directory in ("000000000000", "000000000003", "000000000009"):
-            assert directory in caption
+        assert "n: pre 3, post 3, hyper with four streams 3, deep 1." in caption
+
+
+def test_the_title_is_the_question_and_what_was_run_comes_first(page):
+    text = page.read_text()
+    assert "<title>Does the place of the norm matter at depth 4?</title>" in text
+    lead = " ".join(re.findall(r"<dd>(.*?)</dd>", text))
+    assert "places: 4 cases, 10 of 12 runs finished" in lead
+    assert "CPU" in lead
+    assert "lm, depth 4 to 8, width 128, 852,352 parameters" in lead
+    assert "51,200 for each run: 100 steps of 4 x 128" in lead
+    assert "reslab sweep places.py" in lead
+    assert page.with_suffix(".md").read_text().count("\n# Does the place") == 1
+
+
+def test_every_section_is_linked_from_the_contents(page):
+    text = page.read_text()
+    links = re.findall(r'<a href="#([\w-]+)">', text)
+    assert links == re.findall(r'<section id="([\w-]+)">', text)
+    assert "answer" in links and "depth" in links
+    markdown = page.with_suffix(".md").read_text()
+    assert re.findall(r"\]\(#([\w-]+)\)", markdown) == links
+
+
+def test_directories_are_named_under_runs_alone(page):
+    for text, heading in (
+        (page.read_text(), '<section id="runs">'),
+        (page.with_suffix(".md").read_text(), "\n## Runs\n"),
+    ):
+        before, _, after = text.partition(heading)
+        assert not re.findall(r"\b0000000000[0-9a-f]{2}\b", before)
+        assert "000000000003" in after
+
+
+def test_tables_are_in_order_of_the_result(page):
+    table = re.search(r"<tbody>(.*?)</tbody>", page.read_text(), re.DOTALL)[1]
+    cases = re.findall(r"<th[^>]*>(.*?)</th>", table)
+    # A case that lost runs is first by its mean, but not called the best.
+    assert cases == ["deep", "hyper with four streams (best)", "pre (baseline)", "post"]
+    best = re.search(r'<tr class="best">(.*?)</tr>', table, re.DOTALL)[1]
+    assert "hyper with four streams" in best
+    header = re.search(r"<thead>(.*?)</thead>", page.read_text(), re.DOTALL)[1]
+    names = re.findall(r">([^<]+)</th>", header)
+    assert names[:3] == ["case", "difference", "its 95% interval"]
+
+
+def test_a_finding_is_a_sentence_with_its_size(page):
+    (found,) = re.findall(r"<p>(At equal tokens, post is .*?)</p>", page.read_text())
+    match = re.fullmatch(
+        r"At equal tokens, post is worse than pre by (.*)% \(95% interval (.*)% to "
+        r"(.*)%; \+(.*) bits per byte, p .* after Holm(?:.*)s correction\)\.",
+        found,
+    )
+    size, low, high, bits = map(float, match.groups())
+    assert 0 < low < size < high
+    rows = rows_of(page.with_name("report-comparisons.csv"))
+    row = next(r for r in rows if r["case"] == "post")
+    np.testing.assert_allclose(bits, float(row["difference"]), atol=6e-5)
+    share = 100 * float(row["difference"]) / float(row["baseline_mean"])
+    np.testing.assert_allclose(size, share, atol=0.06)
 
 
 def test_many_cases_are_not_all_drawn(tmp_path, study_writer):
@@ -99,7 +158,7 @@ def test_many_cases_are_not_all_drawn(tmp_path, study_writer):
     folder = study_writer(tmp_path / "s", cases, baseline="case 5")
     text = write_report([folder]).read_text()
     caption = next(c for c in re.findall(r"<figcaption>(.*?)<", text) if "best" in c)
-    assert "Of 12 cases" in caption and "the 36 finished ones of all cases" in caption
+    assert "Of 12 cases" in caption and caption.endswith("n = 3 each.")
     chart = text[text.index("Held-out bits per byte over training tokens") :]
     drawn = re.findall(r">(case \d+)<", chart[: chart.index("</svg>")])
     assert drawn == [f"case {i}" for i in (5, 0, 1, 2, 3, 9, 10, 11)]
@@ -227,7 +286,7 @@ def test_names_are_neither_formulas_nor_markup_nor_commands(
         assert '\'=HYPERLINK("http://x")' in {row["case"] for row in found}
         assert "-1" in {row["case"] for row in found}
     markdown = texts[".md"]
-    for markup in (r"!\[", r"[^\\]\]\(", "<img", "\n# a", "http://", " `"):
+    for markup in (r"!\[", r"[^\\]\]\((?!#)", "<img", "\n# a", "http://", " `"):
         assert not re.search(markup, markdown), markup
     lines = [line for line in markdown.splitlines() if line.startswith("| ")]
     bars = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if "img" in line}

@@ -328,7 +328,7 @@ def test_other_data_of_the_same_name_are_marked(tmp_path, study_writer):
     record(3, tokens_sha256="3" * 64)
     (mark,) = read_results([folder]).marks
     assert mark.startswith("Runs with different tokens of the same documents stand in")
-    assert "000000000000 111111111111, 000000000003 333333333333" in mark
+    assert "one seed 0 111111111111, other seed 0 333333333333" in mark
     assert f"note: {mark}\n" in answer([folder])
     record(3, tokenizer_sha256="4" * 64)  # So the tokens have to be others.
     (mark,) = read_results([folder]).marks

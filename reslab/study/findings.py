@@ -1,0 +1,176 @@
+"""Findings of a study, in sentences, and the facts at its head."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from reslab.study import numbers
+from reslab.study.comparison import LEVEL, Row
+from reslab.study.document import Facts, Text
+from reslab.study.results import Results
+from reslab.study.statistics import Comparison
+
+
+def facts(results: Results) -> Facts:
+    """Lists study, hardware, model, tokens and command."""
+    finished = sum(run.is_finished for run in results.runs)
+    rows = [
+        (
+            "Study",
+            f"{results.name}: {numbers.counted(len(results.cases), 'case')}, "
+            f"{finished} of {numbers.counted(len(results.runs), 'run')} finished",
+        )
+    ]
+    rows += [
+        (name, found)
+        for name, found in (
+            ("Hardware", _hardware(results)),
+            ("Model", _model(results)),
+            ("Tokens", _tokens(results)),
+        )
+        if found
+    ]
+    rows.append(
+        ("Figures", "held-out bits per byte unless named otherwise; less is better")
+    )
+    if command := _command(results):
+        rows.append(("Command", command))
+    return Facts(rows)
+
+
+def _hardware(results: Results) -> str:
+    found = []
+    for run in results.present:
+        about = run.record.get("environment", {})
+        count = about.get("device_count")
+        kind = about.get("device_kind")
+        if not kind:
+            continue
+        if about.get("platform") == "cpu":
+            cores = about.get("cpu_threads") or about.get("cpu_count")
+            found.append(f"CPU, {numbers.counted(cores, 'core')}" if cores else "CPU")
+        else:
+            found.append(f"{count} x {kind}" if count else str(kind))
+    return "; ".join(dict.fromkeys(found))
+
+
+def _model(results: Results) -> str:
+    configs = [run.config for run in results.present]
+    parts = []
+    for name, key in (("", "model.name"), ("depth ", "model.depth")):
+        parts.append(name + _ends([config.get(key) for config in configs]))
+    parts.append(f"width {_ends([config.get('model.features') for config in configs])}")
+    counts = [run.record.get("parameters") for run in results.present]
+    if any(counts):
+        parts.append(f"{_ends([count for count in counts if count])} parameters")
+    return ", ".join(parts) if configs else ""
+
+
+def _ends(values: Sequence[Any]) -> str:
+    """One value, the ends of several numbers, or all of several names."""
+    different = list(dict.fromkeys(values))
+    if all(isinstance(value, int) for value in different):
+        ends = dict.fromkeys(f"{end:,}" for end in (min(different), max(different)))
+        return " to ".join(ends)
+    return " or ".join(map(str, different))
+
+
+def _tokens(results: Results) -> str:
+    runs = results.present
+    if not runs:
+        return ""
+    budget = _ends([run.budget for run in runs])
+    steps = _ends([run.config["train.steps"] for run in runs])
+    batch = _ends([run.config["data.batch"] for run in runs])
+    length = _ends([run.config["data.length"] for run in runs])
+    return f"{budget} for each run: {steps} steps of {batch} x {length}"
+
+
+def _command(results: Results) -> str:
+    if results.command:
+        return results.command
+    known = [str(run.record.get("command") or "") for run in results.present]
+    known = list(dict.fromkeys(filter(None, known)))
+    return known[0] if len(known) == 1 else ""
+
+
+def verdicts(
+    results: Results, tokens: Sequence[Row], time: Sequence[Row]
+) -> list[Text]:
+    """Writes the findings, one sentence each, and what is not shown."""
+    texts = []
+    for name, rows in (("tokens", tokens), ("time", time)):
+        compared = [row for row in rows if row.baseline is not None]
+        for row in compared:
+            if row.verdict in ("better", "worse") and row.comparison:
+                texts.append(
+                    f"At equal {name}, {row.case} is {row.verdict} than "
+                    f"{row.baseline} by {_size(row, row.comparison)}"
+                    f"{_unfinished(results, row)}."
+                )
+        untold = [row.case for row in compared if row.verdict == "cannot tell"]
+        alike = [
+            f"{row.case} ({_percent(row, row.comparison)})"
+            for row in compared
+            if row.verdict == "no difference shown" and row.comparison
+        ]
+        if alike:
+            texts.append(
+                f"At equal {name}, no difference from the baseline is shown for "
+                f"{', '.join(alike)} at the {LEVEL:.0%} level after Holm's correction."
+            )
+        if untold:
+            texts.append(
+                f"At equal {name}, nothing can be told of {', '.join(untold)}: too few "
+                "figures."
+            )
+    return [Text(text) for text in texts]
+
+
+def _size(row: Row, found: Comparison) -> str:
+    """The size of a difference that is shown, with its interval."""
+    assert row.against is not None and row.against.mean
+    share = abs(found.difference) / abs(row.against.mean)
+    told = f"{share:.1%}"
+    if found.low is not None and found.high is not None:
+        ends = sorted(abs(v) / abs(row.against.mean) for v in (found.low, found.high))
+        told += f" (95% interval {ends[0]:.1%} to {ends[1]:.1%}; "
+    else:
+        told += " ("
+    told += f"{found.difference:+.4f} bits per byte, p {numbers.p_value(row.corrected)}"
+    return told + " after Holm's correction)"
+
+
+def _percent(row: Row, found: Comparison) -> str:
+    if not (row.against and row.against.mean):
+        return numbers.number(found.difference, "+")
+    base = abs(row.against.mean)
+    told = f"{found.difference / base:+.1%}"
+    if found.low is not None and found.high is not None:
+        told += f", 95% interval {found.low / base:+.1%} to {found.high / base:+.1%}"
+    return told
+
+
+def _unfinished(results: Results, row: Row) -> str:
+    """Says of how few runs a figure is, where not all of them finished."""
+    told = ""
+    for case in dict.fromkeys((row.case, row.baseline or row.case)):
+        runs, finished = results.of(case), results.finished(case)
+        if len(finished) < len(runs):
+            told += f"; only {len(finished)} of {len(runs)} runs of {case} finished"
+    return told
+
+
+def survivors(results: Results) -> list[Text]:
+    """A warning where means are over the runs that survived."""
+    lost = [run for run in results.runs if not run.is_finished]
+    if not lost:
+        return []
+    cases = ", ".join(dict.fromkeys(run.case for run in lost))
+    return [
+        Text(
+            f"{numbers.counted(len(lost), 'run')} did not finish ({cases}). Means are "
+            "over finished runs only: a case whose runs diverge looks better than "
+            "it is.",
+            "mark",
+        )
+    ]

@@ -47,7 +47,7 @@ def bounded(few, many):
         return pytest.mark.parametrize(
             "chosen",
             [
-                pytest.param(examples(few), id=f"{few}"),
+                pytest.param(examples(few), id=f"{few}", marks=pytest.mark.conformance),
                 pytest.param(
                     examples(many), id=f"{many}", marks=pytest.mark.exhaustive
                 ),

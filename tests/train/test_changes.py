@@ -52,6 +52,7 @@ def test_a_run_grows_to_what_a_longer_one_is(tmp_path, brief_config, capsys):
         loop.train(short, tmp_path / "run")
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("killed_after", ["result.json", "run.json"])
 def test_a_kill_while_it_is_recorded_loses_nothing(
     killed_after, tmp_path, trained, brief_config, monkeypatch

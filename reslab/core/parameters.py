@@ -1,6 +1,7 @@
 """Creation of parameters and constants, with logical axis names if they are wanted."""
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from reslab.core.model_state import CONSTANTS
 
 # JAX retraces a function when this value differs; None leaves the choice to the module.
 _are_named = jax.make_user_context(None)
+# A model always decides alike, so that nothing is traced again within it.
+_in_model: contextvars.ContextVar[bool] = contextvars.ContextVar("model", default=False)
 
 
 def logical_axes(are_named: bool = True) -> contextlib.AbstractContextManager[None]:
@@ -41,13 +44,16 @@ class NamedModule(nn.Module):
     @nn.nowrap
     def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
         """Initializes the model; see `flax.linen.Module.init_with_output`."""
-        is_decided = _are_named.value is not None
-        with contextlib.nullcontext() if is_decided else logical_axes():
+        token = _in_model.set(True)
+        try:
             return super().init_with_output(*args, **kwargs)
+        finally:
+            _in_model.reset(token)
 
 
 def _named(init: Callable[..., Any], axes: Sequence[str | None]) -> Callable[..., Any]:
-    if not _are_named.value:
+    decided = _are_named.value
+    if not (_in_model.get() if decided is None else decided):
         return init
     return nn.with_logical_partitioning(init, tuple(axes))
 

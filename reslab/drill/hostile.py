@@ -35,6 +35,7 @@ FIELDS: tuple[tuple[str, str], ...] = (
     ("model.stack", "'{}'"),
     ("data.source", "'{}'"),
     ("model.ffn", "\"swiglu(linear='{}')\""),
+    ("train.task", "'{}'"),
 )
 COMMANDS = (
     ("show", "{run}"),

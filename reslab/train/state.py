@@ -1,5 +1,6 @@
 """Setup of a run: model, optimizer, state and their shardings."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from reslab.core import extension, precision, registry, surroundings
 from reslab.core.errors import ReslabError
 from reslab.core.layout import layouts
 from reslab.core.model_state import model_state_of
-from reslab.core.parameters import logical_axes
+from reslab.core.parameters import NamedModule, logical_axes
 from reslab.core.trees import first_match, named_leaves, unbox
 from reslab.core.types import SEQUENCE_AXIS
 from reslab.optim.base.group import parse_groups
@@ -280,7 +281,7 @@ def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
         use_mesh(mesh),
         extension.held_to_protocols(),
         # A user's model may contain parts of reslab.
-        logical_axes(),
+        contextlib.nullcontext() if isinstance(model, NamedModule) else logical_axes(),
     ):
         variables = jax.eval_shape(
             lambda: model.init(jax.random.key(config.seed), *task.example())

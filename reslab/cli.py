@@ -20,6 +20,7 @@ from reslab.commands.options import is_change
 from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import BAD_INPUT, INTERNAL, INTERRUPTED, explain
+from reslab.runtime.platforms import leave_absent_tpus
 from reslab.runtime.programs import kept_programs
 from reslab.runtime.streams import outlive_readers, write_failure
 from reslab.runtime.text import PrintableStream, warnings_in_one_line
@@ -32,6 +33,7 @@ VERBS += ("list", "show", "compile", "bench", "data", "drill", "doctor")
 def program() -> int:
     """Runs the command of this process, even if its output is closed early."""
     outlive_readers()
+    leave_absent_tpus()
     return main()
 
 

@@ -1,7 +1,6 @@
 """The processes of a run: what is set before JAX wakes up, and how they agree."""
 
 import contextlib
-import glob
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import BAD_INPUT
+from reslab.runtime.platforms import has_tpu_chips
 from reslab.runtime.stopping import asked_to_stop
 from reslab.runtime.storage import StorageFailed
 
@@ -52,7 +52,7 @@ def join(
     told = (coordinator, processes, process)
     is_told = told != (None, None, None)
     if not is_told:
-        if not _has_tpu_chips():
+        if not has_tpu_chips():
             return
     elif None in told:
         raise ReslabError("--coordinator, --processes and --process belong together")
@@ -101,13 +101,6 @@ def check_joined() -> None:
             expected="a command that all hosts run together: `reslab train` alone",
             hint="the same command on every host (tpu_setup/launch.sh does that)",
         )
-
-
-def _has_tpu_chips() -> bool:
-    """Returns whether this machine has TPU chips that JAX may use."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-    return ("tpu" in platforms or not platforms) and bool(chips)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Processes that cannot be a run say so; what they do together is in the drill."""
 
+import glob
 import http.server
 import os
 import socket
@@ -67,7 +68,7 @@ def test_one_process_alone_agrees_with_itself():
 @pytest.fixture
 def chips(monkeypatch):
     """A machine with TPU chips, and nothing in its environment."""
-    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/accel0"])
     for name in ("JAX_PLATFORMS", "TPU_WORKER_ID", "CLOUD_TPU_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
 
@@ -106,7 +107,7 @@ import sys, time
 import jax
 from reslab.parallel import hosts
 # A TPU VM without the hardware: chips that are files, and JAX told that it is on one.
-hosts.glob.glob = lambda pattern: ["/dev/accel0"]
+import glob; glob.glob = lambda pattern: ["/dev/accel0"]
 import os; os.environ.pop("TPU_SKIP_MDS_QUERY", None)
 start = time.time()
 hosts.join(seconds=float(sys.argv[1]))

@@ -30,7 +30,7 @@ def facts(results: Results) -> Facts:
         if found
     ]
     rows.append(
-        ("Figures", "held-out bits per byte unless named otherwise; less is better")
+        ("Figures", "held-out bits per byte unless named otherwise; lower is better")
     )
     if command := _command(results):
         rows.append(("Command", command))

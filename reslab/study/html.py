@@ -39,12 +39,16 @@ dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .875rem; }
 a { color: inherit; }
-.box { overflow-x: auto; margin: .75rem 0 1.25rem; }
+/* A shade at the right where a table continues; paper covers it at the end. */
+.box { overflow-x: auto; margin: .75rem 0 1.25rem; background:
+  linear-gradient(var(--paper), var(--paper)) right / 1.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat; }
 table { border-collapse: collapse; font-size: .8rem; line-height: 1.35;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; }
 td { max-width: 30rem; }
-tbody th { min-width: 5.5rem; max-width: min(16rem, 40vw); overflow-wrap: anywhere; }
+tbody th { min-width: min(8.5rem, 36vw); max-width: min(16rem, 40vw);
+  overflow-wrap: anywhere; }
 tr > th:first-child { position: sticky; left: 0; background: var(--paper); }
 tr.best > * { font-weight: 700; }
 td.n { white-space: nowrap; }

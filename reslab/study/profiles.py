@@ -265,8 +265,10 @@ def _range(
                 arrays.append(stack.mean - stack.deviation)
         for array in arrays:
             values = array[list(picked[case])]
+            # With two places the first is half of the data.
+            start = 1 if values.shape[1] > 2 else 0
             whole += values.ravel().tolist()
-            deeper = values[(slice(None), *[slice(1, None)] * (values.ndim - 1))]
+            deeper = values[(slice(None), *[slice(start, None)] * (values.ndim - 1))]
             inner += deeper.ravel().tolist()
     scale = scales.common_scale(whole, is_logarithmic=one.is_logarithmic)
     without = scales.common_scale(inner, is_logarithmic=one.is_logarithmic)
@@ -286,8 +288,15 @@ def _range(
 
 
 def depth_maps(results: Results, quantities: Iterable[Measured]) -> list[Figure]:
-    """Draws each quantity over depth and steps, one map for each case, one scale."""
-    return [_maps(results, one) for one in quantities]
+    """Draws each quantity over depth and steps, one map for each case, one scale.
+
+    A quantity measured once is in the profiles already, unless it is a matrix.
+    """
+    return [
+        _maps(results, one)
+        for one in quantities
+        if one.is_matrix or max(len(s.steps) for s in one.stacks.values()) > 1
+    ]
 
 
 def _maps(results: Results, one: Measured) -> Figure:

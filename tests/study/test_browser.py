@@ -76,12 +76,12 @@ def browse(folder, content, *flags):
     return done.stdout
 
 
-def measure(folder, page, width):
+def measure(folder, page, width, script=MEASURE):
     # A frame: the browser's own window would not be as narrow as a phone.
     content = (
         '<!doctype html><body style="margin:0"><pre id="found"></pre>'
         f'<iframe style="width:{width}px;height:900px;border:0"></iframe>'
-        f"<script>{MEASURE.replace('REPORT', json.dumps(page.as_uri()))}</script>"
+        f"<script>{script.replace('REPORT', json.dumps(page.as_uri()))}</script>"
     )
     dumped = browse(folder, content, "--virtual-time-budget=10000", "--dump-dom")
     text = re.search(r'<pre id="found">(.*?)</pre>', dumped, re.DOTALL)[1]
@@ -158,6 +158,36 @@ def test_the_page_fits_and_its_labels_are_legible(
             assert letter["right"] <= figure["right"] + 1, letter
             assert letter["bottom"] <= figure["bottom"] + 1, letter
         assert figure["size"] >= 10.5
+
+
+STAYS = """
+const frame = document.querySelector('iframe');
+frame.onload = () => {
+  const page = frame.contentDocument, found = [];
+  for (const box of page.querySelectorAll('.box')) {
+    const room = box.scrollWidth - box.clientWidth;
+    if (!box.clientWidth || room < 1) continue;
+    box.scrollLeft = room;
+    const name = box.querySelector('tbody th').getBoundingClientRect();
+    const edge = box.getBoundingClientRect();
+    const cells = [...box.querySelectorAll('tbody tr:first-child td')];
+    const last = cells.at(-1).getBoundingClientRect();
+    found.push({moved: Math.abs(name.left - edge.left), left: name.right - edge.left,
+      room: edge.width, last: last.right - edge.right});
+  }
+  document.getElementById('found').textContent = JSON.stringify(found);
+};
+frame.src = REPORT;
+"""
+
+
+def test_names_stay_while_a_table_is_scrolled_on_a_phone(tmp_path, crowded):
+    found = measure(tmp_path, crowded, 390, STAYS)
+    assert found  # Tables are wider than a phone.
+    for box in found:
+        assert box["moved"] <= 1
+        assert box["left"] <= 0.5 * box["room"]
+        assert box["last"] <= 1  # All columns can be reached.
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -120,3 +120,16 @@ def test_profiles_stand_before_maps(pair):
 
 
 _ORDER = ("answer", "depth", "depth-over-time", "depth-over-steps")
+
+
+def test_what_was_measured_once_needs_no_map(pair):
+    for path in pair.glob("0*/probes.jsonl"):
+        row = {"step": 100, "update/ratio": [9.0, 1.0], "unknown/matrix": [[1.0, 2.0]]}
+        path.write_text(json.dumps(row) + "\n")
+    results = read_results([pair])
+    found = profiles.measured(results, quantities())
+    (profile,) = profiles.at_the_end(results, found)
+    assert profile.charts[0].y_range == (1.0, 9.0)  # Of two places neither is left out.
+    assert not profiles.over_time(results, found)
+    (matrix,) = profiles.depth_maps(results, found)
+    assert matrix.name == "unknown-matrix-over-steps"

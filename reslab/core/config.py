@@ -255,14 +255,20 @@ def sha256(config: ConfigDict) -> str:
 
 
 def digest(config: ConfigDict) -> str:
-    """The digest of the config and of the parts outside reslab that it names.
+    """The digest of the config and of the parts outside reslab that it names."""
+    return combined(sha256(config), own.digests(modules(config)))
 
-    Without such parts it is `sha256`.
+
+def combined(sha256: str, parts: Mapping[str, str]) -> str:
+    """The digest of a config together with those of parts outside reslab.
+
+    Args:
+      sha256: Digest of the config, which is returned where there are no parts.
+      parts: Digest of each part's file, by name.
     """
-    parts = own.digests(modules(config))
     if not parts:
-        return sha256(config)
-    lines = [sha256(config), *(f"{name} {one}" for name, one in parts.items())]
+        return sha256
+    lines = [sha256, *(f"{name} {one}" for name, one in sorted(parts.items()))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

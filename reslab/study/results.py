@@ -191,7 +191,8 @@ def _read_run(
     written = configs.sha256_of_text(
         (folder / "config.json").read_text(encoding="utf-8")
     )
-    if sha256 not in (None, written):
+    parts = run.recorded().get("parts", {})
+    if sha256 not in (None, written, configs.combined(written, parts)):
         raise ReslabError(
             f"{folder} is not the run that the study planned",
             expected=f"config {str(sha256)[:12]}",

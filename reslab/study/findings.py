@@ -8,6 +8,7 @@ from reslab.study.comparison import LEVEL, Row
 from reslab.study.document import Facts, Text
 from reslab.study.results import Results
 from reslab.study.statistics import Comparison
+from reslab.study.tables import ranked
 
 
 def facts(results: Results) -> Facts:
@@ -93,21 +94,29 @@ def _command(results: Results) -> str:
     return known[0] if len(known) == 1 else ""
 
 
+_MOST_SENTENCES = 6  # The table has all.
+
+
 def verdicts(
     results: Results, tokens: Sequence[Row], time: Sequence[Row]
 ) -> list[Text]:
-    """Writes the findings, one sentence each, and what is not shown."""
+    """Writes the findings in order of the result, one sentence each."""
     texts = []
     for name, rows in (("tokens", tokens), ("time", time)):
-        compared = [row for row in rows if row.baseline is not None]
-        for row in compared:
-            if row.verdict in ("better", "worse") and row.comparison:
-                texts.append(
-                    f"At equal {name}, {row.case} is {row.verdict} than "
-                    f"{row.baseline} by {_size(row, row.comparison)}"
-                    f"{_unfinished(results, row)}."
-                )
-        untold = [row.case for row in compared if row.verdict == "cannot tell"]
+        compared = [row for row in ranked(rows) if row.baseline is not None]
+        decided = [
+            f"At equal {name}, {row.case} is {row.verdict} than {row.baseline} by "
+            f"{_size(row, row.comparison)}{_unfinished(results, row)}."
+            for row in compared
+            if row.verdict in ("better", "worse") and row.comparison
+        ]
+        more = len(decided) - _MOST_SENTENCES
+        if more > 0:
+            half = _MOST_SENTENCES // 2
+            between = f"At equal {name}, {numbers.counted(more, 'more difference')} "
+            between += f"{'is' if more == 1 else 'are'} shown, in the table."
+            decided = [*decided[:half], between, *decided[-half:]]
+        texts += decided
         alike = [
             f"{row.case} ({_percent(row, row.comparison)})"
             for row in compared
@@ -116,14 +125,21 @@ def verdicts(
         if alike:
             texts.append(
                 f"At equal {name}, no difference from the baseline is shown for "
-                f"{', '.join(alike)} at the {LEVEL:.0%} level after Holm's correction."
+                f"{_listed(alike)} at the {LEVEL:.0%} level after Holm's correction."
             )
-        if untold:
+        if untold := [row.case for row in compared if row.verdict == "cannot tell"]:
             texts.append(
-                f"At equal {name}, nothing can be told of {', '.join(untold)}: too few "
+                f"At equal {name}, nothing can be told of {_listed(untold)}: too few "
                 "figures."
             )
     return [Text(text) for text in texts]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names the first of many things, and counts the others."""
+    more = len(names) - _MOST_SENTENCES
+    told = ", ".join(names[:_MOST_SENTENCES])
+    return f"{told} and {more} more" if more > 0 else told
 
 
 def _size(row: Row, found: Comparison) -> str:

@@ -298,3 +298,19 @@ def test_names_are_neither_formulas_nor_markup_nor_commands(
 def test_code_in_markdown_ends_at_its_own_fence():
     text = to_markdown(Document("t", [Section("s", [Text("a\n```\n# b", "code")])]))
     assert "````\na\n```\n# b\n````" in text
+
+
+def test_of_many_findings_the_ends_are_told(tmp_path, study_writer):
+    cases = {
+        f"case {i}": {"level": 2 + i / 10, "noise": 0.001, "model__depth": i + 1}
+        for i in range(10)
+    }
+    page = write_report([study_writer(tmp_path / "s", cases)])
+    told = re.findall(r"<p>At equal tokens, (.*?)</p>", page.read_text())
+    named = [re.match(r"case \d+|\d+ more", text)[0] for text in told]
+    assert named == [
+        *(f"case {i}" for i in (1, 2, 3)),
+        "3 more",
+        *(f"case {i}" for i in (7, 8, 9)),
+    ]
+    assert told[3] == "3 more differences are shown, in the table."

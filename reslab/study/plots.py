@@ -59,7 +59,8 @@ _STYLE = {
 }
 _MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D"}
 _MARKERS |= {"cross": "x", "hollow": "o", "plus": "+"}
-_LETTER = 0.058  # Mean width of a letter in inches, at the size of the style.
+_LETTER = 0.062  # Mean width of a letter in inches, at the size of the style.
+_SAMPLE = 0.5  # Width in inches of a line in a legend with its gaps.
 
 
 def drawn_figures(figures: Sequence[Figure], folder: pathlib.Path) -> dict[str, bytes]:
@@ -120,13 +121,13 @@ def _page(one: Figure, width: float) -> figure.Figure:
     else:
         columns = min(len(panels), 3 if is_wide else 1)
     rows = math.ceil(len(panels) / columns)
-    names = _names(one)
+    names = [_folded(name, width - _SAMPLE) for name in _names(one)]
     per_row = _legend_columns(names, width)
     height = sum(
         max(_height(c, width / columns) for c in panels[columns * i :][:columns])
         for i in range(rows)
     )
-    height += 0.13 * math.ceil(len(names) / per_row)
+    height += 0.13 * sum(1 + name.count("\n") for name in names) / per_row
     height += 0.5 * isinstance(one.charts[-1], ColourBar)
     page = figure.Figure(figsize=(width, height), layout="constrained")
     is_shared = len(panels) > 1
@@ -136,7 +137,8 @@ def _page(one: Figure, width: float) -> figure.Figure:
     for number, (chart, ax) in enumerate(zip(panels, axes, strict=False)):
         _DRAWN[type(chart)](chart, ax)
         if is_shared:
-            ax.set_title(_folded(chart.title, width / columns), loc="left")
+            # Axes are narrower than panels by the numbers at their side.
+            ax.set_title(_folded(chart.title, width / columns - 0.4), loc="left")
         if isinstance(chart, LineChart) and number % columns == 0:
             label = chart.y_label or one.title or chart.title
             ax.set_ylabel(_folded(label, 0.8 * _PLOT))
@@ -160,7 +162,7 @@ def _height(chart: Any, width: float) -> float:
             0.2 + 0.13 * len(_interval_name(row, width)) for row in chart.rows
         )
     if isinstance(chart, HeatMap):
-        return 1.25 + 0.13 * _folded(chart.title, width).count("\n")
+        return 1.25 + 0.13 * _folded(chart.title, width - 0.4).count("\n")
     return _PLOT if width < 5 else 1.4 * _PLOT
 
 
@@ -179,7 +181,7 @@ def _names(one: Figure) -> list[str]:
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:
-    widest = max((len(name) for name in names), default=0) * _LETTER + 0.45
+    widest = max((len(name) for name in names), default=0) * _LETTER + _SAMPLE
     return max(1, min(len(names), int(width / widest)))
 
 
@@ -201,7 +203,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _handle(index: int, name: str) -> lines.Line2D:
-    return lines.Line2D([], [], label=printable(name), **_style(index))
+    return lines.Line2D([], [], label=name, **_style(index))
 
 
 def _lines(chart: LineChart, ax: Any) -> None:

@@ -137,7 +137,7 @@ def at_the_end(results: Results, quantities: Iterable[Measured]) -> list[Figure]
         if one.is_matrix:
             continue
         lasts = {case: [len(stack.steps) - 1] for case, stack in one.stacks.items()}
-        found.append(_profile(results, one, lasts, one.title, "by-depth"))
+        found.append(_profile(results, one, lasts, "by-depth"))
     return found
 
 
@@ -149,8 +149,7 @@ def over_time(results: Results, quantities: Iterable[Measured]) -> list[Figure]:
             continue
         picked = {case: _spread(len(s.steps)) for case, s in one.stacks.items()}
         if max(map(len, picked.values())) > 1:
-            title = f"{one.title} over time"
-            found.append(_profile(results, one, picked, title, "over-time"))
+            found.append(_profile(results, one, picked, "over-time"))
     return found
 
 
@@ -163,14 +162,13 @@ def _profile(
     results: Results,
     one: Measured,
     picked: Mapping[str, Sequence[int]],
-    title: str,
     suffix: str,
 ) -> Figure:
     """Lines over depth at some steps of each case, one panel for each, on one scale."""
     scale, left_out = _range(one, picked, has_bands=True)
     shown, told = distinct(results, list(one.stacks))
     panels = max(map(len, picked.values()))
-    identifier = f"{one.identifier}-{suffix}"
+    title, identifier = one.title, f"{one.identifier}-{suffix}"
     drawings: list[charts.Chart] = []
     for panel in range(panels):
         series, steps = [], set()

@@ -177,7 +177,7 @@ def _profile(
             # A case that was measured less often ends with the others.
             index = indices[max(0, len(indices) - panels + panel)]
             steps.add(stack.steps[index])
-            series.append(_series(case, stack, index))
+            series.append(_series(case, stack, index, one.is_logarithmic))
         when = f"step {steps.pop():,}" if len(steps) == 1 else _WHEN[panels][panel]
         drawings.append(
             charts.LineChart(
@@ -207,7 +207,9 @@ def _profile(
     caption = (
         f"{one.name} by depth, {when}. Mean over finished runs; bands are ±1 standard "
     )
-    caption += f"deviation over seeds.{told}{left_out} "
+    caption += "deviation over seeds"
+    caption += ", as a factor" if scale.is_logarithmic else ""
+    caption += f".{told}{left_out} "
     return Figure(
         drawings,
         caption + counted_runs(results, list(one.stacks)),
@@ -223,13 +225,26 @@ _WHEN = {
 }
 
 
-def _series(case: str, stack: Stack, index: int) -> charts.Series:
+def _series(case: str, stack: Stack, index: int, is_logarithmic: bool) -> charts.Series:
     mean = stack.mean[index]
-    edges: list[list[float] | None] = [None, None]
-    if stack.deviation is not None:
-        spread = stack.deviation[index]
-        edges = [(mean - spread).tolist(), (mean + spread).tolist()]
-    return charts.Series(case, list(range(len(mean))), mean.tolist(), *edges)
+    edges = [edge[index].tolist() for edge in _edges(stack, is_logarithmic)]
+    low, high = edges or (None, None)
+    return charts.Series(case, list(range(len(mean))), mean.tolist(), low, high)
+
+
+def _edges(stack: Stack, is_logarithmic: bool) -> list[np.ndarray]:
+    """The edges of a band of one standard deviation; [] of one run.
+
+    On a logarithmic axis a factor, which reaches no zero: that of a lognormal
+    distribution of the same mean and deviation.
+    """
+    if stack.deviation is None:
+        return []
+    if not is_logarithmic:
+        return [stack.mean - stack.deviation, stack.mean + stack.deviation]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = np.exp(np.sqrt(np.log1p((stack.deviation / stack.mean) ** 2)))
+    return [stack.mean / factor, stack.mean * factor]
 
 
 def _rows(one: Measured, picked: Mapping[str, Sequence[int]]) -> list[list[str]]:
@@ -257,10 +272,8 @@ def _range(
     whole, inner = [], []
     for case, stack in one.stacks.items():
         arrays = [stack.mean]
-        if has_bands and stack.deviation is not None:
-            arrays.append(stack.mean + stack.deviation)
-            if not one.is_logarithmic:
-                arrays.append(stack.mean - stack.deviation)
+        if has_bands:
+            arrays += _edges(stack, one.is_logarithmic)
         for array in arrays:
             values = array[list(picked[case])]
             # With two places the first is half of the data.

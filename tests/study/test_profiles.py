@@ -49,9 +49,11 @@ def test_a_line_for_each_case_with_a_band_at_the_last_probe(pair):
     assert (pre.name, post.name) == ("pre", "post")
     np.testing.assert_allclose(pre.y, [2, 102, 5])
     np.testing.assert_allclose(post.y, [5, 102, 11])
-    np.testing.assert_allclose(np.subtract(pre.high, pre.y), [1, 0, 2])
-    np.testing.assert_allclose(np.subtract(pre.y, pre.low), [1, 0, 2])
-    assert chart.is_log_y  # As the quantity says.
+    # On a logarithmic axis, as the quantity says, the band is a factor.
+    assert chart.is_log_y
+    factor = np.exp(np.sqrt(np.log1p((np.array([1, 0, 2]) / pre.y) ** 2)))
+    np.testing.assert_allclose(np.divide(pre.high, pre.y), factor)
+    np.testing.assert_allclose(np.divide(pre.y, pre.low), factor)
     assert ["pre", "100", "1", "102", "0"] in figure.data.rows
 
 
@@ -65,6 +67,15 @@ def test_first_middle_and_last_probe_share_a_scale(pair):
     assert {panel.y_range for panel in panels} == {(-0.5, 1.0)}
     assert not panels[0].is_log_y
     np.testing.assert_allclose(panels[1].series[0].y, [0, 0.5, -0.25])
+
+
+def test_on_a_linear_axis_a_band_is_a_difference(pair):
+    looks(pair, contribution__cosine=lambda step, run: [1.0 + run, 2, -3.0 - 2 * run])
+    results, one = measured(pair, "contribution/cosine")
+    (figure,) = profiles.at_the_end(results, [one])
+    pre = figure.charts[0].series[0]
+    np.testing.assert_allclose(np.subtract(pre.high, pre.y), [1, 0, 2])
+    np.testing.assert_allclose(np.subtract(pre.y, pre.low), [1, 0, 2])
 
 
 @pytest.mark.parametrize("name", ["update/ratio", "contribution/cosine"])

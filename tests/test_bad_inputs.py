@@ -270,7 +270,7 @@ COMMANDS = {
     "raises": (["train", "--config", "{files}/raises.py"], "line 2", "ZeroDivision"),
     "unknown field in a file": (
         ["train", "--config", "{files}/field.py"],
-        "train.stpes",
+        "line 4: got unknown field 'stpes'; did you mean 'steps'?",
     ),
     "wrong type in a file": (["train", "--config", "{files}/type.py"], "model.depth"),
     "a binary config": (["train", "--config", "{files}/binary.py"], "binary.py"),

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import threading
 import traceback
@@ -72,6 +73,11 @@ def _said(error: BaseException) -> str:
         message = str(error).strip()
     except Exception:  # The user's own exception may raise here, too.
         message = ""
+    # A locked ConfigDict lists all its fields first.
+    if unknown := re.search(r'Key "(\w+)" does not exist', message):
+        meant = re.search(r'Did you mean "(\w+)"', message)
+        hint = f"; did you mean {meant[1]!r}?" if meant else ""
+        return f"unknown field {unknown[1]!r}{hint}"
     first = message.splitlines()[0] if message else ""
     return f"{type(error).__name__}: {first}"
 

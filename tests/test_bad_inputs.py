@@ -581,6 +581,7 @@ def test_what_does_not_fit_a_slice(options, words, refused):
     refused(["compile", "tiny", *options], words)
 
 
+@pytest.mark.conformance
 def test_a_corpus_that_changed(refused, tmp_path, capsys):
     corpus = tmp_path / "here" / "corpus.txt"
     corpus.write_text("a man a plan a canal " * 200)

@@ -13,6 +13,7 @@ from reslab.ops import evidence
 from reslab.ops.stream_mix import pallas_tpu
 
 
+@pytest.mark.conformance
 def test_rows_of_what_ran_here(capsys):
     command = ["bench", "ops", "--operation", "stream_mix", "--shape", "odd"]
     assert main(command) == 0

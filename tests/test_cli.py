@@ -47,6 +47,7 @@ def test_a_config_file_may_tile_specs(tmp_path):
     assert config.model.mixer == ("gated_delta", "attention")
 
 
+@pytest.mark.conformance
 def test_a_model_of_few_positions_is_sampled_within_them(tmp_path, capsys):
     sets = ["model.position=learned"]
     run = str(tmp_path / "run")
@@ -56,6 +57,7 @@ def test_a_model_of_few_positions_is_sampled_within_them(tmp_path, capsys):
     assert main(["generate", run, "--prompt", "ab"]) == 0
 
 
+@pytest.mark.conformance
 def test_training_again_only_tells_the_result(run, capsys):
     arguments = command("train", *SMALL, "--run", str(run))
     before = (run / "metrics.jsonl").read_text()
@@ -75,6 +77,7 @@ def test_summary(run, capsys):
     assert "Report: " in (run / "report.html").read_text()
 
 
+@pytest.mark.conformance
 def test_from_run_repeats_the_run(run, tmp_path, capsys):
     again = tmp_path / "run again"
     assert main(["train", "--from-run", str(run), "--run", str(again)]) == 0
@@ -93,6 +96,7 @@ def test_from_run_repeats_the_run(run, tmp_path, capsys):
     assert (again / "config.json").read_text() == (run / "config.json").read_text()
 
 
+@pytest.mark.conformance
 def test_a_continued_run_tells_both_losses(run, tmp_path, capsys):
     directory = tmp_path / "next"
     where = ("--continue-from", str(run), "--run", str(directory))
@@ -133,6 +137,7 @@ def test_eval_on_text_of_ones_own(run, tmp_path, capsys):
         assert message in line
 
 
+@pytest.mark.conformance
 def test_eval_along_a_path_of_layers(run, capsys):
     def evaluated(*options):
         assert main(["eval", str(run), *options]) == 0
@@ -220,6 +225,7 @@ def test_a_variant_of_ones_own(tmp_path, monkeypatch):
     assert main(command("train", *SMALL, "--run", "run", sets=sets)) == 0
 
 
+@pytest.mark.conformance
 def test_a_loss_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "loss_lab").mkdir()
     (tmp_path / "loss_lab" / "__init__.py").write_text("")
@@ -282,7 +288,7 @@ def test_stopped_runs_have_their_own_exit_code(tmp_path, monkeypatch, capsys):
     assert "saved at step 3" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_a_converted_run_is_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sets = ("model.norm=layer",)

@@ -131,6 +131,7 @@ def test_the_tutorial_runs(tmp_path, shell):
     assert "KL(lens" in page
 
 
+@pytest.mark.conformance
 def test_the_loop_to_fork_trains(monkeypatch, capsys):
     """With one layer in place of four."""
     monkeypatch.setattr(sys, "argv", ["loop.py", "21"])
@@ -144,6 +145,7 @@ def test_the_loop_to_fork_trains(monkeypatch, capsys):
     assert losses[2] < losses[1] < losses[0]
 
 
+@pytest.mark.conformance
 def test_the_notebook_runs():
     """Its five cells one after the other, with a shorter horizon."""
     notebook = json.loads(TUTORIAL.with_name("tutorial.ipynb").read_text())
@@ -164,6 +166,7 @@ def test_python_runs(number):
     exec(compile(blocks("python")[number], "README.md", "exec"), {})
 
 
+@pytest.mark.conformance
 def test_the_example_of_interventions_runs():
     """As the guide has it; the other block there needs a run."""
     block, of_a_run = blocks("python", (DOCS / "GUIDE.md").read_text())
@@ -174,6 +177,7 @@ def test_the_example_of_interventions_runs():
     assert "restore(" in of_a_run
 
 
+@pytest.mark.conformance
 def test_examples_of_protocols_run():
     """One after the other, as a reader of the page would; models are built."""
     names, tokens = {}, jax.ShapeDtypeStruct((1, 4), "int32")
@@ -225,6 +229,7 @@ def test_the_table_of_variants_is_that_of_the_folders():
     assert table and table[1] == variants_table(), "reslab list --markdown"
 
 
+@pytest.mark.conformance
 def test_the_site_is_built(tmp_path):
     """Without a warning; every variant is on the page of its family."""
     pytest.importorskip("mkdocstrings")

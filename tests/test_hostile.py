@@ -130,6 +130,7 @@ def test_what_is_allowed_is_imported(here, lab, refused, capsys):
     assert not imports.allowed()
 
 
+@pytest.mark.conformance
 def test_a_persons_own_word_is_allowed_and_the_run_goes_on(here, lab, capsys):
     sets = ["--set", f"model.norm={lab}.norm", "--run", "run"]
     assert main(["train", "--config", SMALL, *sets]) == 0
@@ -203,7 +204,7 @@ def test_an_interrupt_from_the_keyboard_is_not_the_files():
         foreign.call("a file", None, interrupted)
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 @pytest.mark.parametrize("writers", [(), ("wandb",)])
 def test_no_file_of_the_directory_stands_for_a_missing_package(here, writers):
     """Dependencies try to import packages that may not be installed."""

@@ -132,7 +132,7 @@ def test_mistakes_in_parts_of_ones_own(mistake, tmp_path, monkeypatch, capsys):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_the_example_moved_inside_passes_the_conformance_tests(tmp_path):
     text = (ROOT / "README.md").read_text()
     example = text[text.index("# lab/bounded.py") :]

@@ -95,6 +95,7 @@ def by_axes(report, *kinds):
     }
 
 
+@pytest.mark.conformance
 def test_evaluation_gathers_each_weight_whole():
     config = configs.update(configs.load("pod_1b"), REDUCED.items())
     (report,) = compile_configs({"pod_1b": config}, "v5e:2x4", work="eval")

@@ -116,6 +116,7 @@ def test_closing_keeps_the_state(corpus):
     )
 
 
+@pytest.mark.conformance
 def test_a_worker_keeps_the_order(corpus):
     expected = take(TrainBatches(WindowSource(corpus.train, LENGTH), BATCH, 7), 6)
     with TrainBatches(

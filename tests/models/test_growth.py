@@ -56,6 +56,7 @@ def test_others_are_built(fields):
     build(**fields)
 
 
+@pytest.mark.conformance
 def test_the_largest_that_is_built_stays_finite():
     model = make(norm="rep_batch", depth=6, features=32, is_unrolled=True)
     variables = model.init(jax.random.key(0), TOKENS, segments=jnp.ones_like(TOKENS))

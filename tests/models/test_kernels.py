@@ -59,6 +59,7 @@ def emulated_kernels(monkeypatch):
     return taken
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_a_model_is_the_same_with_kernels(emulated_kernels, residual):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 6)), jnp.int32)

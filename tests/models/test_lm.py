@@ -198,6 +198,7 @@ def training():
     return model, step, params, tokens, jax.jit(step)(params, tokens)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "shape",
     [{"data": 1, "fsdp": 8, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}],

@@ -92,6 +92,7 @@ def test_statistics_are_those_of_all_devices(images):
 class TestReversible:
     """The blocks that are undone, against the same ones that keep everything."""
 
+    @pytest.mark.conformance
     @pytest.mark.parametrize(
         "norm", ["batch", pytest.param("evonorm_s0", marks=pytest.mark.conformance)]
     )

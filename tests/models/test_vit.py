@@ -39,6 +39,7 @@ def test_patches_are_cut_row_by_row(images):
             np.testing.assert_array_equal(found, cut.reshape(2, 48))
 
 
+@pytest.mark.conformance
 def test_every_parameter_has_a_gradient(images, variables):
     def loss(params):
         logits = make().apply({"params": params}, images)

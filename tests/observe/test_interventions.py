@@ -46,6 +46,7 @@ MODELS = {
 }
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("is_unrolled", [False, True])
 def test_patching_every_reading_gives_the_clean_run(x64, name, is_unrolled):
@@ -233,6 +234,7 @@ def test_what_cannot_be_read_is_refused(x64):
         interventions.run(repeated, variables, TOKENS, read="output")
 
 
+@pytest.mark.conformance
 def test_a_path_is_patched_by_its_own_activations(x64):
     model = make(stack="path(order=(2, 0))")
     variables = variables_of(model)

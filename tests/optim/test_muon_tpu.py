@@ -21,6 +21,7 @@ AXES = {
 }
 
 
+@pytest.mark.conformance
 @pytest.mark.tpu_compile
 def test_orthogonalization_is_dealt_out_by_all_to_all():
     pytest.importorskip("libtpu")

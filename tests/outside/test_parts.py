@@ -62,6 +62,7 @@ PARTS = {
 }
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", PARTS)
 def test_rolled_rematerialized_and_unrolled_agree(x64, name):
     model = make(**PARTS[name])
@@ -76,6 +77,7 @@ def test_rolled_rematerialized_and_unrolled_agree(x64, name):
             np.testing.assert_allclose(leaf, wanted[path], rtol=0, atol=1e-9 * size)
 
 
+@pytest.mark.conformance
 def test_each_layer_and_pass_has_its_rank(x64):
     model = make(linear=parts.DepthwiseLoRA, stack="looped(loops=2)")
     _, _, gradients = objective(model, drawn(model))

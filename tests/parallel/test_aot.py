@@ -515,6 +515,7 @@ def test_memory_is_xlas_own(has_libtpu):
     )
 
 
+@pytest.mark.conformance
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize(
     "name", ["v5e:1x1", pytest.param("v6e:1x1", marks=pytest.mark.conformance)]
@@ -560,6 +561,7 @@ print(compile_program(jax.jit(lambda x: x @ x).lower(x)).memory.arguments)
 """
 
 
+@pytest.mark.conformance
 @pytest.mark.tpu_compile
 def test_several_processes_compile_at_once(has_libtpu):
     ours = dict(os.environ)

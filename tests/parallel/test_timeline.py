@@ -370,6 +370,7 @@ def test_the_clock_by_itself():
 # Compiled for a chip.
 
 
+@pytest.mark.conformance
 @pytest.mark.tpu_compile
 def test_the_estimate_of_a_compiled_program():
     """Products near their peak; a kernel by its schedule though it moves nothing."""

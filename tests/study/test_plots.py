@@ -53,6 +53,7 @@ def test_every_figure_is_written_in_both_widths_and_shown(pair, tmp_path, capsys
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.conformance
 def test_figures_of_each_kind_are_drawn(tmp_path):
     names = {"title": "t $x_1$", "description": "", "x_label": "layer"}
     line = charts.Series("a", [0, 1, 2], [1.0, None, 3.0], [0.0] * 3, [4.0] * 3)

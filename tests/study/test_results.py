@@ -160,6 +160,7 @@ def test_equal_tokens_compares_the_final_figures(places):
     assert rows[3].verdict == "cannot tell"
 
 
+@pytest.mark.conformance
 def test_seeds_alone_are_no_difference(tmp_path, study_writer):
     """Twenty studies of one config under two names: at most one finds something."""
     found = 0

@@ -225,7 +225,7 @@ def test_a_run_that_fails_does_not_stop_the_others(folder, environment):
     assert json.loads(failed.read_text())["exit_code"] == 75
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_a_case_that_cannot_be_built_is_told_before_anything_runs(folder, environment):
     (folder / "wrong.py").write_text(STUDY.replace("heads=2", "heads=3"))
     asked = [sys.executable, "-m", "reslab", "sweep", "wrong.py", "--out", "wrong"]

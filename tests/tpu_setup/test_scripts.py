@@ -331,6 +331,7 @@ def test_the_exit_code_of_a_run_is_kept(script, fake, installed):
     assert script("worker.sh", "state", "r1").stdout == "exited 75\n"
 
 
+@pytest.mark.conformance
 def test_a_boot_starts_the_run_unless_it_has_ended(script, fake, installed):
     base = "http://metadata.google.internal/computeMetadata/v1/instance/attributes"
     folder = fake / "metadata" / base

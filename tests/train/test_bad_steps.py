@@ -56,6 +56,7 @@ def one_device(monkeypatch):
     )
 
 
+@pytest.mark.conformance
 def test_halt_names_the_step_and_the_leaf(tmp_path, small_config, poisoned):
     poisoned({5: "nan"})
     config = small_config(**QUIET)
@@ -86,6 +87,7 @@ def test_skip_gives_up_in_the_end(tmp_path, small_config, poisoned):
         loop.train(config, tmp_path / "run")
 
 
+@pytest.mark.conformance
 def test_rollback_goes_on_past_the_batch(tmp_path, small_config, poisoned, capsys):
     given = poisoned({5: "nan", 2: "nan"})
     config = small_config(train__on_bad_step="rollback(window=16)", **QUIET)
@@ -107,6 +109,7 @@ def test_rollback_goes_on_past_the_batch(tmp_path, small_config, poisoned, capsy
     )
 
 
+@pytest.mark.conformance
 def test_rollback_gives_up_in_the_end(tmp_path, small_config, poisoned):
     poisoned(dict.fromkeys(range(40), "nan"))
     config = small_config(train__on_bad_step="rollback(window=16, limit=2)", **QUIET)

@@ -29,6 +29,7 @@ def rows(run):
     return {row["step"]: row["loss"] for row in map(json.loads, lines)}
 
 
+@pytest.mark.conformance
 def test_a_run_grows_to_what_a_longer_one_is(tmp_path, brief_config, capsys):
     short, long = brief_config(**CONSTANT), brief_config(**CONSTANT, train__steps=6)
     wanted = loop.train(long, tmp_path / "whole")
@@ -74,6 +75,7 @@ def test_a_kill_while_it_is_recorded_loses_nothing(
         assert loop.train(config, tmp_path / "run")["step"] == length
 
 
+@pytest.mark.conformance
 def test_what_is_written_and_where_may_change(tmp_path, trained, brief_config):
     shutil.copytree(trained / "0", tmp_path / "run")
     run = tmp_path / "run"

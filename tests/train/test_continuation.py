@@ -33,6 +33,7 @@ def params_of(directory, config, step=None):
         return named_leaves(checkpoints.restore_parts(shapes, step)["params"])
 
 
+@pytest.mark.conformance
 def test_goes_on_from_its_parameters_with_its_text(tmp_path, small_config, finished):
     config = small_config(
         **SMALLEST,

@@ -17,6 +17,7 @@ from reslab.train.step import make_step
 DEPTH = 4
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,6 +97,7 @@ def test_cuts_are_drawn_evenly_and_move_up():
     assert drawn[:200].mean() < 1 < 2 < drawn[-200:].mean()
 
 
+@pytest.mark.conformance
 def test_a_step_trains_what_is_above_its_cut(small_config):
     config = small_config(
         optim__name="drop_muon(inner='sgd', buckets=2)",

@@ -45,6 +45,7 @@ def test_training_the_head_alone_costs_the_forward_pass_and_the_head(setup_of, l
     assert count_flops(make_step(whole), *shapes_of(whole)) == 3 * units * forward
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("groups", [HEAD_ONLY, BOTTOM], ids=["head", "bottom"])
 def test_the_logged_norm_is_that_of_what_learns(setup_of, groups):
     setup = setup_of(model__loop="scan", optim__groups=groups)

@@ -85,6 +85,7 @@ def rare(*values):
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     ("kind", "file"),
     [
@@ -119,6 +120,7 @@ def test_a_corpus_that_changes_ends_the_run_at_its_next_save(
     assert result["eval_bpb"] == unbroken["eval_bpb"]
 
 
+@pytest.mark.conformance
 def test_a_part_of_a_mixture_and_replayed_text_are_held(corpus, tmp_path, small_config):
     stored = f"tokens(path={str(corpus)!r})"
     loop.train(small_config(**SMALL, data__source=stored), tmp_path / "before")
@@ -145,6 +147,7 @@ def test_a_part_of_a_mixture_and_replayed_text_are_held(corpus, tmp_path, small_
         path.write_bytes(content)
 
 
+@pytest.mark.conformance
 def test_files_that_are_only_touched_are_the_same(corpus, tmp_path, small_config):
     config = small_config(**SMALL, data__source=f"tokens(path={str(corpus)!r})")
 
@@ -187,6 +190,7 @@ TAKEN = {
 OFTEN = ("config.json", "run.json", "all but the checkpoints")
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("kind", [*OFTEN, *(rare(k) for k in TAKEN if k not in OFTEN)])
 def test_a_run_without_its_record_ends_at_its_next_save(
     kind, tmp_path, small_config, capsys

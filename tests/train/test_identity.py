@@ -150,6 +150,7 @@ def as_before(run):
         path.write_text(json.dumps({"record": record, "sha256": seal}))
 
 
+@pytest.mark.conformance
 def test_runs_of_older_versions_go_on(runs, trained, capsys):
     as_before(runs[0])
     assert say("eval", runs[0]) == (0, "")
@@ -247,6 +248,7 @@ def test_metrics_are_missed_while_the_run_goes_on(kind, tmp_path, capsys):
     assert rows(tmp_path / "renamed") and not folder.exists()
 
 
+@pytest.mark.conformance
 def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path, brief_config):
     config = brief_config(
         train__checkpoint_every=1,
@@ -267,6 +269,7 @@ def test_a_loss_that_is_not_finite_is_no_evaluation(runs, monkeypatch):
     assert "expected a finite value; got nan" in refused("eval", runs[0])
 
 
+@pytest.mark.conformance
 def test_a_gradient_of_zero_is_told_once(tmp_path, brief_config, capsys):
     config = brief_config(model__embedding_std=1e20, precision__compute="bfloat16")
     with contextlib.suppress(loop.Diverged):
@@ -303,6 +306,7 @@ def test_a_run_killed_while_it_was_made_is_made_again(tmp_path, brief_config):
         run.open(brief_config(seed=3), about)
 
 
+@pytest.mark.conformance
 def test_the_start_of_a_continued_run_is_pinned(runs, tmp_path, brief_config):
     config = brief_config(train__continue_from=str(runs[0]))
 
@@ -333,6 +337,7 @@ def test_the_start_of_a_continued_run_is_pinned(runs, tmp_path, brief_config):
         loop.train(config, tmp_path / "next")
 
 
+@pytest.mark.conformance
 def test_a_corpus_that_changed_is_refused(tmp_path, brief_config):
     corpus = tmp_path / "corpus"
     tokenize("synthetic(documents=60)", "bytes", corpus)
@@ -370,6 +375,7 @@ def save_tokenizer(path, order=1):
     return path.stat().st_size
 
 
+@pytest.mark.conformance
 def test_a_tokenizer_that_changed_is_refused(tmp_path, brief_config):
     path = tmp_path / "tokenizer.json"
     size = save_tokenizer(path)

@@ -31,6 +31,7 @@ def small(name="digits_resnet", **changes):
     return configs.update(config, (SMALL | changes).items())
 
 
+@pytest.mark.conformance
 def test_trains_evaluates_and_goes_on(tmp_path):
     result = loop.train(small(), tmp_path / "run")
     assert result["step"] == 2
@@ -44,6 +45,7 @@ def test_trains_evaluates_and_goes_on(tmp_path):
     assert updates == 2
 
 
+@pytest.mark.conformance
 def test_only_norms_learn(tmp_path):
     config = small("digits_norms_only", optim__weight_decay=0.1)
     setup = loop.prepare(config)
@@ -87,6 +89,7 @@ def test_probes_are_refused():
         loop.train(small(probes__every=10), "never")
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "name, size, stride, pad",
     [("resnet(stages=1)", 3, 1, 1), ("vit(patch=2)", 2, 2, 0)],

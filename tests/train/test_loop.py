@@ -187,6 +187,7 @@ def one_device_losses(small_config):
     return losses(small_config(), mesh)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "shape",
     [
@@ -207,6 +208,7 @@ def test_losses_do_not_depend_on_the_mesh(shape, small_config, one_device_losses
     np.testing.assert_allclose(found, one_device_losses, rtol=1e-5)
 
 
+@pytest.mark.conformance
 def test_accumulation_changes_nothing_but_memory(small_config, one_device_losses):
     mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
     found = losses(small_config(train__accumulate=4), mesh)
@@ -222,6 +224,7 @@ def test_parameters_and_optimizer_state_are_sharded(small_config):
             assert shard * 8 == leaf.size, name
 
 
+@pytest.mark.conformance
 def test_frozen_parameters_stay_bitwise_equal(small_config):
     config = small_config(
         optim__groups=(("embedding", {"freeze": True}), ("mixer", {"lr_scale": 0.5}))
@@ -239,6 +242,7 @@ def test_frozen_parameters_stay_bitwise_equal(small_config):
         assert is_same == (name == "embedding"), name
 
 
+@pytest.mark.conformance
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_config):
     config = small_config(
         optim__learning_rate=1e30, optim__clip=0.0, optim__name="sgd(momentum=0.0)"

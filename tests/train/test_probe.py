@@ -36,6 +36,7 @@ def rows(directory, name):
     return [json.loads(line) for line in (directory / name).read_text().splitlines()]
 
 
+@pytest.mark.conformance
 def test_losses_are_the_same_with_and_without(tmp_path, looked_at, small_config):
     loop.train(small_config(), tmp_path / "run")
     for with_, without in zip(
@@ -78,6 +79,7 @@ def test_when_a_run_is_looked_at(looked_at):
     assert found[0] != found[1]
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "accumulate", [pytest.param(1, marks=pytest.mark.exhaustive), 4]
 )
@@ -124,6 +126,7 @@ def mean_loss(setup, params, batch):
     return total / sums["tokens"]
 
 
+@pytest.mark.conformance
 def test_looks_do_not_depend_on_the_mesh(small_config):
     """Parameters and sublayers spread over devices; in bfloat16 it still runs."""
 
@@ -145,6 +148,7 @@ def test_looks_do_not_depend_on_the_mesh(small_config):
         np.testing.assert_allclose(short[name], values, rtol=0.1, err_msg=name)
 
 
+@pytest.mark.conformance
 def test_a_finished_run_can_be_inspected(looked_at, small_config):
     """At a step that was looked at while training, the figures are the same."""
     found = inspect_run(looked_at, ["stream", "gradient"], step=8)
@@ -160,7 +164,7 @@ def test_a_finished_run_can_be_inspected(looked_at, small_config):
     assert "end" in text
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_every_probe_that_a_run_can_answer(looked_at):
     found = inspect_run(looked_at)
     assert [row["step"] for row in found] == [4, 8, 12]
@@ -185,6 +189,7 @@ def test_mistakes_are_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.conformance
 def test_a_probe_without_an_answer_does_not_stop_a_run(tmp_path, small_config, capsys):
     names = ("depth_weights", "stream")
     config = small_config(probes__every=4, probes__names=names, train__steps=4)

@@ -20,6 +20,7 @@ def test_steps_that_are_none_are_refused(steps, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.conformance
 def test_a_run_is_traced_where_it_was_asked(tmp_path, small_config):
     config = configs.canonical_json(small_config(train__steps=4))
     (tmp_path / "config.json").write_text(config)

@@ -53,6 +53,7 @@ def padded(side):
     return tokens, is_prompt
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", MODELS)
 def test_each_prompt_is_continued_as_alone(name):
     model, variables = drawn(**MODELS[name])
@@ -70,6 +71,7 @@ def test_each_prompt_is_continued_as_alone(name):
     )
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", ["attention", "grouped, window", "gated delta"])
 def test_a_prompt_in_parts_leaves_the_state_of_the_whole(name):
     model, variables = drawn(**MODELS[name])

@@ -67,6 +67,7 @@ def asking(monkeypatch):
 
 
 # Evaluations at steps 4 and 8 are of three batches each; that at step 12 is of all.
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     ("batch", "step"),
     [(1, 4), (5, 8), pytest.param(6, 8, marks=pytest.mark.exhaustive), (8, 12)],
@@ -93,6 +94,7 @@ def test_an_evaluation_is_stopped_and_made_again(
     assert result == unbroken
 
 
+@pytest.mark.conformance
 def test_a_run_that_was_stopped_in_its_last_evaluation_is_killed_in_the_next(
     whole, asking, tmp_path, small_config
 ):

@@ -15,6 +15,7 @@ from reslab.train.run import Run
 ABOUT = {"corpus": {"sha256": "0" * 64}}
 
 
+@pytest.mark.conformance
 def test_a_run_that_is_moved_while_it_trains_ends(tmp_path, small_config, capsys):
     run, gone = tmp_path / "run", tmp_path / "gone"
 

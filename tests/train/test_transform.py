@@ -66,6 +66,7 @@ def figures(directory):
     return evaluator(variables, 2), np.asarray(text)
 
 
+@pytest.mark.conformance
 def test_says_how_far_the_logits_are_apart(converted):
     for result in converted.values():
         assert result.logit_difference < 1e-5
@@ -73,6 +74,7 @@ def test_says_how_far_the_logits_are_apart(converted):
         assert result.tokens > 0
 
 
+@pytest.mark.conformance
 def test_evaluates_and_generates_the_same(source, converted):
     _, _, variables = restored(source)
     biases = variables["params"]["final_norm"]["bias"]
@@ -114,6 +116,7 @@ def trained_on(converted):
     return copies
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "to",
     [

@@ -36,6 +36,7 @@ def apply(model, variables, tokens, key=None):
     return model.apply(variables, tokens, rngs=keys)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "fields",
     [{"dropout": 0.2}, {"embedding_dropout": 0.2}, {"mixer": DROPPING}],
@@ -51,6 +52,7 @@ def test_it_is_off_in_evaluation_and_differs_by_key(fields, variables, tokens):
     assert np.any(one != other)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "residual",
     [

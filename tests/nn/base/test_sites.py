@@ -39,6 +39,7 @@ def test_a_model_counts_the_sublayers_of_every_block_in_every_pass():
     assert context(block="hourglass(lift=256)").sites == (0, 2, 4, 6, 8)
 
 
+@pytest.mark.conformance
 def test_every_sublayer_has_a_site_of_its_own():
     """Hyper-connections start by reading the stream of their site."""
     model = LanguageModel(

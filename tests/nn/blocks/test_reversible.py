@@ -43,6 +43,7 @@ def gradient(model, params, tokens=TOKENS, **keywords):
     return jax.jit(jax.value_and_grad(weighted))(params)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "fields",
     [

@@ -50,6 +50,7 @@ def make(**fields):
     )
 
 
+@pytest.mark.conformance
 def test_constants_are_stacked_like_parameters(tokens):
     variables = unbox(make().init(jax.random.key(0), tokens))
     constants = named_leaves(variables[CONSTANTS])
@@ -62,6 +63,7 @@ def test_constants_are_stacked_like_parameters(tokens):
         assert np.any(leaf[0] != leaf[1]), name
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "residual, stack",
     [

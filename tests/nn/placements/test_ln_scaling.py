@@ -22,6 +22,7 @@ def test_both_sublayers_of_a_layer_are_scaled_alike(x64, site, layer):
     np.testing.assert_allclose(added, unscaled / layer**0.5, rtol=1e-7)
 
 
+@pytest.mark.conformance
 def test_output_projections_do_not_start_smaller(small_variables):
     """The depth is taken care of once."""
     name = "params/layers/body/segment_0/block_0/mixer/output/kernel"

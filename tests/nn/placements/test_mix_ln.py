@@ -40,6 +40,7 @@ def test_each_part_is_one_scan(small_variables):
     assert not [name for name in names if "segment_2" in name]
 
 
+@pytest.mark.conformance
 def test_a_pattern_of_mixers_goes_across_the_border(small_variables):
     mixers = ("gated_delta(heads=2)", "attention(heads=2)")
     names = small_variables(placement="mix_ln(alpha=0.5)", depth=8, mixer=mixers)

@@ -58,6 +58,7 @@ def test_a_mixer_without_an_inner_norm_is_refused():
         jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), np.int32))
 
 
+@pytest.mark.conformance
 def test_generation_equals_the_forward_pass():
     """The cache holds keys and values; the inner norm comes after it."""
     model = LanguageModel(

@@ -66,6 +66,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_golden_network(golden, x64, kind):
     name, case, options = NETWORKS[kind]
@@ -131,6 +132,7 @@ def test_golden_reading(golden, x64, variant):
         )
 
 
+@pytest.mark.conformance
 def test_golden_phases(golden, x64):
     data = {k.removeprefix("dev_"): v for k, v in golden("attnres_twophase").items()}
 
@@ -233,6 +235,7 @@ def learned(residual, largest=1.0):
     return residual.apply(drawn(stream, method="narrow"), stream, method="narrow")
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "routing, same",
     [

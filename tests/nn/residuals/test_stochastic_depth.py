@@ -67,6 +67,7 @@ def logits(params, seed, **fields):
     return run({"params": params}, TOKENS, rngs={DROPOUT: jax.random.key(seed)})
 
 
+@pytest.mark.conformance
 def test_draws_the_same_in_every_form_of_the_loop(params):
     wanted = logits(params, 1)
     assert np.max(np.abs(wanted - logits(params, 2))) > 0.01

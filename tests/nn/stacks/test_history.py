@@ -54,6 +54,7 @@ def assert_close(actual, wanted, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size, err_msg=name)
 
 
+@pytest.mark.conformance
 def test_float32_gradients_are_those_of_the_list():
     model = make()
     params = drawn(model)
@@ -72,6 +73,7 @@ def test_mixed_layers_are_those_of_a_carried_history(x64):
         assert_close(gradient(other, params, jnp.float64), wanted, 1e-10)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "stack",
     ["uniform", pytest.param("looped(loops=2)", marks=pytest.mark.conformance)],
@@ -100,6 +102,7 @@ def test_what_layers_add_to_the_loss_has_a_gradient(x64, stack):
         assert_close(by_found, by_params, 1e-9)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("is_unrolled", [False, True])
 def test_passes_of_a_loop_go_on_with_the_history(x64, is_unrolled):
     looped = make(depth=2, stack="looped(loops=2)", is_unrolled=is_unrolled)
@@ -132,6 +135,7 @@ def temporaries(depth, **keywords):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.conformance
 @pytest.mark.optimized
 def test_memory_grows_with_depth_and_not_its_square():
     assert temporaries(24) < 2.1 * temporaries(12)
@@ -143,6 +147,7 @@ def test_an_ordinary_scan_keeps_all_sources_for_every_layer():
     assert temporaries(24, mutable=[TAPS]) > 4 * temporaries(24)
 
 
+@pytest.mark.conformance
 def test_a_watcher_sees_the_gradient_of_the_stream(x64):
     model = make(dtype=jnp.float64, param_dtype=jnp.float64)
     params = drawn(model)

@@ -35,6 +35,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("residual, path", PAIRS)
 def test_rolled_is_listed(x64, residual, path):
     def model(**fields):

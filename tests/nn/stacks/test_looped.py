@@ -40,6 +40,7 @@ def run(stack, params):
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "residual",
     ["plain", pytest.param("hyper(streams=2)", marks=pytest.mark.conformance)],

@@ -77,6 +77,7 @@ CARRIED = {
 }
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", CARRIED)
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_frozen_part_changes_no_number_above_it(x64, name, remat):

@@ -112,6 +112,7 @@ def test_every_earlier_layer_is_as_likely():
     np.testing.assert_allclose(found, [0.2, 0.2, 0.2, 0.4], atol=0.024)
 
 
+@pytest.mark.conformance
 def test_gradients_reach_the_layer_that_was_read(params, tokens):
     def loss(params, form):
         logits = model(1.0, **form).apply(

@@ -85,6 +85,7 @@ def close(found, expected, relative=1e-4, absolute=1e-6):
     np.testing.assert_allclose(found, expected, rtol=relative, atol=absolute)
 
 
+@pytest.mark.conformance
 def test_what_the_model_is(probed):
     data, view, _ = probed
     close(view.trace.end, data["resid_pre_final_norm"], 1e-5, 1e-5)

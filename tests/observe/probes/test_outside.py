@@ -19,6 +19,7 @@ parts = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(parts)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("residual", ["plain", "hyper(streams=2)"])
 def test_the_end_is_what_a_halting_stack_returns(view_of, small_model, residual):
     model, params, tokens = small_model(stack=parts.Ponder, residual=residual)
@@ -27,6 +28,7 @@ def test_the_end_is_what_a_halting_stack_returns(view_of, small_model, residual)
     np.testing.assert_allclose(view.logits, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.conformance
 def test_a_block_around_a_block_is_one_layer(view_of, small_model):
     class Around(parts.MixtureOfDepths):
         capacity: float = 1.0
@@ -36,6 +38,7 @@ def test_a_block_around_a_block_is_one_layer(view_of, small_model):
     assert trace.layers == 2 and trace.readings.shape[0] == 4
 
 
+@pytest.mark.conformance
 def test_sublayers_of_other_lengths_are_told_in_one_line(view_of, small_model):
     blocks = ("standard", parts.MixtureOfDepths)
     model, params, tokens = small_model(block=blocks, depth=2)
@@ -45,6 +48,7 @@ def test_sublayers_of_other_lengths_are_told_in_one_line(view_of, small_model):
     assert "\n" not in str(error.value).partition("\n---")[0]
 
 
+@pytest.mark.conformance
 def test_a_run_leaves_out_the_probes_that_cannot_answer(tmp_path, capsys):
     config = configs.load("tiny")
     for field, value in {

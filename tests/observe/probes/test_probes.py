@@ -48,6 +48,7 @@ def look(view, *names):
         return jax.device_get(jax.jit(answers)())
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "design",
     [
@@ -82,6 +83,7 @@ def test_every_probe_answers(design, view_of, small_model):
         assert np.all(np.isfinite(values)), name
 
 
+@pytest.mark.conformance
 def test_watching_changes_nothing(view_of, small_model):
     model, params, tokens = small_model(residual="hyper(streams=2)")
     view = view_of(model, params, tokens)
@@ -96,6 +98,7 @@ def test_watching_changes_nothing(view_of, small_model):
         )
 
 
+@pytest.mark.conformance
 @pytest.mark.optimized  # What is not used is taken out.
 def test_taps_cost_nothing_when_nobody_looks(small_model, monkeypatch):
     """The program with a tap in it is the program without it."""
@@ -116,6 +119,7 @@ def without_places(text):
     return [line.split(", metadata=")[0] for line in text.splitlines() if " = " in line]
 
 
+@pytest.mark.conformance
 def test_stream_gradient_is_the_gradient_by_the_stream(view_of, small_model):
     """Of the first sublayer it is the gradient by the embedded tokens."""
     model, params, tokens = small_model()
@@ -158,6 +162,7 @@ def test_an_identity_layer(view_of, small_model):
     assert found["layer_removal/increase"][0] != 0
 
 
+@pytest.mark.conformance
 def test_post_norm_keeps_the_norm_and_pre_norm_lets_it_grow(view_of, small_model):
     def norm(**parts):
         return look(view_of(*small_model(**parts)), "stream")["stream/norm"]
@@ -179,6 +184,7 @@ def test_the_lens_at_the_end_is_the_output(view_of, small_model):
     assert np.all(np.diff(found["logit_lens/settled"]) >= 0)
 
 
+@pytest.mark.conformance
 def test_padding_changes_nothing(view_of, small_model):
     model, params, tokens = small_model()
     names = ("stream", "contribution", "kurtosis", "logit_lens", "massive")
@@ -235,6 +241,7 @@ def test_a_model_without_sublayers(view_of, small_model):
         look(dataclasses.replace(view, forward=dict), "stream")
 
 
+@pytest.mark.conformance
 def test_the_order_of_probes_does_not_matter(view_of, small_model):
     """What one of them needs first, the others may need later."""
     found = look(view_of(*small_model()), "gradient", "stream")
@@ -243,6 +250,7 @@ def test_the_order_of_probes_does_not_matter(view_of, small_model):
         np.testing.assert_allclose(values, again[name], rtol=1e-6)
 
 
+@pytest.mark.conformance
 def test_several_streams_end_as_large_as_one(view_of, small_model):
     """Hyper-connections start as the plain residual: all figures must say so."""
     names = ("stream", "contribution", "angular_distance", "logit_lens", "kurtosis")
@@ -275,6 +283,7 @@ class ThreeSublayers(nn.Module):
         return stream, shared, state
 
 
+@pytest.mark.conformance
 def test_sites_may_have_gaps(view_of, small_model):
     gaps, params, tokens = small_model(block=ThreeSublayers)
     dense = gaps.clone(block=functools.partial(ThreeSublayers, stride=3))
@@ -299,6 +308,7 @@ def test_taps_need_a_watcher(small_model):
     assert not taps
 
 
+@pytest.mark.conformance
 def test_layers_are_numbered_in_the_order_of_depth(small_model):
     """Two mixers over five layers: one span of two periods, then one of one."""
     mixers = ("gated_delta(heads=1)", "attention(heads=2)")

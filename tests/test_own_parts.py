@@ -158,3 +158,17 @@ def test_the_example_moved_inside_passes_the_conformance_tests(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["sys.exit(0)", "sys.exit()", "raise SystemExit(3)"])
+def test_a_part_that_asks_to_exit_is_a_mistake(how, monkeypatch, tmp_path, capsys):
+    """No run has ended well that did not train."""
+
+    def train(*arguments, **options):
+        exec(f"import sys; {how}")
+
+    monkeypatch.setattr("reslab.train.loop.train", train)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", SMALL, "--run", "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a part of the run raised SystemExit" in line

@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
             is_strict=options.strict_restore,
             profile=options.profile,
         )
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         return end(error, "reslab train: ")
     if jax.process_count() > 1:
         if is_writer():

@@ -5,16 +5,19 @@ import hashlib
 import importlib.util
 import pathlib
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 
 from reslab.core import imports
 
 
 def files(modules: Iterable[str]) -> dict[str, pathlib.Path]:
-    """Returns the files of modules, and of modules beside them that they import.
+    """Returns the files of modules, and of those that they import beside them.
 
-    Found in the text alone: an import whose name is computed is not seen. Modules
-    without a file, and those that cannot be found, are left out.
+    These are modules of the same package, and outside of installed packages the files
+    and packages in the same folder, but not reslab. Found in the text alone: an import
+    whose name is computed is not seen. Modules without a file, and those that cannot be
+    found, are left out.
 
     Args:
       modules: Full names of modules outside reslab.
@@ -71,11 +74,22 @@ def _add(
     except (SyntaxError, ValueError):
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    top = module.partition(".")[0]
     for name in _imported(tree, package):
+        first = name.partition(".")[0]
+        if first != top and (first == "reslab" or _is_installed(root)):
+            continue
         place = root.joinpath(*name.split("."))
         for candidate in (place.with_suffix(".py"), place / "__init__.py"):
             if candidate.is_file():
                 _add(name, candidate, root, found)
+
+
+def _is_installed(folder: pathlib.Path) -> bool:
+    """Returns whether packages of others lie in a folder, too."""
+    known = {pathlib.Path(path).resolve() for path in sysconfig.get_paths().values()}
+    is_site = folder.name in ("site-packages", "dist-packages")
+    return is_site or folder.resolve() in known
 
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import platform
@@ -10,8 +11,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
+from reslab.runtime.files import write_whole
+
 # Total bytes of stored programs; the oldest are removed first.
-LIMIT = 4 * 2**30
+LIMIT = 2**30
+# Digests of the programs of a folder, and the names that JAX gives to their files.
+DIGESTS = "digests.json"
+PROGRAM = "*-cache"
 # Programs that compile in fewer seconds are not stored.
 WORTH_A_FILE = 0.3
 # Environment variables of JAX.
@@ -20,15 +26,19 @@ ENABLED = "JAX_ENABLE_COMPILATION_CACHE"
 LEAST_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
-def programs_folder() -> pathlib.Path:
+def programs_folder() -> pathlib.Path | None:
     """Returns the user's folder for the programs of this machine and compiler.
 
     A home directory may be shared by machines of other instructions, and programs of
-    one compiler are of no use to another.
+    one compiler are of no use to another. None where the user has no home.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(home) or home == "/.cache":
+        return None
     named = "-".join((version("jaxlib"), _instructions()))
-    return pathlib.Path(home).expanduser() / "reslab" / "programs" / named
+    return pathlib.Path(home) / "reslab" / "programs" / named
 
 
 def _instructions() -> str:
@@ -46,8 +56,10 @@ def _instructions() -> str:
 def kept_programs(is_wanted: bool | None) -> Iterator[None]:
     """Keeps what JAX compiles in the block, in this process and those it starts.
 
-    Without a folder that can be written, nothing is kept. A folder that the caller has
-    chosen by `JAX_COMPILATION_CACHE_DIR` stays.
+    A program is used only if it is as it was when a command that compiled it ended: one
+    flipped bit may change a result without a word. Without a folder that can be
+    written, nothing is kept. A folder that the caller has chosen by
+    `JAX_COMPILATION_CACHE_DIR` stays, and is not checked.
 
     Args:
       is_wanted: Whether to keep anything; None changes nothing.
@@ -66,6 +78,8 @@ def kept_programs(is_wanted: bool | None) -> Iterator[None]:
             # JAX reads these variables when it is imported.
             if "jax" in sys.modules:
                 stack.callback(_configure, variable, _configure(variable, value))
+        if FOLDER in values:
+            stack.callback(_seal, pathlib.Path(values[FOLDER]))
         yield
 
 
@@ -86,24 +100,62 @@ def _configure(variable: str, value: Any) -> Any:
 
 
 def _writable() -> pathlib.Path | None:
-    """The user's folder, made and with room; None where it cannot be written."""
+    """The user's folder, made, checked and with room; None if it cannot be written."""
     folder = programs_folder()
+    if folder is None:
+        return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check(folder)
         _prune(folder.parent)
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
 
 
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """Reads the digests of a folder; those that cannot be read are none."""
+    try:
+        found = json.loads((folder / DIGESTS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(folder: pathlib.Path) -> None:
+    """Removes programs that are not as they were, or whose command did not end."""
+    known = _digests(folder)
+    for path in folder.glob(PROGRAM):
+        if path.is_symlink() or known.get(path.name) != _sha256(path):
+            path.unlink(missing_ok=True)
+
+
+def _seal(folder: pathlib.Path) -> None:
+    """Writes the digests of all programs of a folder."""
+    known = _digests(folder)
+    with contextlib.suppress(OSError):
+        found = {
+            path.name: known.get(path.name) or _sha256(path)
+            for path in folder.glob(PROGRAM)
+        }
+        write_whole(folder / DIGESTS, json.dumps(found))
+
+
 def _prune(root: pathlib.Path) -> None:
-    """Removes the oldest programs where they are more than `LIMIT` bytes."""
+    """Removes the oldest programs where they are more than `LIMIT` bytes.
+
+    Only files that JAX wrote, in folders that are named as here.
+    """
     found = []
-    for path in root.rglob("*"):
+    for path in root.glob(f"*-{platform.machine()}-????????/{PROGRAM}"):
         with contextlib.suppress(OSError):
             about = path.lstat()
-            if path.is_file():
-                found.append((about.st_mtime, about.st_size, path))
+            found.append((about.st_mtime, about.st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if total <= LIMIT:

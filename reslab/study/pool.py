@@ -112,21 +112,34 @@ class Pool:
         }
         absent = {name: text for name, text in kept.items() if name not in os.environ}
         self._shares = [{**absent, **share(place, jobs)} for place in range(jobs)]
-        self._workers: dict[int, tuple[Any, Worker]] = {}
+        self._workers: dict[int, Worker] = {}
+        # What JAX reads and Python imports only once in a process.
+        self._devices: dict[int, int] = {}
+        self._imported: dict[int, dict[str, str]] = {}
 
-    def worker(self, place: int, kind: Any) -> Worker:
-        """The worker of a place, a new one unless the last is of the same kind."""
-        if place in self._workers and self._workers[place][0] != kind:
-            self.dismiss(place)
+    def worker(self, place: int, devices: int, parts: Mapping[str, str]) -> Worker:
+        """Returns the worker of a place, a new one where the last cannot do a run.
+
+        Args:
+          place: Number of the place.
+          devices: CPU devices of the run.
+          parts: Digests of the parts outside reslab that it imports.
+        """
+        if place in self._workers:
+            known = self._imported[place]
+            is_edited = any(known.get(name, one) != one for name, one in parts.items())
+            if is_edited or self._devices[place] != devices:
+                self.dismiss(place)
         if place not in self._workers:
-            worker = Worker(self._folder / f"worker-{place}.txt", self._shares[place])
-            self._workers[place] = kind, worker
-        return self._workers[place][1]
+            log = self._folder / f"worker-{place}.txt"
+            self._workers[place] = Worker(log, self._shares[place])
+            self._devices[place], self._imported[place] = devices, {}
+        self._imported[place] |= parts
+        return self._workers[place]
 
     def dismiss(self, place: int) -> None:
         """Lets the worker of a place end."""
-        _, worker = self._workers.pop(place)
-        worker.close()
+        self._workers.pop(place).close()
 
     def close(self) -> None:
         """Lets all workers end."""

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reslab.core import config as configs
-from reslab.core import imports
+from reslab.core import imports, own
 from reslab.core.errors import ReslabError
 from reslab.core.platform import available_cores
 from reslab.core.records import read_record, sealed
 from reslab.observe.metrics import senders
 from reslab.observe.progress import progress
-from reslab.runtime.exits import DIVERGED, STOPPED
+from reslab.runtime.exits import DIVERGED, INTERNAL, STOPPED
 from reslab.runtime.files import make_directory, scratch_directory, write_whole
 from reslab.runtime.inside import check_links, open_inside
 from reslab.runtime.stopping import StopRequest, asked_to_stop
@@ -221,8 +221,8 @@ class _Slots:
         return self._jobs
 
     def _worker(self, slot: int, run: PlannedRun) -> Worker:
-        # Variables that JAX reads once per process.
-        return self._pool.worker(slot, run.config.mesh.cpu_devices)
+        parts = own.digests(configs.modules(run.config))
+        return self._pool.worker(slot, run.config.mesh.cpu_devices, parts)
 
     def check(self, slot: int, run: PlannedRun) -> dict[str, Any]:
         """Asks the worker of a slot what a run costs.
@@ -259,7 +259,8 @@ class _Slots:
         with open_inside(log, "a") as file:
             self._log_begins[run] = file.tell()
         worker = self._worker(slot, run)
-        asked = {"directory": str(directory), "log": str(log)}
+        # Absolute: a part may change the working directory.
+        asked = {"directory": str(directory.resolve()), "log": str(log.resolve())}
         worker.ask(_told(run, self._cores) | asked)
         self._going[slot] = run, worker
 
@@ -271,25 +272,27 @@ class _Slots:
         """Takes out the runs that have ended, and records those that failed."""
         ended = []
         for slot, (run, worker) in list(self._going.items()):
+            said = ""
             try:
                 if (answer := worker.answer()) is None:
                     continue
                 code = answer["code"]
             except Ended as end:
-                code = end.code
+                # A part may end the process with any code, 0 as well.
+                code, said = end.code or INTERNAL, end.said
             del self._going[slot]
             ended.append(run)
             if code:  # The next run starts in a new process.
                 self._pool.dismiss(slot)
             # Stopped on request before it could save: not a failure.
             if code not in (0, STOPPED, -signal.SIGTERM):
-                self._record_failure(run, code)
+                self._record_failure(run, code, said)
         return ended
 
     def _log(self, run: PlannedRun) -> pathlib.Path:
         return self._directory / "logs" / f"{run.directory}.txt"
 
-    def _record_failure(self, run: PlannedRun, code: int) -> None:
+    def _record_failure(self, run: PlannedRun, code: int, last: str) -> None:
         log = self._log(run)
         said = log.read_bytes()[self._log_begins[run] :].decode(errors="replace")
         lines = said.strip().splitlines()
@@ -298,7 +301,7 @@ class _Slots:
         if code < 0:
             message = f"killed by {signal.Signals(-code).name}"
         else:
-            message = lines[-1] if lines else f"ended with status {code}"
+            message = lines[-1] if lines else last or f"ended with status {code}"
         Run(directory).write("failed.json", {"exit_code": code, "message": message})
         print(
             f"{run.case}, seed {run.seed}, failed ({log}): {message}", file=sys.stderr

@@ -67,7 +67,7 @@ def train(config: ConfigDict, directory: str) -> int:
     except InUse as error:  # Another process is doing this run: not a failure.
         print(error, file=sys.stderr)
         return STOPPED
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         return end(error)
     return 0
 
@@ -107,6 +107,11 @@ class _Asked:
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._is_busy = self._is_over = False
+        # Parts that read standard input get none of the lines.
+        self._source = os.dup(0)
+        empty = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(empty, 0)
+        os.close(empty)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -118,8 +123,7 @@ class _Asked:
             self._is_busy = False
 
     def _listen(self) -> None:
-        # Not through sys.stdin, whose lock a waiting thread would hold at exit.
-        with open(0, "rb", closefd=False) as stream:
+        with open(self._source, "rb") as stream:
             for line in stream:
                 self._lines.put(line)
         self._is_over = True

@@ -1,6 +1,7 @@
 """Changes of config and machine with which a run may go on."""
 
 import json
+import pathlib
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ from ml_collections import ConfigDict
 
 from reslab.core import config as configs
 from reslab.core import registry
+from reslab.core.errors import ReslabError
+from reslab.core.records import parse_record
+from reslab.core.schema import ALWAYS
 
 if TYPE_CHECKING:
     from reslab.train.run import Run
@@ -78,21 +82,26 @@ def adopt(run: "Run", config: ConfigDict) -> None:
       run: The run, which is locked.
       config: The config, which `Run.open` has accepted.
     """
-    before = dict(configs.flatten(run.config(is_inert=True)))
-    after = dict(configs.flatten(config))
-    fields = {name: [before[name], after[name]] for name in after}
-    fields = {name: pair for name, pair in fields.items() if pair[0] != pair[1]}
-    if not fields:
+    if not configs.differences(run.config(is_inert=True), config):
         return
+    # As written: an older version knew fewer fields, or others.
+    before = json.loads((run.directory / "config.json").read_text())
+    after = json.loads(configs.canonical_json(config))
+    both = sorted(before.keys() & after.keys())
+    fields = {k: [before[k], after[k]] for k in both if before[k] != after[k]}
     step, record = run.last_step(), run.record()
     told = ", ".join(f"{name}={new!r}" for name, (_, new) in fields.items())
     print(f"{run.directory}: from step {step} on with {told}", file=sys.stderr)
-    digest = record["config_sha256"]
+    digest, earlier = _digest(before), record.get("changes", [])
+    if earlier and earlier[-1]["config_sha256"] == digest:
+        earlier = earlier[:-1]  # A kill came before its config was written.
     change = {"step": step, "config_sha256": digest, "fields": fields}
+    change |= {"removed": {k: before[k] for k in before.keys() - after.keys()}}
+    change |= {"added": sorted(after.keys() - before.keys())}
     (run.directory / "result.json").unlink(missing_ok=True)
     record |= {
         "config_sha256": configs.sha256(config),
-        "changes": [*record.get("changes", []), change],
+        "changes": [*earlier, change],
         "ended": {},
     }
     run.write("run.json", record)
@@ -125,3 +134,53 @@ def warn_of_machine(run: "Run", about: Mapping[str, Any]) -> None:
             "it may not end bit for bit as it would have",
             file=sys.stderr,
         )
+
+
+def check(record: Mapping[str, Any], text: bytes, where: pathlib.Path) -> None:
+    """Checks that the changes in `run.json` lead from config to config.
+
+    Each must be of fields that may change, and undone give the config before it. The
+    config itself may be the one before the last change, where a kill came between.
+
+    Args:
+      record: `run.json`.
+      text: `config.json`.
+      where: What to call the record in errors.
+
+    Raises:
+      ReslabError: If one does not.
+    """
+    fields, schema = parse_record(text, str(where)), configs.schema()
+    changes = list(record.get("changes", []))
+    if changes and _digest(fields) == changes[-1].get("config_sha256"):
+        changes.pop()
+    for change in reversed(changes):
+        pairs = change.get("fields", {})
+        is_right = change.get("step", -1) >= 0 and all(
+            isinstance(pair, list) and len(pair) == 2 for pair in pairs.values()
+        )
+        is_right = is_right and all(
+            name in schema
+            and fields.get(name) == new
+            and (schema[name].may_change or (name == "train.steps" and old <= new))
+            for name, (old, new) in (pairs.items() if is_right else ())
+        )
+        added, removed = change.get("added", []), change.get("removed", {})
+        # Fields that another version had, or did not have.
+        is_right &= not any(name in schema for name in removed)
+        is_right &= all(
+            schema[n].since is not ALWAYS or schema[n].was for n in added if n in schema
+        )
+        fields = {k: v for k, v in fields.items() if k not in added} | removed
+        if is_right:
+            fields |= {name: old for name, (old, _) in pairs.items()}
+        if not is_right or _digest(fields) != change.get("config_sha256"):
+            raise ReslabError(
+                f"{where}: changes",
+                expected="changes that lead from each config to the next",
+                hint="restore the file",
+            )
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    return configs.sha256_of_text(json.dumps(fields, sort_keys=True, indent=1))

@@ -4,7 +4,14 @@ import sys
 import traceback
 
 from reslab.parallel.hosts import leave_alone
-from reslab.runtime.exits import DIVERGED, INTERNAL, INTERRUPTED, STOPPED, explain
+from reslab.runtime.exits import (
+    BAD_INPUT,
+    DIVERGED,
+    INTERNAL,
+    INTERRUPTED,
+    STOPPED,
+    explain,
+)
 from reslab.train.loop import Diverged, Stopped
 
 
@@ -34,6 +41,9 @@ def end(error: BaseException, prefix: str = "") -> int:
         code = DIVERGED
     elif isinstance(error, KeyboardInterrupt):
         code = INTERRUPTED
+    elif isinstance(error, SystemExit):  # Raised by a part.
+        code = BAD_INPUT
+        print(f"{prefix}a part of the run raised {error!r}", file=sys.stderr)
     elif (explained := explain(error)) is not None:
         code, line = explained
         if sys.flags.dev_mode:

@@ -166,8 +166,6 @@ def train(
             return finished
         if is_resumed and is_writer():
             warn_of_machine(run, about)
-        if is_resumed:
-            on_writer(lambda: adopt(run, config))
         stack.enter_context(contextlib.closing(batches))
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -179,8 +177,6 @@ def train(
             )
         )
         on_writer(run.mark_checkpoints)
-        held = Held(run, setup.task.check_data)
-        stack.callback(held.close)
 
         def newest() -> Restored:
             kept = checkpoints.restore_newest(setup.shapes, is_strict=is_strict)
@@ -188,6 +184,10 @@ def train(
 
         dog = stack.enter_context(watching(watchdog))
         begin = newest()
+        if is_resumed:  # Its checkpoints are its own, or nothing is changed.
+            on_writer(lambda: adopt(run, config))
+        held = Held(run, setup.task.check_data)
+        stack.callback(held.close)
         phases = Phases(is_silent=not is_writer())
         if is_writer():
             print(*opening(setup, run.directory, begin.step), sep="\n", file=sys.stderr)

@@ -41,4 +41,4 @@ def keep(config: ConfigDict, directory: pathlib.Path) -> None:
     for name, path in own.files(configs.modules(config)).items():
         copy = directory / FOLDER / f"{name}.py"
         make_directory(copy.parent)
-        write_whole(copy, path.read_text(encoding="utf-8"))
+        write_whole(copy, path.read_bytes())

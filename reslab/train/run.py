@@ -17,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
+from reslab.core import own
 from reslab.core.errors import ReslabError
 from reslab.core.records import Form, read_record
 from reslab.runtime.files import make_directory, write_whole
@@ -89,7 +90,9 @@ class Run:
         config = configs.from_json(text, str(path), is_inert=is_inert)
         if (self.directory / "run.json").is_file():
             # Digest of the text, not the config: older versions had fewer fields.
-            recorded = self._configs(self.record())
+            record = self.record()
+            changes.check(record, text, self.directory / "run.json")
+            recorded = self._configs(record)
             if configs.sha256_of_text(text.decode()) not in recorded:
                 raise ReslabError(
                     f"{path} was changed since the run began",
@@ -106,7 +109,7 @@ class Run:
     @staticmethod
     def _configs(record: Mapping[str, Any]) -> list[str | None]:
         """Digests of the config, and of those before a change of it."""
-        earlier = [change["config_sha256"] for change in record.get("changes", [])]
+        earlier = [change.get("config_sha256") for change in record.get("changes", [])]
         return [record.get("config_sha256"), *earlier]
 
     def recorded(self) -> dict[str, Any]:
@@ -259,7 +262,9 @@ class Run:
                 hint="--run DIR",
             )
         is_under_way = (self.directory / "metrics.jsonl").is_file()
-        if is_under_way and not self._has_checkpoints() and self.result() is None:
+        result = self.result()
+        is_finished = result is not None and result["step"] >= config.train.steps
+        if is_under_way and not self._has_checkpoints() and not is_finished:
             raise ReslabError(
                 f"{self.checkpoints} is gone",
                 expected="the checkpoints of the run that is under way",
@@ -319,7 +324,12 @@ class Run:
         """
         self.check_data(record)
         text = (self.directory / "config.json").read_text()
-        found = {"config": configs.sha256_of_text(text), "code": identity.of_code()}
+        found = {"config": configs.sha256_of_text(text)}
+        # Of parts that are imported: a config that is only shown names others.
+        named = configs.modules(self.config(is_inert=True))
+        own_parts = own.digests(name for name in named if name in sys.modules)
+        code = (f"{name} {digest[:12]}" for name, digest in own_parts.items())
+        found["code"] = ", ".join([identity.of_code(), *code])
         began = self.recorded()
         if earlier := self._configs(began)[1:]:
             found["earlier"] = " ".join(map(str, earlier))

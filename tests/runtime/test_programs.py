@@ -70,13 +70,43 @@ def test_a_folder_that_cannot_be_is_done_without(home):
         assert settings() == before
 
 
-def test_the_oldest_go_first(home, monkeypatch):
+@pytest.mark.parametrize("name", ["", "relative/cache"])
+def test_without_a_home_nothing_is_kept(name, home, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", name)
+    monkeypatch.setenv("HOME", "")
+    before = settings()
+    with kept_programs(True):
+        assert settings() == before
+
+
+def test_the_oldest_go_first_and_nothing_but_programs(home, monkeypatch):
     monkeypatch.setattr(programs, "LIMIT", 250)
-    other = programs.programs_folder().parent / "another compiler"
-    other.mkdir(parents=True)
-    for age in range(4):
-        path = other / f"{age}-cache"
+    own = programs.programs_folder()
+    other = own.with_name(f"{own.name[:-8]}00000000")
+    strange = [own.parent / "mine" / "a-cache", own.parent / "b-cache", other / "notes"]
+    programs_of_old = [other / f"{age}-cache" for age in range(4)]
+    for age, path in enumerate([*programs_of_old, *strange]):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 100)
         os.utime(path, (1000 - age, 1000 - age))
     with kept_programs(True):
-        assert sorted(path.name for path in other.iterdir()) == ["0-cache", "1-cache"]
+        left = [path.name for path in programs_of_old if path.exists()]
+        assert left == ["0-cache", "1-cache"]
+        assert all(path.exists() for path in strange)
+
+
+def test_a_program_that_changed_is_compiled_again(home):
+    """As is one whose command did not end: it may be written in part."""
+    folder = programs.programs_folder()
+    with kept_programs(True):
+        for name in ("kept", "flipped", "cut"):
+            (folder / f"{name}-cache").write_bytes(b"a program")
+    (folder / "flipped-cache").write_bytes(b"a qrogram")
+    (folder / "cut-cache").write_bytes(b"a pro")
+    (folder / "unsealed-cache").write_bytes(b"a program")
+    (folder / "link-cache").symlink_to(folder / "kept-cache")
+    with kept_programs(True):
+        assert [path.name for path in folder.glob("*-cache")] == ["kept-cache"]
+    (folder / programs.DIGESTS).write_text("[")
+    with kept_programs(True):
+        assert not list(folder.glob("*-cache"))

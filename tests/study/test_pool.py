@@ -39,28 +39,31 @@ def answer(worker):
 
 def test_a_place_keeps_its_worker_for_what_is_of_its_kind(pool):
     seen = []
-    for kind in (1, 1, 8):
-        worker = pool.worker(0, kind)
-        worker.ask({"kind": kind})
+    runs = [(1, {}), (1, {"lab": "a"}), (1, {}), (1, {"lab": "b"}), (8, {"lab": "b"})]
+    for devices, parts in runs:
+        worker = pool.worker(0, devices, parts)
+        worker.ask({"devices": devices})
         seen.append(answer(worker)["process"])
-    assert seen[0] == seen[1] != seen[2]
-    assert pool.worker(1, 1) is not pool.worker(0, 8)
+    first, *others = seen
+    # The part was edited after its import; JAX had counted its devices.
+    assert others[:2] == [first, first] and len({first, *others[2:]}) == 3
+    assert pool.worker(1, 8, {}) is not pool.worker(0, 8, {})
 
 
 def test_one_that_dies_says_how_and_is_replaced(pool):
-    worker = pool.worker(0, 1)
+    worker = pool.worker(0, 1, {})
     worker.ask({"die": 3})
     with pytest.raises(Ended, match="that was it") as end:
         answer(worker)
     assert end.value.code == 3
     worker.ask({"kind": 1})  # As a sweep that has not noticed.
     pool.dismiss(0)
-    pool.worker(0, 1).ask({"kind": 1})
-    assert answer(pool.worker(0, 1))["kind"] == 1
+    pool.worker(0, 1, {}).ask({"kind": 1})
+    assert answer(pool.worker(0, 1, {}))["kind"] == 1
 
 
 def test_a_kill_is_its_signal(pool):
-    worker = pool.worker(0, 1)
+    worker = pool.worker(0, 1, {})
     worker.stop()
     with pytest.raises(Ended) as end:
         answer(worker)

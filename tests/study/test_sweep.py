@@ -11,6 +11,7 @@ import time
 import pytest
 
 from reslab.cli import main
+from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.platform import available_cores, cpu_threads
 from reslab.parallel.hosts import configure_cpu
@@ -241,3 +242,38 @@ def test_a_case_that_cannot_be_built_is_told_before_anything_runs(folder, enviro
     assert len(done.stderr.splitlines()) == 1
     assert "case 'placement=pre': mixers 'attention': heads" in done.stderr
     assert not (folder / "wrong").exists()
+
+
+WORKER = """
+import sys
+{body}
+from reslab.study import worker
+worker.train = lambda config, directory: train()
+sys.exit(worker.main())
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["def train(): return len(sys.stdin.read())", "def train(): return len(input())"],
+)
+def test_a_part_that_reads_standard_input_reads_nothing(body, tmp_path):
+    """The questions of the sweep are not its own."""
+    if "input" in body:
+        body = "def train():\n    try: input()\n    except EOFError: return 0"
+    config = configs.canonical_json(configs.load("tiny"))
+    asked = {"config": config, "allowed": [], "cores": 1, "directory": "x"}
+    line = json.dumps(asked | {"log": str(tmp_path / "log")}) + "\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER.format(body=body)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for _ in range(2):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline() == '{"code": 0}\n'
+        process.stdin.close()
+        # Its end may come before it rests.
+        assert process.wait(60) in (0, -signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from reslab.cli import main
 from reslab.core import config as configs
 from reslab.core import own
 from reslab.core.errors import ReslabError
-from reslab.train import loop
+from reslab.train import loop, parts
 from reslab.train.changes import refused
 from reslab.train.run import Run, default_directory
 
@@ -127,6 +128,8 @@ def lab(tmp_path, monkeypatch):
     (tmp_path / "lab_changes" / "scale.py").write_text("SCALE = 1.0\n")
     (tmp_path / "lab_changes" / "unused.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("lab_changes")]:
+        monkeypatch.delitem(sys.modules, name)
     return tmp_path / "lab_changes"
 
 
@@ -153,3 +156,94 @@ def test_an_edited_part_is_another_run(lab, tmp_path, brief_config):
 
 def test_without_parts_of_ones_own_the_digest_is_the_configs(brief_config):
     assert configs.digest(brief_config()) == configs.sha256(brief_config())
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory, brief_config):
+    """A finished run of four steps that went on to five."""
+    run = tmp_path_factory.mktemp("grown") / "run"
+    loop.train(brief_config(**CONSTANT), run)
+    loop.train(brief_config(**CONSTANT, train__steps=5), run)
+    return run
+
+
+@pytest.mark.parametrize(
+    "tampered",
+    [
+        {"fields": {"train.steps": [3, 5]}},
+        {"fields": {}},
+        {"fields": {"optim.learning_rate": [0.003, 0.5]}},
+        {"fields": {"train.steps": 5}},
+        {"step": -5},
+        {"config_sha256": "0" * 64},
+        {"config_sha256": None, "fields": None, "step": None},
+    ],
+    ids=str,
+)
+def test_changes_that_do_not_lead_to_the_config_are_refused(tampered, grown, tmp_path):
+    run = shutil.copytree(grown, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (change,) = record["changes"]
+    for key, value in tampered.items():
+        change[key] = value
+        if value is None:
+            del change[key]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ReslabError, match=r"run.json: changes"):
+        Run(run).config()
+
+
+def test_another_learning_rate_is_no_change(grown, tmp_path, brief_config):
+    """Also with its digest in the record, and the one before as if it were earlier."""
+    run = shutil.copytree(grown, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    edited = brief_config(**CONSTANT, train__steps=5, optim__learning_rate=0.5)
+    fields = {"optim.learning_rate": [0.003, 0.5]}
+    change = {"config_sha256": record["config_sha256"], "step": 0, "fields": fields}
+    record |= {"changes": [*record["changes"], change]}
+    record |= {"config_sha256": configs.sha256(edited)}
+    (run / "run.json").write_text(json.dumps(record))
+    Run(run).write_config(edited)
+    with pytest.raises(ReslabError, match=r"run.json: changes"):
+        Run(run).config()
+
+
+def test_a_refused_growth_changes_nothing(grown, trained, tmp_path, brief_config):
+    run = shutil.copytree(grown, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(trained / "1" / "checkpoints", run / "checkpoints")
+    before = {p.name: p.read_bytes() for p in run.iterdir() if p.suffix == ".json"}
+    with pytest.raises(ReslabError, match="is another run's"):
+        loop.train(brief_config(**CONSTANT, train__steps=6), run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ReslabError, match="checkpoints is gone"):
+        loop.train(brief_config(**CONSTANT, train__steps=6), run)
+    assert before == {
+        p.name: p.read_bytes() for p in run.iterdir() if p.suffix == ".json"
+    }
+
+
+def test_a_part_is_copied_byte_for_byte(lab, tmp_path, brief_config):
+    text = b"# -*- coding: latin-1 -*-\r\nSCALE = 1.0  # \xe9\r\n"
+    (lab / "scale.py").write_bytes(text)
+    parts.keep(brief_config(model__norm="lab_changes.norm"), tmp_path / "run")
+    copy = tmp_path / "run" / "parts" / "lab_changes.scale.py"
+    assert copy.read_bytes() == text
+
+
+def test_neither_reslab_nor_what_is_installed_beside_is_a_part(tmp_path, monkeypatch):
+    site = tmp_path / "site-packages"
+    for folder in (site, tmp_path / "work"):
+        for name in ("lab_here", "neighbour", "reslab"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "__init__.py").write_text("")
+        text = "import neighbour, reslab, jax\nfrom lab_here import other\n"
+        (folder / "lab_here" / "norm.py").write_text(text)
+        (folder / "lab_here" / "other.py").write_text("")
+    expected = {"site-packages": [], "work": ["neighbour"]}
+    for folder, beside in expected.items():
+        with monkeypatch.context() as patch:
+            norm = tmp_path / folder / "lab_here" / "norm.py"
+            patch.setattr(own, "_file", lambda name, norm=norm: norm)
+            found = list(own.files(["lab_here.norm"]))
+        assert found == sorted(["lab_here", "lab_here.norm", "lab_here.other", *beside])

@@ -114,7 +114,7 @@ def _writable() -> pathlib.Path | None:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-    """Reads the digests of a folder; those that cannot be read are none."""
+    """Reads the digests of a folder; empty where they cannot be read."""
     try:
         found = json.loads((folder / DIGESTS).read_text())
     except (OSError, ValueError):

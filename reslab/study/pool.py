@@ -113,7 +113,7 @@ class Pool:
         absent = {name: text for name, text in kept.items() if name not in os.environ}
         self._shares = [{**absent, **share(place, jobs)} for place in range(jobs)]
         self._workers: dict[int, Worker] = {}
-        # What JAX reads and Python imports only once in a process.
+        # JAX reads the devices, and Python imports parts, once per process.
         self._devices: dict[int, int] = {}
         self._imported: dict[int, dict[str, str]] = {}
 

@@ -235,8 +235,8 @@ def _series(case: str, stack: Stack, index: int, is_logarithmic: bool) -> charts
 def _edges(stack: Stack, is_logarithmic: bool) -> list[np.ndarray]:
     """The edges of a band of one standard deviation; [] of one run.
 
-    On a logarithmic axis a factor, which reaches no zero: that of a lognormal
-    distribution of the same mean and deviation.
+    On a logarithmic axis the band is a factor, so that it stays positive: the one of a
+    lognormal distribution with this mean and deviation.
     """
     if stack.deviation is None:
         return []

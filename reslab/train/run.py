@@ -325,7 +325,7 @@ class Run:
         self.check_data(record)
         text = (self.directory / "config.json").read_text()
         found = {"config": configs.sha256_of_text(text)}
-        # Of parts that are imported: a config that is only shown names others.
+        # Only imported parts: a config that is only shown may name others.
         named = configs.modules(self.config(is_inert=True))
         own_parts = own.digests(name for name in named if name in sys.modules)
         code = (f"{name} {digest[:12]}" for name, digest in own_parts.items())

@@ -53,7 +53,7 @@ def test_the_step_is_the_same_program(small_config, monkeypatch):
 
     def program(config):
         setup = loop.prepare(config)
-        trainer = loop._Trainer(setup, *[None] * 8)
+        trainer = loop._Trainer(setup, *[None] * 9)
         batch = jax.eval_shape(
             lambda: {
                 key: jax.numpy.zeros((8, 16), dtype)

@@ -39,7 +39,7 @@ WRONG: tuple[tuple[str, Sequence[str]], ...] = (
     ("data.replay", ("1.0", "-0.5", "0.5", "half", "None")),
     ("optim.name", ("adam", "adamw(beta=1)", "sgd(momentum='x')", "1", "adamw(")),
     ("optim.learning_rate", ("-1", "fast", "None", "1e999", "()")),
-    ("optim.schedule", ("cosin", "cosine(warmup=999)", "wsd(cooldown='x')", "1", "")),
+    ("optim.schedule", ("cosin", "cosine(warmup=-9)", "wsd(cooldown='x')", "1", "")),
     ("optim.weight_decay", ("-0.1", "x", "None", "1e999", "()")),
     ("optim.clip", ("-1", "x", "None", "1e999", "()", "1e999999", "9" * 400)),
     (

@@ -7,6 +7,7 @@ import itertools
 import json
 import pathlib
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,6 +35,12 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 # Two runs, of seeds 0 and 1, stopped before their last step, and their data.
 Runs = tuple[pathlib.Path, pathlib.Path]
+
+# Lines that every run prints: its description, its stages and its steps.
+USUAL = re.compile(
+    r"(parameters|devices|data|run directory|compile cache)  |train \d|.* \.\.\.$"
+    r"|.*: [\d.]+ s$"
+)
 
 
 def exchange(
@@ -70,7 +77,7 @@ def _exchange(
         change(runs, data, chance)
         command = [word.format(run=runs[0]) for word in READERS[reader]]
         code, _, lines = answer(program, command)
-        lines = [line[:300] for line in lines if not line.startswith("train ")]
+        lines = [line[:300] for line in lines if not USUAL.match(line)]
         found = f"{name}, {reader}: {code}, {lines}"
         if name in TOLD:
             is_right = code == 0 and len(lines) == 1 and "metrics.jsonl" in lines[0]

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 
 import jax
@@ -17,6 +16,7 @@ from reslab.cli import main
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.data.tokenized import tokenize
+from reslab.drill.exchange import USUAL
 from reslab.observe.writers.jsonl import JsonLines
 from reslab.train import identity, loop
 from reslab.train.run import Run
@@ -50,13 +50,6 @@ def refused(*command):
 
 def go_on(run):
     return loop.train(Run(run).config(), run)
-
-
-# What every run says of itself, its stages and its steps.
-USUAL = re.compile(
-    r"(parameters|devices|data|run directory|compile cache)  |train \d|.* \.\.\.$"
-    r"|.*: [\d.]+ s$"
-)
 
 
 def unusual(said):

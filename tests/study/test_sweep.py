@@ -18,8 +18,9 @@ from reslab.parallel.hosts import configure_cpu
 from reslab.runtime.python import command
 from reslab.study.comparison import at_equal_tokens
 from reslab.study.plan import plan
+from reslab.study.pool import Ended
 from reslab.study.results import read_results
-from reslab.study.sweep import cores_of, write_record
+from reslab.study.sweep import _Slots, cores_of, write_record
 
 STUDY = """
 from reslab.study.algebra import vary
@@ -277,3 +278,26 @@ def test_a_part_that_reads_standard_input_reads_nothing(body, tmp_path):
         process.stdin.close()
         # Its end may come before it rests.
         assert process.wait(60) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("code", [0, 1, -9])
+def test_a_worker_that_ends_is_a_failed_run_and_is_replaced(code, tmp_path):
+    """Whatever its exit code: a part may have called `os._exit(0)`."""
+    (tmp_path / "small.py").write_text(STUDY)
+    planned = plan(str(tmp_path / "small.py"), out=str(tmp_path / "out"))
+    run, dismissed = planned.runs[0], []
+
+    class Dead:
+        def answer(self):
+            raise Ended(code, "its last words")
+
+    class Places:
+        dismiss = dismissed.append
+
+    slots = _Slots(tmp_path / "out", 1, 1, Places(), None)
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    slots._log(run).write_text("")
+    slots._going[0], slots._log_begins[run] = (run, Dead()), 0
+    assert slots.reap() == [run] and dismissed == [0] and slots.free() == [0]
+    failed = json.loads((tmp_path / "out" / run.directory / "failed.json").read_text())
+    assert failed["exit_code"] == (code or 70)

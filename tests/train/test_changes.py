@@ -247,3 +247,14 @@ def test_neither_reslab_nor_what_is_installed_beside_is_a_part(tmp_path, monkeyp
             patch.setattr(own, "_file", lambda name, norm=norm: norm)
             found = list(own.files(["lab_here.norm"]))
         assert found == sorted(["lab_here", "lab_here.norm", "lab_here.other", *beside])
+
+
+def test_reading_a_run_says_that_a_part_was_edited(lab, tmp_path, brief_config, capsys):
+    loop.train(brief_config(model__norm="lab_changes.norm"), tmp_path / "run")
+    capsys.readouterr()
+    command = ["eval", str(tmp_path / "run"), "--allow-import", "lab_changes"]
+    assert main(command) == 0
+    assert "other code" not in capsys.readouterr().err
+    (lab / "scale.py").write_text("SCALE = 1.0  # edited\n")
+    assert main(command) == 0
+    assert "saved by other code (lab_changes.scale" in capsys.readouterr().err

@@ -50,9 +50,9 @@ def _file(module: str) -> pathlib.Path | None:
         try:
             with imports.from_working_directory():
                 spec = importlib.util.find_spec(module)
-        # The error comes from a parent package, which importing the module also
-        # imports.
-        except Exception:
+        # Raised by a package above it. Importing the module raises it again, where it
+        # is reported.
+        except (Exception, SystemExit):
             spec = None
         name = spec.origin if spec and spec.has_location else None
     path = pathlib.Path(name) if name else None
@@ -75,9 +75,10 @@ def _add(
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     top = module.partition(".")[0]
+    is_installed = _is_installed(root)
     for name in _imported(tree, package):
         first = name.partition(".")[0]
-        if first != top and (first == "reslab" or _is_installed(root)):
+        if first != top and (first == "reslab" or is_installed):
             continue
         place = root.joinpath(*name.split("."))
         for candidate in (place.with_suffix(".py"), place / "__init__.py"):

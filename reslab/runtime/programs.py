@@ -7,8 +7,7 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reslab.runtime.files import write_whole
@@ -32,11 +31,15 @@ def programs_folder() -> pathlib.Path | None:
     A home directory may be shared by machines of other instructions, and programs of
     one compiler are of no use to another. None where the user has no home.
     """
+    # Imported here: most commands compile nothing.
+    from importlib.metadata import version
+
     home = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(home):
         home = os.path.join(os.path.expanduser("~"), ".cache")
-    if not os.path.isabs(home) or home == "/.cache":
-        return None
+        # An empty HOME would be the root directory.
+        if not os.path.isabs(home) or os.environ.get("HOME") == "":
+            return None
     named = "-".join((version("jaxlib"), _instructions()))
     return pathlib.Path(home) / "reslab" / "programs" / named
 
@@ -45,7 +48,9 @@ def _instructions() -> str:
     """Names the instructions of this machine's processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            lines = sorted({line for line in file if line.startswith("flags")})
+            # As x86 and Arm call them.
+            names = ("flags", "Features")
+            lines = sorted({line for line in file if line.startswith(names)})
     except OSError:
         lines = [platform.processor()]
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -65,6 +70,7 @@ def kept_programs(is_wanted: bool | None) -> Iterator[None]:
       is_wanted: Whether to keep anything; None changes nothing.
     """
     values: dict[str, Any] = {}
+    folder = None
     if is_wanted is False:
         values = {ENABLED: False}
     elif is_wanted and FOLDER not in os.environ and (folder := _writable()):
@@ -72,14 +78,14 @@ def kept_programs(is_wanted: bool | None) -> Iterator[None]:
         if LEAST_SECONDS not in os.environ:
             values[LEAST_SECONDS] = WORTH_A_FILE
     with contextlib.ExitStack() as stack:
+        if folder:
+            stack.callback(_seal, folder, _checked(folder))
         for variable, value in values.items():
             stack.callback(_set, variable, os.environ.get(variable))
             os.environ[variable] = str(value)
             # JAX reads these variables when it is imported.
             if "jax" in sys.modules:
                 stack.callback(_configure, variable, _configure(variable, value))
-        if FOLDER in values:
-            stack.callback(_seal, pathlib.Path(values[FOLDER]))
         yield
 
 
@@ -100,13 +106,12 @@ def _configure(variable: str, value: Any) -> Any:
 
 
 def _writable() -> pathlib.Path | None:
-    """The user's folder, made, checked and with room; None if it cannot be written."""
+    """The user's folder, made and with room; None if it cannot be written."""
     folder = programs_folder()
     if folder is None:
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check(folder)
         _prune(folder.parent)
     except OSError:
         return None
@@ -127,20 +132,27 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(folder: pathlib.Path) -> None:
-    """Removes programs that are not as they were, or whose command did not end."""
-    known = _digests(folder)
+def _checked(folder: pathlib.Path) -> dict[str, str]:
+    """Removes programs that changed, or whose command did not end.
+
+    Returns:
+      The digests of the others, by name.
+    """
+    known, kept = _digests(folder), {}
     for path in folder.glob(PROGRAM):
-        if path.is_symlink() or known.get(path.name) != _sha256(path):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if path.is_symlink() or known.get(path.name) != _sha256(path):
+                path.unlink()
+            else:
+                kept[path.name] = known[path.name]
+    return kept
 
 
-def _seal(folder: pathlib.Path) -> None:
-    """Writes the digests of all programs of a folder."""
-    known = _digests(folder)
+def _seal(folder: pathlib.Path, checked: Mapping[str, str]) -> None:
+    """Writes the digests of all programs of a folder, those checked as they were."""
     with contextlib.suppress(OSError):
         found = {
-            path.name: known.get(path.name) or _sha256(path)
+            path.name: checked.get(path.name) or _sha256(path)
             for path in folder.glob(PROGRAM)
         }
         write_whole(folder / DIGESTS, json.dumps(found))

@@ -35,10 +35,14 @@ class Worker:
     Args:
       log: File for what it says outside of a run.
       share: Environment variables that give it its part of the machine.
+      devices: CPU devices of its runs: JAX counts them once per process.
     """
 
-    def __init__(self, log: pathlib.Path, share: Mapping[str, str]):
+    def __init__(self, log: pathlib.Path, share: Mapping[str, str], devices: int):
         self._log = log
+        self._devices = devices
+        # Digests of parts outside reslab, which Python imports once per process.
+        self._imported: dict[str, str] = {}
         with open(log, "w") as stream:
             self._process = subprocess.Popen(
                 command("reslab.study.worker"),
@@ -53,6 +57,20 @@ class Worker:
         self._asks, self._answers = self._process.stdin, self._process.stdout
         os.set_blocking(self._answers.fileno(), False)
         self._read = b""
+
+    def takes(self, devices: int, parts: Mapping[str, str]) -> bool:
+        """Returns whether it can do a run, whose parts it then has imported.
+
+        Args:
+          devices: CPU devices of the run.
+          parts: Digests of the parts outside reslab that it imports.
+        """
+        known = self._imported
+        is_edited = any(known.get(name, one) != one for name, one in parts.items())
+        if is_edited or devices != self._devices:
+            return False
+        known.update(parts)
+        return True
 
     def ask(self, what: Mapping[str, Any]) -> None:
         """Gives it something to do; it must have answered what it was asked before."""
@@ -113,29 +131,24 @@ class Pool:
         absent = {name: text for name, text in kept.items() if name not in os.environ}
         self._shares = [{**absent, **share(place, jobs)} for place in range(jobs)]
         self._workers: dict[int, Worker] = {}
-        # JAX reads the devices, and Python imports parts, once per process.
-        self._devices: dict[int, int] = {}
-        self._imported: dict[int, dict[str, str]] = {}
 
     def worker(self, place: int, devices: int, parts: Mapping[str, str]) -> Worker:
         """Returns the worker of a place, a new one where the last cannot do a run.
 
         Args:
           place: Number of the place.
-          devices: CPU devices of the run.
-          parts: Digests of the parts outside reslab that it imports.
+          devices: As `Worker.takes` takes them.
+          parts: As `Worker.takes` takes them.
         """
-        if place in self._workers:
-            known = self._imported[place]
-            is_edited = any(known.get(name, one) != one for name, one in parts.items())
-            if is_edited or self._devices[place] != devices:
-                self.dismiss(place)
-        if place not in self._workers:
+        worker = self._workers.get(place)
+        if worker and not worker.takes(devices, parts):
+            self.dismiss(place)
+            worker = None
+        if worker is None:
             log = self._folder / f"worker-{place}.txt"
-            self._workers[place] = Worker(log, self._shares[place])
-            self._devices[place], self._imported[place] = devices, {}
-        self._imported[place] |= parts
-        return self._workers[place]
+            worker = self._workers[place] = Worker(log, self._shares[place], devices)
+            worker.takes(devices, parts)
+        return worker
 
     def dismiss(self, place: int) -> None:
         """Lets the worker of a place end."""

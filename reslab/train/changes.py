@@ -13,12 +13,20 @@ from ml_collections import ConfigDict
 from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.records import parse_record
+from reslab.core.records import Form, parse_record
 from reslab.core.schema import ALWAYS
 
 if TYPE_CHECKING:
     from reslab.train.run import Run
 
+# One of `changes` in run.json.
+FORM: Form = {
+    "step": int,
+    "config_sha256": str,
+    "fields": {},
+    "removed": {},
+    "added": [str],
+}
 # Entries of `environment` that each checkpoint also records.
 _CODE = ("versions", "commit")
 
@@ -82,7 +90,8 @@ def adopt(run: "Run", config: ConfigDict) -> None:
       run: The run, which is locked.
       config: The config, which `Run.open` has accepted.
     """
-    if not configs.differences(run.config(is_inert=True), config):
+    differing = configs.differences(run.config(is_inert=True), config)
+    if not differing:
         return
     # As written: an older version knew fewer fields, or others.
     before = json.loads((run.directory / "config.json").read_text())
@@ -90,14 +99,18 @@ def adopt(run: "Run", config: ConfigDict) -> None:
     both = sorted(before.keys() & after.keys())
     fields = {k: [before[k], after[k]] for k in both if before[k] != after[k]}
     step, record = run.last_step(), run.record()
-    told = ", ".join(f"{name}={new!r}" for name, (_, new) in fields.items())
+    told = ", ".join(f"{name}={after[name]!r}" for name in differing)
     print(f"{run.directory}: from step {step} on with {told}", file=sys.stderr)
     digest, earlier = _digest(before), record.get("changes", [])
     if earlier and earlier[-1]["config_sha256"] == digest:
         earlier = earlier[:-1]  # A kill came before its config was written.
-    change = {"step": step, "config_sha256": digest, "fields": fields}
-    change |= {"removed": {k: before[k] for k in before.keys() - after.keys()}}
-    change |= {"added": sorted(after.keys() - before.keys())}
+    change = {
+        "step": step,
+        "config_sha256": digest,
+        "fields": fields,
+        "removed": {k: before[k] for k in before.keys() - after.keys()},
+        "added": sorted(after.keys() - before.keys()),
+    }
     (run.directory / "result.json").unlink(missing_ok=True)
     record |= {
         "config_sha256": configs.sha256(config),
@@ -150,36 +163,59 @@ def check(record: Mapping[str, Any], text: bytes, where: pathlib.Path) -> None:
     Raises:
       ReslabError: If one does not.
     """
-    fields, schema = parse_record(text, str(where)), configs.schema()
-    changes = list(record.get("changes", []))
-    if changes and _digest(fields) == changes[-1].get("config_sha256"):
-        changes.pop()
+    changes = record.get("changes", [])
+    if not changes:
+        return
+    fields = parse_record(text, str(where))
+    if _digest(fields) == changes[-1].get("config_sha256"):
+        changes = changes[:-1]
     for change in reversed(changes):
-        pairs = change.get("fields", {})
-        is_right = change.get("step", -1) >= 0 and all(
-            isinstance(pair, list) and len(pair) == 2 for pair in pairs.values()
-        )
-        is_right = is_right and all(
-            name in schema
-            and fields.get(name) == new
-            and (schema[name].may_change or (name == "train.steps" and old <= new))
-            for name, (old, new) in (pairs.items() if is_right else ())
-        )
-        added, removed = change.get("added", []), change.get("removed", {})
-        # Fields that another version had, or did not have.
-        is_right &= not any(name in schema for name in removed)
-        is_right &= all(
-            schema[n].since is not ALWAYS or schema[n].was for n in added if n in schema
-        )
-        fields = {k: v for k, v in fields.items() if k not in added} | removed
-        if is_right:
-            fields |= {name: old for name, (old, _) in pairs.items()}
-        if not is_right or _digest(fields) != change.get("config_sha256"):
+        before = _undone(fields, change)
+        if before is None or _digest(before) != change.get("config_sha256"):
             raise ReslabError(
                 f"{where}: changes",
                 expected="changes that lead from each config to the next",
                 hint="restore the file",
             )
+        fields = before
+
+
+def _undone(
+    fields: Mapping[str, Any], change: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The fields before a change; None if no run may have made it."""
+    schema = configs.schema()
+    pairs = change.get("fields", {})
+    added, removed = change.get("added", []), change.get("removed", {})
+
+    def may_be(name: str, pair: Any) -> bool:
+        if not isinstance(pair, list) or len(pair) != 2 or name not in schema:
+            return False
+        old, new = pair
+        if fields.get(name) != new:
+            return False
+        is_growth = name == "train.steps" and type(old) is int and old < new
+        return is_growth or schema[name].may_change
+
+    def was_absent(name: str) -> bool:
+        """Returns whether another version may have written no such field."""
+        if name not in schema or name not in fields:
+            return False
+        field = schema[name]
+        if field.since is ALWAYS or field.may_change:
+            return field.may_change or bool(field.was)
+        return fields[name] == json.loads(json.dumps(field.since))
+
+    is_right = (
+        change.get("step", -1) >= 0
+        and all(may_be(name, pair) for name, pair in pairs.items())
+        and all(map(was_absent, added))
+        and not any(name in schema for name in removed)
+    )
+    if not is_right:
+        return None
+    kept = {name: value for name, value in fields.items() if name not in added}
+    return {**kept, **removed, **{name: old for name, (old, _) in pairs.items()}}
 
 
 def _digest(fields: Mapping[str, Any]) -> str:

@@ -150,9 +150,8 @@ def train(
     if config.train.continue_from and not has_begun:
         # Also before anything is written.
         found, pinned = inherited(setup, on_writer(run.pinned))
-    prober = None
-    if config.probes.every and not is_finished:
-        prober = Prober(setup, is_lenient=True)
+    is_probed = config.probes.every and not is_finished
+    prober = Prober(setup, is_lenient=True) if is_probed else None
     about = describe(setup) | ({"continued_from": pinned} if pinned else {})
     is_resumed = on_writer(lambda: run.open(config, about, patience))
     with contextlib.ExitStack() as stack:
@@ -190,7 +189,8 @@ def train(
         stack.callback(held.close)
         phases = Phases(is_silent=not is_writer())
         if is_writer():
-            print(*opening(setup, run.directory, begin.step), sep="\n", file=sys.stderr)
+            lines = opening(setup, about["corpus"], run.directory, begin.step)
+            print(*lines, sep="\n", file=sys.stderr)
         if tracer:
             tracer.check(begin.step)
             stack.callback(tracer.close)

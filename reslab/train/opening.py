@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from reslab.runtime.text import aligned
 from reslab.train.state import Setup
 
 
-def opening(setup: Setup, directory: pathlib.Path, step: int) -> list[str]:
+def opening(
+    setup: Setup, corpus: Mapping[str, Any], directory: pathlib.Path, step: int
+) -> list[str]:
     """Describes a run before its first step.
 
     Args:
       setup: The setup.
+      corpus: The task's record of its data.
       directory: The run directory.
       step: The step from which it resumes; 0 begins.
 
@@ -34,7 +38,7 @@ def opening(setup: Setup, directory: pathlib.Path, step: int) -> list[str]:
             f"{model.name}, {model.depth} layers of {model.features} features",
         ),
         ("devices", f"{devices.size} {devices.flat[0].device_kind}, {compute} compute"),
-        ("data", f"{config.data.source}{_size(setup.task.record())}"),
+        ("data", f"{config.data.source}{_size(corpus)}"),
         ("run directory", f"{directory}" + (f", from step {step}" if step else "")),
     ]
     if folder := os.environ.get(FOLDER):
@@ -42,7 +46,7 @@ def opening(setup: Setup, directory: pathlib.Path, step: int) -> list[str]:
     return [line.rstrip() for line in aligned(rows)]
 
 
-def _size(record: dict[str, Any]) -> str:
+def _size(record: Mapping[str, Any]) -> str:
     found = [
         f"{record[key]:,} {key}" for key in ("documents", "bytes") if key in record
     ]

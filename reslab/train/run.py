@@ -30,7 +30,7 @@ _WRITTEN = ("run.json", "metrics.jsonl", "result.json", "probes.jsonl", "layers.
 # Fields of run.json that are read by name.
 _FORM: Form = {
     "config_sha256": str,
-    "changes": [{"step": int, "config_sha256": str, "fields": {}}],
+    "changes": [changes.FORM],
     "continued_from": {"step": int, "sha256": str},
     "corpus": {key: (None, str) for key in identity.DATA.values()},
     "ended": {...: str},

@@ -107,6 +107,11 @@ def test_a_program_that_changed_is_compiled_again(home):
     (folder / "link-cache").symlink_to(folder / "kept-cache")
     with kept_programs(True):
         assert [path.name for path in folder.glob("*-cache")] == ["kept-cache"]
+    # One that was compiled again is kept with the digest that it has now.
+    with kept_programs(True):
+        (folder / "flipped-cache").write_bytes(b"another program")
+    with kept_programs(True):
+        assert (folder / "flipped-cache").exists()
     (folder / programs.DIGESTS).write_text("[")
     with kept_programs(True):
         assert not list(folder.glob("*-cache"))

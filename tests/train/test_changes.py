@@ -12,7 +12,7 @@ from reslab.core import config as configs
 from reslab.core import own
 from reslab.core.errors import ReslabError
 from reslab.train import loop, parts
-from reslab.train.changes import refused
+from reslab.train.changes import adopt, refused
 from reslab.train.run import Run, default_directory
 
 CONSTANT = {"optim__schedule": "constant(warmup=2)"}
@@ -57,11 +57,9 @@ def test_a_run_grows_to_what_a_longer_one_is(tmp_path, brief_config, capsys):
 @pytest.mark.conformance
 @pytest.mark.parametrize("killed_after", ["result.json", "run.json"])
 def test_a_kill_while_it_is_recorded_loses_nothing(
-    killed_after, tmp_path, trained, brief_config, monkeypatch
+    killed_after, tmp_path, brief_config, monkeypatch
 ):
-    shutil.copytree(trained / "0", tmp_path / "run")
     steps = {"optim__schedule": "constant"}
-    shutil.rmtree(tmp_path / "run")
     loop.train(brief_config(**steps), tmp_path / "run")
     stage = {"result.json": "write", "run.json": "write_config"}[killed_after]
 
@@ -112,7 +110,7 @@ def test_steps_grow_only_where_those_done_stay(changes, step, words, brief_confi
     assert (words in found[0]) if words else not found
 
 
-def test_every_field_that_may_change_leaves_the_program_as_it_is(brief_config):
+def test_no_field_of_the_mathematics_may_change():
     free = {name for name, field in configs.schema().items() if field.may_change}
     assert "train.log_every" in free and "mesh.data" in free
     for kept in ("seed", "train.steps", "train.accumulate", "data.batch", "eval.batch"):
@@ -175,6 +173,10 @@ def grown(tmp_path_factory, brief_config):
         {"fields": {"optim.learning_rate": [0.003, 0.5]}},
         {"fields": {"train.steps": 5}},
         {"step": -5},
+        {"fields": {"train.steps": ["four", 5]}},
+        {"fields": {"train.steps": [4, "five"]}},
+        {"added": ["optim.learning_rate"]},
+        {"removed": {"optim.clip": 1.0}},
         {"config_sha256": "0" * 64},
         {"config_sha256": None, "fields": None, "step": None},
     ],
@@ -258,3 +260,24 @@ def test_reading_a_run_says_that_a_part_was_edited(lab, tmp_path, brief_config, 
     (lab / "scale.py").write_text("SCALE = 1.0  # edited\n")
     assert main(command) == 0
     assert "saved by other code (lab_changes.scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dropout, is_right", [(0.0, True), (0.5, False)])
+def test_a_run_of_an_older_version_may_change(
+    dropout, is_right, trained, tmp_path, brief_config
+):
+    """Its config had no dropout, which is then off."""
+    run = shutil.copytree(trained / "0", tmp_path / "run")
+    older = json.loads((run / "config.json").read_text())
+    del older["model.dropout"]
+    text = json.dumps(older, sort_keys=True, indent=1)
+    (run / "config.json").write_text(text)
+    record = json.loads((run / "run.json").read_text())
+    record["config_sha256"] = configs.sha256_of_text(text)
+    (run / "run.json").write_text(json.dumps(record))
+    adopt(Run(run), brief_config(train__log_every=2, model__dropout=dropout))
+    if is_right:
+        assert Run(run).config().train.log_every == 2
+    else:
+        with pytest.raises(ReslabError, match=r"run.json: changes"):
+            Run(run).config()

@@ -17,13 +17,35 @@ def varying_like(tree: T, *others: Any) -> T:
       tree: Arrays, such as the zeros that a loop starts from.
       *others: Arrays that the loop adds to them.
     """
-    axes = frozenset[str]().union(*map(_axes, jax.tree.leaves(others)))
+    axes = varying_axes(others)
 
     def mark(leaf: Any) -> Any:
         missing = tuple(sorted(axes - _axes(leaf)))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(mark, tree)
+
+
+def varying_axes(tree: Any) -> frozenset[str]:
+    """Returns the mesh axes along which some array of a tree differs."""
+    return frozenset[str]().union(*map(_axes, jax.tree.leaves(tree)))
+
+
+def shape_of(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype of an array, and the mesh axes along which it differs.
+
+    Args:
+      leaf: The array.
+      shape: Another shape to return instead of its own.
+    """
+    kind = jax.typeof(leaf)
+    shape = kind.shape if shape is None else shape
+    if not _axes(leaf):
+        return jax.ShapeDtypeStruct(shape, kind.dtype)
+    mesh = jax.sharding.NamedSharding(kind.sharding.mesh, jax.P())
+    return jax.ShapeDtypeStruct(
+        shape, kind.dtype, sharding=mesh, manual_axis_type=kind.manual_axis_type
+    )
 
 
 def _axes(leaf: Any) -> frozenset[str]:

@@ -142,20 +142,42 @@ def test_works_in_shard_map_with_checks(part, x):
     assert jax.tree.structure(by_params) == jax.tree.structure(params)
 
 
-def test_losses_in_shard_map_are_those_outside():
-    model = LanguageModel(vocabulary_size=24, features=16, depth=1, vocabulary_chunks=4)
+def rolled(residual):
+    """The sum of a rolled model's losses over two devices, and its inputs."""
+    fields = {"vocabulary_size": 24, "features": 16, "vocabulary_chunks": 4}
+    model = LanguageModel(**fields, depth=2, residual=residual, is_unrolled=False)
     tokens = jax.random.randint(jax.random.key(2), (2, 8), 0, 24)
-    with logical_axes(False):
-        params = jax.jit(model.init)(jax.random.key(0), tokens)
 
     def loss(params, tokens):
         return jnp.sum(model.apply(params, tokens, tokens, method="losses")[0])
 
-    def mapped(params, tokens):
-        return jax.lax.psum(loss(params, tokens), "data")
+    split = jax.shard_map(
+        jax.grad(lambda *inputs: jax.lax.psum(loss(*inputs), "data")),
+        mesh=two_devices(),
+        in_specs=(P(), P("data")),
+        out_specs=P(),
+    )
 
-    specs = {"in_specs": (P(), P("data")), "out_specs": P()}
-    split = jax.shard_map(jax.grad(mapped), mesh=two_devices(), **specs)
+    def init():
+        with logical_axes(False):
+            return jax.jit(model.init)(jax.random.key(0), tokens)
+
+    return loss, split, init, tokens
+
+
+@pytest.mark.parametrize("residual", registry.names("residuals"))
+def test_residual_in_a_rolled_stack_in_shard_map(residual):
+    _, split, init, tokens = rolled(residual)
+    params = jax.eval_shape(init)
+    assert jax.eval_shape(split, params, tokens) == params
+
+
+@pytest.mark.parametrize(
+    "residual", ["plain", pytest.param("attnres", marks=pytest.mark.conformance)]
+)
+def test_losses_in_shard_map_are_those_outside(residual):
+    loss, split, init, tokens = rolled(residual)
+    params = init()
     actual, expected = jax.jit(split)(params, tokens), jax.grad(loss)(params, tokens)
     for got, wanted in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from reslab.core.losses import LOSSES, total_loss
 from reslab.core.platform import platform
 from reslab.core.taps import TAPS
 from reslab.core.types import Shared, Stream
+from reslab.core.varying import shape_of, varying_axes, varying_like
 from reslab.nn.base.history import History
 from reslab.nn.stacks._loops.span import Change, Span
 
@@ -103,20 +104,25 @@ def append_only_scan(
     Returns:
       The history, the depth memory, and what each step changed, stacked.
     """
+    history = varying_like(history, history, xs, shared)
     plans, spec = [], _shapes(shared)
     for step, inputs in zip(steps, xs, strict=True):
         plans.append(_Plan.of(step, inputs, history, spec))
         spec = {**spec, **plans[-1].written}
+    around = [plan.consts for plan in plans]
+    if varying_axes(around) - varying_axes(history):
+        return append_only_scan(steps, xs, varying_like(history, around), shared)
 
     def run(variables, history, shared, xs, consts):
-        changed, carried = [], []
+        changed, carried, sources = [], [], history.sources
         for plan, own, x, (used, _) in zip(plans, variables, xs, consts, strict=True):
 
             def body(history, scanned, plan=plan, used=used, shared=shared):
                 before = {key: history.carried[key] for key in plan.uses}
                 own, x = scanned
                 history, written, updates = plan.forward(used, own, history, shared, x)
-                return _laid_out(history), (written, updates, before)
+                history = varying_like(_laid_out(history), sources)
+                return history, (written, updates, before)
 
             history, (written, updates, before) = jax.lax.scan(body, history, (own, x))
             shared = {**shared, **jax.tree.map(lambda a: a[0], written)}
@@ -137,7 +143,9 @@ def append_only_scan(
         ):
             # Gradients of the sources that this span wrote enter at its first step.
             by_written = jax.tree.map(
-                lambda d, n=plan.count: jnp.zeros((n, *d.shape), d.dtype).at[0].set(d),
+                lambda d, n=plan.count: (
+                    varying_like(jnp.zeros((n, *d.shape), d.dtype), d).at[0].set(d)
+                ),
                 {key: by_shared[key] for key in plan.written},
             )
             seen = {k: v for k, v in shared.items() if k not in by_written}
@@ -156,7 +164,7 @@ def append_only_scan(
             ):
                 by_history, by_seen, by_used = carry
                 (floats, others), x, before, by_written = scanned
-                unused = jax.tree.map(jnp.zeros_like, by_history.carried)
+                unused = _zeros(by_history.carried)
                 before = {**unused, **before}
 
                 def step(floats, sources, carried, seen, used_floats):
@@ -183,7 +191,7 @@ def append_only_scan(
             start = (
                 by_history,
                 {key: by_shared[key] for key in seen},
-                jax.tree.map(jnp.zeros_like, used_floats),
+                _zeros(used_floats),
             )
             (by_history, by_shared, by_used), by_own = jax.lax.scan(
                 body,
@@ -206,7 +214,7 @@ def append_only_scan(
         history,
         dict(shared),
         [x for _, x in xs],
-        [plan.consts for plan in plans],
+        around,
     )
 
 
@@ -232,9 +240,7 @@ class _Plan:
 
     @classmethod
     def of(cls, step: Step, xs: Any, history: History, shared: Any) -> "_Plan":
-        variables, x = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs
-        )
+        variables, x = jax.tree.map(lambda a: shape_of(a, a.shape[1:]), xs)
         complete = dataclasses.replace(history, is_complete=True)
         forward, used, _, _ = _closed(step, variables, _shapes(history), shared, x)
         again, used_again, (_, written, _), inputs = _closed(
@@ -259,7 +265,11 @@ def _laid_out(history: History) -> History:
 
 
 def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+    return jax.tree.map(shape_of, tree)
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(lambda a: varying_like(jnp.zeros_like(a), a), tree)
 
 
 def _closed(step: Step, *arguments: Any) -> tuple[Any, Any, Any, Any]:

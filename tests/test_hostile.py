@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -170,6 +171,22 @@ def test_paths_are_no_modules():
         ("data.source", "lab.mine"),
         ("optim.groups", "lab.one"),
     ]
+
+
+def test_a_path_is_a_path_and_a_spec_a_spec_in_every_variant():
+    texts = {str, str | None, str | tuple}
+    shared = 0
+    for family in registry.FAMILIES:
+        for name in registry.names(family):
+            shared += sum(name in registry.names(f) for f in registry.FAMILIES) > 1
+            build = registry.module(family, name).build
+            hints = typing.get_type_hints(build)
+            for key in registry.arguments(build).keys() & hints.keys():
+                spec = f"{name}({key}='lab.mine')"
+                is_named = list(registry.outside(family, spec)) == ["lab.mine"]
+                assert not (is_named and hints[key] in texts), spec
+                assert is_named or hints[key] != registry.Spec, spec
+    assert shared >= 4  # Such as `jsonl`, a source and a writer.
 
 
 @pytest.mark.parametrize(

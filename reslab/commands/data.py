@@ -26,7 +26,8 @@ def run(options: argparse.Namespace) -> int:
     from reslab.core import registry
     from reslab.data.tokenized import tokenize
 
-    imports.allow(*registry.outside([options.source, options.tokenizer]))
+    imports.allow(*registry.outside("sources", options.source))
+    imports.allow(*registry.outside("tokenizers", options.tokenizer))
     began = told = time.monotonic()
 
     def tell(documents: int, size: int) -> None:

@@ -87,7 +87,7 @@ def _tokenizer_of(config: Any) -> dict[str, Any]:
 def _source(text: str) -> str:
     """The spec of a source, from a spec or a path."""
     if re.fullmatch(r"[\w.]+\(.*\)", text, re.DOTALL):
-        imports.allow(*registry.outside(text))
+        imports.allow(*registry.outside("sources", text))
         return text
     return f"text(path={text!r})"
 
@@ -106,7 +106,7 @@ def _with_stack(setup: Any, spec: str) -> Any:
     if not hasattr(setup.model, "stack"):
         raise ReslabError(what, expected="a model with a stack of layers")
     # Given on the command line.
-    imports.allow(*registry.outside(spec))
+    imports.allow(*registry.outside("stacks", spec))
     model = setup.model.clone(stack=spec)
     example = setup.task.example()
     made = unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), *example)))

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from reslab.study.plan import finished_runs
     from reslab.train.probe import inspect_run, table
 
-    imports.allow(*registry.outside(options.probe or ()))
+    imports.allow(*registry.outside("probes", options.probe or ()))
     check_links(options.run)
     runs = finished_runs(options.run)
     for run in runs or [pathlib.Path(options.run)]:

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
     family, _, variant = options.what.partition("/")
     if family in registry.FAMILIES:
-        imports.allow(*registry.outside(variant))
+        imports.allow(*registry.outside(family, variant))
         print(show_variant(options.what, options.width))
     else:
         path = pathlib.Path(options.what)

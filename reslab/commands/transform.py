@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from reslab.core import registry
     from reslab.train.transform import transform_run
 
-    imports.allow(*registry.outside(options.name))
+    imports.allow(*registry.outside("transforms", options.name))
 
     result = transform_run(options.name, options.run, options.out)
     for key, value in sorted(result.changes.items()):

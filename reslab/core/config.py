@@ -22,7 +22,7 @@ from reslab.core import foreign, imports, own, registry
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.literals import check_plain, literal
 from reslab.core.records import parse_record
-from reslab.core.schema import ALWAYS, Field
+from reslab.core.schema import ALWAYS, GROUP_FAMILIES, Field
 
 # Earlier names of shipped configs, each with the present one.
 RENAMED = {"small_124m": "small_85m"}
@@ -342,12 +342,9 @@ def outside(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
       fields: Values by dotted name; some of a config's fields, or all of them.
     """
     for field, value in fields.items():
-        if field == "optim.groups":
-            value = [text for group in value for text in _specs_of(group)]
-        elif field not in schema() or not schema()[field].family:
-            continue
-        for module in registry.outside(value):
-            yield field, module
+        for family, spec in _specs(field, value):
+            for module in registry.outside(family, spec) if family else ():
+                yield field, module
 
 
 def modules(config: ConfigDict) -> list[str]:
@@ -355,11 +352,14 @@ def modules(config: ConfigDict) -> list[str]:
     return sorted({module for _, module in outside(dict(flatten(config)))})
 
 
-def _specs_of(group: Any) -> list[str]:
-    """The specs in one of `optim.groups`; its pattern is not one."""
-    options = group[1] if isinstance(group, list | tuple) and len(group) == 2 else None
-    values = options.values() if isinstance(options, Mapping) else ()
-    return [value for value in values if isinstance(value, str)]
+def _specs(field: str, value: Any) -> list[tuple[str, Any]]:
+    """Families and specs in a field; the patterns of groups are not specs."""
+    if field == "optim.groups":
+        groups = [g[1] for g in value if isinstance(g, list | tuple) and len(g) == 2]
+        options = [o for g in groups if isinstance(g, Mapping) for o in g.items()]
+        return [(GROUP_FAMILIES.get(key, ""), spec) for key, spec in options]
+    known = schema().get(field)
+    return [(known.family if known else "", value)]
 
 
 def check(config: ConfigDict) -> None:

@@ -187,22 +187,23 @@ def _import(what: str, name: str) -> types.ModuleType:
         raise
 
 
-def outside(spec: Any) -> Iterator[str]:
+def outside(family: str, spec: Any) -> Iterator[str]:
     """Yields the modules outside reslab that specs name, in their arguments as well.
 
     Imports none of them. What is no spec is passed over: `factory` refuses it.
 
     Args:
+      family: The family of the variant.
       spec: A spec string, or a sequence of them.
 
-    >>> list(outside("attention(value_path='lab.path', linear='lab.noisy')"))
+    >>> list(outside("mixers", "attention(value_path='lab.path', linear='lab.noisy')"))
     ['lab.path', 'lab.noisy']
-    >>> list(outside("text(path='lab.txt')"))
+    >>> list(outside("sources", "text(path='lab.txt')"))
     []
     """
     if isinstance(spec, list | tuple):
         for one in spec:
-            yield from outside(one)
+            yield from outside(family, one)
         return
     try:
         parsed = parse(spec)
@@ -211,22 +212,25 @@ def outside(spec: Any) -> Iterator[str]:
     if "." in parsed.name:
         yield parsed.name
     for key, value in parsed.arguments.items():
-        found = list(outside(value))
-        if found and _takes_specs(parsed.name, key):
+        found = list(outside(_family_of_argument(key, family), value))
+        if found and _takes_specs(family, parsed.name, key):
             yield from found
 
 
-def _takes_specs(name: str, argument: str) -> bool:
-    """Returns whether an argument of this name is a spec, not a path or a text."""
-    for family in FAMILIES:
-        if name in names(family):
-            try:
-                hints = _hints(module(family, name).build)
-            except Exception:  # An extra is missing, so nothing will be built.
-                continue
-            if hints.get(argument) is not str:
-                return True
-    return False
+def _family_of_argument(name: str, family: str) -> str:
+    """The family of an argument's spec: `qkv_norm` is a norm, `others` are siblings."""
+    return next((f for f in FAMILIES if f"{name}s".endswith(f)), family)
+
+
+def _takes_specs(family: str, name: str, argument: str) -> bool:
+    """Returns whether an argument may be a spec, so is not declared a text."""
+    if name not in names(family):
+        return False
+    try:
+        hint = _hints(module(family, name).build).get(argument)
+    except Exception:  # An extra is missing, so nothing will be built.
+        return False
+    return not _PLAIN.issuperset(typing.get_args(hint) or {hint})
 
 
 def arguments(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -7,6 +7,12 @@ from reslab.core.bounds import Bounds
 
 # Marks fields that every version has had.
 ALWAYS: Any = object()
+# Families of the variants that options of a parameter group name.
+GROUP_FAMILIES = {
+    "method": "optimizers",
+    "scaling": "scalings",
+    "schedule": "schedules",
+}
 
 
 @dataclasses.dataclass(frozen=True)

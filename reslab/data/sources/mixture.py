@@ -25,7 +25,7 @@ class MixtureSource:
       weights: Of each, any positive numbers; equal if empty.
     """
 
-    sources: tuple[str, ...] = ()
+    sources: tuple[registry.Spec, ...] = ()
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError, nearest
+from reslab.core.schema import GROUP_FAMILIES
 from reslab.core.trees import first_match, named_leaves
 
 
@@ -45,7 +46,6 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "clip": (int, float),
     "freeze": (bool,),
 }
-_FAMILIES = {"method": "optimizers", "scaling": "scalings", "schedule": "schedules"}
 
 
 def parse_groups(
@@ -84,8 +84,8 @@ def parse_groups(
                 raise ReslabError(
                     f"{where}: {key}", expected="at least 0", got=str(value)
                 )
-            if key in _FAMILIES and value:
-                registry.factory(_FAMILIES[key], value)
+            if key in GROUP_FAMILIES and value:
+                registry.factory(GROUP_FAMILIES[key], value)
         parsed.append((pattern, Group(**options)))
     return parsed
 

@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
     config.train.steps = 300
     config.train.eval_every = 100
     config.eval.batch = 120
-    config.probes.every = 0  # probes measure language models
+    config.probes.every = 0  # probes measure layers, and a ResNet has none
     return config

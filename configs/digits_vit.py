@@ -21,4 +21,5 @@ def get_config() -> ConfigDict:
     model.features = 64
     model.depth = 2
     config.train.steps = 600
+    config.probes.every = 100
     return config

@@ -70,7 +70,7 @@ def weights(runs: Sequence[Outcome]) -> tuple[str, str]:
 
 def row(case: str, runs: Sequence[Outcome]) -> list[str]:
     """The line of a case."""
-    bits = [run.bits_per_byte for run in runs if run.bits_per_byte is not None]
+    bits = [run.figure for run in runs if run.figure is not None]
     speeds = [value for run in runs for value in run.values("tokens_per_second")]
     return [
         case,

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from reslab.commands.options import compiling, importing, place
-from reslab.commands.runs import open_run, restore
+from reslab.commands.runs import check_language, open_run, restore
 from reslab.core import imports, registry
 from reslab.core.errors import ReslabError
 
@@ -68,17 +68,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tokenizer_of(config: Any) -> dict[str, Any]:
-    """The tokenizer's digest alone: the corpus of the run need not be here.
-
-    Raises:
-      ReslabError: If its model is not a language model.
-    """
+    """The tokenizer's digest alone: the corpus of the run need not be here."""
     from reslab.data.corpus import tokenizer_sha256
     from reslab.train.tasks.language import Language
 
-    kind = registry.module("models", registry.parse(config.model.name).name).build
-    if kind.task != "language":
-        raise ReslabError("--text", expected="a language model", got=config.model.name)
+    check_language(config, "--text")
     task = Language(config)
     digest = tokenizer_sha256(task.tokenizer, config.data.tokenizer)
     return {"tokenizer_sha256": digest}

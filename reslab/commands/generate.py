@@ -3,7 +3,7 @@
 import argparse
 
 from reslab.commands.options import compiling, importing, number, place, whole
-from reslab.commands.runs import open_run
+from reslab.commands.runs import check_language, open_run
 from reslab.commands.sampling import sample
 
 HELP = "sample text from a run"
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints samples of a run."""
     config = open_run(options)
+    check_language(config, options.run)
     samples = sample(
         options.run,
         config,

@@ -53,6 +53,24 @@ def open_run(options: argparse.Namespace) -> "ConfigDict":
     return configure(options, options.run, is_run=True)
 
 
+def is_of_language(config: "ConfigDict") -> bool:
+    """Returns whether a config's model is one of language."""
+    from reslab.core import registry
+
+    kind = registry.module("models", registry.parse(config.model.name).name).build
+    return kind.task == "language"
+
+
+def check_language(config: "ConfigDict", what: str) -> None:
+    """Refuses runs of images where text is needed.
+
+    Raises:
+      ReslabError: If the model is not a language model; `what` needs one.
+    """
+    if not is_of_language(config):
+        raise ReslabError(what, expected="a language model", got=config.model.name)
+
+
 def restore(
     directory: Any, config: "ConfigDict", devices: Any, record: Any = None
 ) -> Any:

@@ -21,7 +21,7 @@ from reslab.runtime.text import aligned
 
 
 def show_config(config: ConfigDict, step: int = 0) -> str:
-    """Fields, parameters with their groups, FLOPs per token and memory.
+    """Fields, parameters with their groups, FLOPs per token or image, and memory.
 
     Args:
       config: The resolved config.
@@ -30,7 +30,6 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
     Raises:
       ReslabError: If the config cannot be built on the devices at hand.
     """
-    from reslab.models.cost import forward_flops_per_token, training_flops_per_token
     from reslab.parallel.mesh import device_bytes, make_mesh
     from reslab.train.state import make_setup, matching_patterns, parameter_plans
 
@@ -78,8 +77,9 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
             )
         )
     count = count_parameters(params)
-    forward = forward_flops_per_token(setup.model, params, length)
-    training = training_flops_per_token(setup.model, params, length)
+    unit = setup.task.unit.removesuffix("s")
+    training = setup.task.flops_per_unit(setup.model, params)
+    sequences = f", sequences of {length}" if unit == "token" else ""
     devices = setup.mesh.devices.size
     memory = [
         ("parameters", device_bytes(params)),
@@ -89,8 +89,7 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
     lines = [f"{key} = {value!r}" for key, value in configs.flatten(config)]
     lines += ["", *aligned(rows), "", f"{count:,} parameters"]
     lines += [
-        f"{forward:,} FLOPs per token forward, {training:,} in training "
-        f"(matrix products, sequences of {length})",
+        f"{training:,} FLOPs per {unit} in training (matrix products{sequences})",
         f"memory per device, {devices} device{'s' if devices > 1 else ''}: "
         + ", ".join(f"{what} {size / 2**20:,.1f} MiB" for what, size in memory),
         "activations are not in it: they depend on the compiler",

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from reslab.commands.options import compiling, configurable, number, place, whole
-from reslab.commands.runs import check_is_run, configure
+from reslab.commands.runs import check_is_run, configure, is_of_language
 from reslab.commands.sampling import sample
 from reslab.core.errors import ReslabError
 
@@ -118,7 +118,9 @@ def run(options: argparse.Namespace) -> int:
             print(f"{result}\nrun directory  {directory}")
         return 0
     _summarize(config, directory, result)
-    _point_on(directory, "--from-run" if options.from_run else "--config", source)
+    _point_on(
+        directory, config, "--from-run" if options.from_run else "--config", source
+    )
     return 0
 
 
@@ -160,7 +162,7 @@ def _summarize(config: "ConfigDict", directory: Any, result: dict[str, Any]) -> 
         print(f"\n{result['tokens_per_second']:,.0f} tokens/s")
 
 
-def _point_on(directory: Any, option: str, source: str) -> None:
+def _point_on(directory: Any, config: "ConfigDict", option: str, source: str) -> None:
     """Writes the run's report, and prints where it is and what could come next."""
     from reslab.study.report import write_report
 
@@ -171,7 +173,12 @@ def _point_on(directory: Any, option: str, source: str) -> None:
         print(f"no report: {error}", file=sys.stderr)
     run, source = shlex.quote(str(directory)), shlex.quote(source)
     print("next")
-    print(f"  reslab generate {run} --prompt 'def '")
+    if is_of_language(config):
+        print(f"  reslab generate {run} --prompt 'def '")
     print(f"  reslab show {run}")
-    print(f"  reslab train {option} {source} --set model.residual='hyper(streams=4)'")
+    if config.model.name == "lm":
+        change = "model.residual='hyper(streams=4)'"
+    else:
+        change = "model.norm=layer"
+    print(f"  reslab train {option} {source} --set {change}")
     print("  reslab list")

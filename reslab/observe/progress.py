@@ -19,7 +19,9 @@ class Progress(Protocol):
 _COLUMNS = (
     ("loss", "loss {:.4f}"),
     ("bpb", "bpb {:.3f}"),
+    ("accuracy", "accuracy {:.3f}"),
     ("tokens_per_second", "{:,.0f} tokens/s"),
+    ("images_per_second", "{:,.0f} images/s"),
     ("mfu", "MFU {:.1%}"),
     ("runs_ended", "{:.0f} runs ended"),
 )

@@ -16,7 +16,7 @@ from reslab.study.results import (
 def runs(results: Results) -> list[Table | Text]:
     """Lists the runs that finished, and why others did not."""
     others = [run for run in results.runs if not run.is_finished]
-    header = ["case", "seed", "directory", "state", "step", "bits per byte"]
+    header = ["case", "seed", "directory", "state", "step", results.headline.name]
     rows = [
         [
             run.case,
@@ -24,7 +24,7 @@ def runs(results: Results) -> list[Table | Text]:
             run.label,
             run.state,
             f"{run.rows[-1]['step']:,}" if run.rows else numbers.DASH,
-            numbers.number(run.bits_per_byte),
+            numbers.number(run.figure),
         ]
         for run in results.runs
     ]

@@ -1,4 +1,4 @@
-"""Each case of a study against its baseline, at equal tokens and at equal time."""
+"""Each case of a study against its baseline, at equal data and at equal time."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ LEVEL = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One case of a table, in held-out bits per byte; lower is better.
+    """One case of a table, in the held-out figure of its task.
 
     Attributes:
       case: Its name.
@@ -21,6 +21,7 @@ class Row:
       against: The runs of the baseline, at the same place.
       comparison: How they differ; None without a figure on both sides.
       corrected: Holm's p-value over all comparisons of the table.
+      is_higher_better: Whether a larger figure is a better one.
     """
 
     case: str
@@ -30,6 +31,7 @@ class Row:
     against: Summary | None
     comparison: Comparison | None
     corrected: float | None = None
+    is_higher_better: bool = False
 
     @property
     def verdict(self) -> str:
@@ -40,23 +42,24 @@ class Row:
             return "cannot tell"
         if self.corrected >= LEVEL:
             return "no difference shown"
-        return "better" if self.comparison.difference < 0 else "worse"
+        is_higher = self.comparison.difference > 0
+        return "better" if is_higher == self.is_higher_better else "worse"
 
 
-def at_equal_tokens(results: Results) -> list[Row]:
+def at_equal_units(results: Results) -> list[Row]:
     """Final held-out figures; at the smallest budget where the budgets differ.
 
-    The final figure is of all held-out text. At a smaller budget than its own a run
+    The final figure is of all held-out data. At a smaller budget than its own a run
     is read off its curve, which is of the first evaluation batches, and so then are
     all runs of the table.
     """
     budgets = {run.budget for run in results.runs if run.is_finished}
     place = min(budgets, default=None)
 
-    def figure(run: Outcome, tokens: float | None) -> float | None:
+    def figure(run: Outcome, units: float | None) -> float | None:
         if len(budgets) == 1:
-            return run.bits_per_byte
-        return None if tokens is None else run.bits_at_tokens(tokens)
+            return run.figure
+        return None if units is None else run.figure_at_units(units)
 
     return _table(results, lambda case, baseline: place, figure)
 
@@ -77,19 +80,19 @@ def at_equal_time(results: Results) -> list[Row]:
         return min(known) if known and len(known) == len(times) else None
 
     def figure(run: Outcome, seconds: float | None) -> float | None:
-        return None if seconds is None else run.bits_at_time(seconds)
+        return None if seconds is None else run.figure_at_time(seconds)
 
     return _table(results, place, figure)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """Computes how soon runs of a case reach the baseline's final loss.
+    """Computes how soon runs of a case reach the baseline's final figure.
 
     Attributes:
       case: Its name.
       baseline: The case that it is held against; None if it is one itself.
-      bits: Mean end of the baseline's held-out curves, in bits per byte.
+      figure: Mean end of the baseline's held-out curves.
       steps: Steps that the runs took to get there, of those that did.
       seconds: The same in time of training.
       runs: Number of finished runs.
@@ -99,7 +102,7 @@ class Reach:
 
     case: str
     baseline: str | None
-    bits: float | None
+    figure: float | None
     steps: Sequence[float]
     seconds: Sequence[float]
     runs: int
@@ -113,11 +116,11 @@ def reaching_the_baseline(results: Results) -> list[Reach]:
     for case in results.cases:
         baseline = results.baselines.get(case)
         others = [run for run in results.finished(baseline or case) if run.curve]
-        bits = _mean([run.curve[-1][1] for run in others])
+        figure = _mean([run.curve[-1][1] for run in others])
         steps, seconds = [], []
         runs = results.finished(case)
         for run in runs:
-            step = None if bits is None else run.step_reaching(bits)
+            step = None if figure is None else run.step_reaching(figure)
             if step is None:
                 continue
             steps.append(step)
@@ -130,7 +133,7 @@ def reaching_the_baseline(results: Results) -> list[Reach]:
             Reach(
                 case,
                 baseline,
-                bits,
+                figure,
                 steps,
                 seconds,
                 len(runs),
@@ -151,17 +154,26 @@ def _table(
     figure: Callable[[Outcome, float | None], float | None],
 ) -> list[Row]:
     rows = []
+    higher = results.headline.is_higher_better
     for case in results.cases:
         baseline = results.baselines.get(case)
         at = place(case, baseline)
         values = _figures(results.finished(case), at, figure)
         if baseline is None:
-            rows.append(Row(case, None, at, summarize(values), None, None))
+            rows.append(
+                Row(
+                    *(case, None, at, summarize(values), None, None),
+                    is_higher_better=higher,
+                )
+            )
             continue
         others = _figures(results.finished(baseline), at, figure)
         found = compare(values, others)
         rows.append(
-            Row(case, baseline, at, summarize(values), summarize(others), found)
+            Row(
+                *(case, baseline, at, summarize(values), summarize(others), found),
+                is_higher_better=higher,
+            )
         )
     corrected = holm([row.comparison.p if row.comparison else None for row in rows])
     return [

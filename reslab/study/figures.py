@@ -48,6 +48,7 @@ def differences(
     if not any(row.comparison for row in shown):
         return None
     intervals, data, far = [], [], []
+    side = "right" if results.headline.is_higher_better else "left"
     usual = statistics.median(
         abs(r.comparison.difference) for r in shown if r.comparison
     )
@@ -65,7 +66,7 @@ def differences(
         identifier=identifier,
         title=title,
         description=f"{title}: mean difference to the baseline with its 95% interval.",
-        x_label="difference in bits per byte (left is better)",
+        x_label=f"difference in {results.headline.name} ({side} is better)",
     )
     return Figure(
         [chart],
@@ -77,12 +78,13 @@ def differences(
 
 
 def curves(results: Results) -> list[Figure]:
-    """Draws held-out bits per byte over tokens, FLOPs and time, and training loss."""
+    """Draws held-out figures over units, FLOPs and time, and those of training."""
     held_out = [_curve(results, c, lambda run: run.curve) for c in results.cases]
     training = [_curve(results, c, _training) for c in results.cases]
+    unit = results.unit
     found = (
-        _lines(results, held_out, "held-out", "tokens", "training tokens", _tokens),
-        _lines(results, training, "training", "tokens", "training tokens", _tokens),
+        _lines(results, held_out, "held-out", unit, f"training {unit}", _units),
+        _lines(results, training, "training", unit, f"training {unit}", _units),
         _lines(results, held_out, "held-out", "FLOPs", "training FLOPs", _flops),
         _lines(results, held_out, "held-out", "time", "training time", _seconds),
     )
@@ -90,11 +92,12 @@ def curves(results: Results) -> list[Figure]:
 
 
 def _training(run: Outcome) -> list[tuple[int, float]]:
-    """Bits per byte of the training batches, in at most a hundred means."""
-    rows = [(r["step"], r["bpb"]) for r in run.rows if r.get("bpb") is not None]
+    """Figures of the training batches, in at most a hundred means."""
+    name = run.headline.metric
+    rows = [(r["step"], r[name]) for r in run.rows if r.get(name) is not None]
     size = max(1, math.ceil(len(rows) / _MOST_POINTS))
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return [(b[-1][0], sum(bits for _, bits in b) / len(b)) for b in blocks]
+    return [(b[-1][0], sum(figure for _, figure in b) / len(b)) for b in blocks]
 
 
 def _curve(results: Results, case: str, points: Any) -> _Curve:
@@ -109,13 +112,13 @@ def _curve(results: Results, case: str, points: Any) -> _Curve:
     return _Curve(case, steps, values.mean(axis=0).tolist(), deviation)
 
 
-def _tokens(runs: Sequence[Outcome], step: int) -> float | None:
-    return float(step * runs[0].tokens_per_step)
+def _units(runs: Sequence[Outcome], step: int) -> float | None:
+    return float(step * runs[0].units_per_step)
 
 
 def _flops(runs: Sequence[Outcome], step: int) -> float | None:
-    per_token = runs[0].record.get("training_flops_per_token")
-    return None if per_token is None else _tokens(runs, step) * per_token
+    per_unit = runs[0].training_flops_per_unit
+    return None if per_unit is None else step * runs[0].units_per_step * per_unit
 
 
 def _seconds(runs: Sequence[Outcome], step: int) -> float | None:
@@ -168,7 +171,7 @@ def _lines(
         lines = [line._replace(x=[x / factor for x in line.x]) for line in lines]
         unit = f" ({unit})"
     logarithmic = over == "FLOPs"
-    title = f"{what.capitalize()} bits per byte over {x_name}"
+    title = f"{what.capitalize()} {results.headline.name} over {x_name}"
     chart = charts.LineChart(
         series=lines,
         identifier=f"{what}-{over}".lower(),
@@ -176,7 +179,7 @@ def _lines(
         description=f"{title}, one line for each of {len(lines)} cases, with a band "
         "of one standard deviation over seeds.",
         x_label=f"{x_name}{unit}{', logarithmic' if logarithmic else ''}",
-        y_label="bits per byte",
+        y_label=results.headline.name,
         is_log_x=logarithmic,
     )
     words = "Mean over finished runs; bands are ±1 standard deviation over seeds. "
@@ -186,7 +189,7 @@ def _lines(
     if left_out:
         words += f" Without {', '.join(left_out)}: not recorded."
     words += told
-    x_column = {"tokens": "tokens", "FLOPs": "flops", "time": "seconds"}[over]
+    x_column = {"FLOPs": "flops", "time": "seconds"}.get(over, over)
     header = ["case", "step", x_column, "mean", "sd"]
     return Figure(
         [chart],
@@ -218,9 +221,11 @@ def by_result(results: Results, cases: Sequence[str]) -> list[str]:
     """Sorts cases by their mean final figure, the best first, those without last."""
 
     def final(case: str) -> float:
-        values = [run.bits_per_byte for run in results.finished(case)]
+        values = [run.figure for run in results.finished(case)]
         known = [value for value in values if value is not None]
-        return statistics.fmean(known) if known else math.inf
+        if not known:
+            return math.inf
+        return results.headline.order(statistics.fmean(known))
 
     return sorted(cases, key=final)
 

@@ -12,7 +12,7 @@ from reslab.study.tables import ranked
 
 
 def facts(results: Results) -> Facts:
-    """Lists study, hardware, model, tokens and command."""
+    """Lists study, hardware, model, data and command."""
     finished = sum(run.is_finished for run in results.runs)
     rows = [
         (
@@ -26,13 +26,13 @@ def facts(results: Results) -> Facts:
         for name, found in (
             ("Hardware", _hardware(results)),
             ("Model", _model(results)),
-            ("Tokens", _tokens(results)),
+            (results.unit.capitalize(), _budget(results)),
         )
         if found
     ]
-    rows.append(
-        ("Figures", "held-out bits per byte unless named otherwise; lower is better")
-    )
+    end = "higher" if results.headline.is_higher_better else "lower"
+    told = f"held-out {results.headline.name} unless named otherwise; {end} is better"
+    rows.append(("Figures", told))
     if command := _command(results):
         rows.append(("Command", command))
     return Facts(rows)
@@ -75,7 +75,7 @@ def _ends(values: Sequence[Any]) -> str:
     return " or ".join(map(str, different))
 
 
-def _tokens(results: Results) -> str:
+def _budget(results: Results) -> str:
     runs = results.present
     if not runs:
         return ""
@@ -83,7 +83,8 @@ def _tokens(results: Results) -> str:
     steps = _ends([run.config["train.steps"] for run in runs])
     batch = _ends([run.config["data.batch"] for run in runs])
     length = _ends([run.config["data.length"] for run in runs])
-    return f"{budget} for each run: {steps} steps of {batch} x {length}"
+    size = f"{batch} x {length}" if results.unit == "tokens" else batch
+    return f"{budget} for each run: {steps} steps of {size}"
 
 
 def _command(results: Results) -> str:
@@ -97,16 +98,14 @@ def _command(results: Results) -> str:
 _MOST_SENTENCES = 6  # The table has all.
 
 
-def verdicts(
-    results: Results, tokens: Sequence[Row], time: Sequence[Row]
-) -> list[Text]:
+def verdicts(results: Results, units: Sequence[Row], time: Sequence[Row]) -> list[Text]:
     """Writes the findings in order of the result, one sentence each."""
     texts = []
-    for name, rows in (("tokens", tokens), ("time", time)):
-        compared = [row for row in ranked(rows) if row.baseline is not None]
+    for name, rows in ((results.unit, units), ("time", time)):
+        compared = [row for row in ranked(results, rows) if row.baseline is not None]
         decided = [
             f"At equal {name}, {row.case} is {row.verdict} than {row.baseline} by "
-            f"{_size(row, row.comparison)}{_unfinished(results, row)}."
+            f"{_size(results, row, row.comparison)}{_unfinished(results, row)}."
             for row in compared
             if row.verdict in ("better", "worse") and row.comparison
         ]
@@ -142,7 +141,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{told} and {more} more" if more > 0 else told
 
 
-def _size(row: Row, found: Comparison) -> str:
+def _size(results: Results, row: Row, found: Comparison) -> str:
     """The size of a difference that is shown, with its interval."""
     assert row.against is not None and row.against.mean
     share = abs(found.difference) / abs(row.against.mean)
@@ -152,8 +151,8 @@ def _size(row: Row, found: Comparison) -> str:
         told += f" (95% interval {ends[0]:.1%} to {ends[1]:.1%}; "
     else:
         told += " ("
-    told += f"{found.difference:+.4f} bits per byte, p {numbers.p_value(row.corrected)}"
-    return told + " after Holm's correction)"
+    told += f"{found.difference:+.4f} {results.headline.name}, "
+    return f"{told}p {numbers.p_value(row.corrected)} after Holm's correction)"
 
 
 def _percent(row: Row, found: Comparison) -> str:

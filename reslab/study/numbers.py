@@ -21,7 +21,7 @@ def share(value: float | None, whole: float | None) -> str:
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """Writes bits per byte."""
+    """Writes a held-out figure."""
     return DASH if value is None else f"{value:{sign}.4f}"
 
 

@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from reslab.train.tasks import Headline
+
+# Records of older versions are of language runs.
+_BITS_PER_BYTE = Headline("bpb", "bits per byte")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -45,29 +50,48 @@ class Outcome:
         """Returns whether the run reached its end."""
         return self.state == "finished"
 
+    @functools.cached_property
+    def headline(self) -> Headline:
+        """The figure by which runs of its task are compared."""
+        found = self.record.get("headline")
+        return _BITS_PER_BYTE if found is None else Headline(**found)
+
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens that one step trains on."""
-        return self.config["data.batch"] * self.config["data.length"]
+    def unit(self) -> str:
+        """The plural of what its task counts, such as tokens."""
+        return self.record.get("unit", "tokens")
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens, images or other units that one step trains on."""
+        units = self.record.get("units_per_example", self.config["data.length"])
+        return self.config["data.batch"] * units
 
     @property
     def budget(self) -> int:
-        """Tokens that the run was to train on."""
-        return self.config["train.steps"] * self.tokens_per_step
+        """Units that the run was to train on."""
+        return self.config["train.steps"] * self.units_per_step
 
     @property
-    def bits_per_byte(self) -> float | None:
-        """The final figure on all held-out text."""
-        return None if self.result is None else self.result.get("eval_bpb")
+    def training_flops_per_unit(self) -> float | None:
+        """FLOPs of a training step per unit; None where they were not recorded."""
+        return self.record.get(f"training_flops_per_{self.unit.removesuffix('s')}")
+
+    @property
+    def figure(self) -> float | None:
+        """The final figure on all held-out data."""
+        name = f"eval_{self.headline.metric}"
+        return None if self.result is None else self.result.get(name)
 
     @functools.cached_property
     def curve(self) -> list[tuple[int, float]]:
-        """Held-out bits per byte by step, all on the same first batches."""
+        """Held-out figures by step, all on the same first batches."""
+        name = self.headline.metric
         points = (
-            (row["step"], row.get("eval_first_bpb", row.get("eval_bpb")))
+            (row["step"], row.get(f"eval_first_{name}", row.get(f"eval_{name}")))
             for row in self.rows
         )
-        return [(step, bits) for step, bits in points if bits is not None]
+        return [(step, figure) for step, figure in points if figure is not None]
 
     @functools.cached_property
     def _clock(self) -> tuple[list[float], list[float]]:
@@ -96,7 +120,7 @@ class Outcome:
         steps, seconds = self._clock
         return float(np.interp(step, steps, seconds)) if len(steps) > 1 else None
 
-    def bits_at_time(self, time: float) -> float | None:
+    def figure_at_time(self, time: float) -> float | None:
         """The held-out curve at a time of training, linear between evaluations.
 
         None outside of the curve: nothing is extrapolated.
@@ -105,24 +129,24 @@ class Outcome:
         known = [t for t in times if t is not None]
         if len(known) < len(times):
             return None
-        return _inside(time, known, [bits for _, bits in self.curve])
+        return _inside(time, known, [figure for _, figure in self.curve])
 
-    def bits_at_tokens(self, tokens: float) -> float | None:
-        """The held-out curve at a number of tokens, linear between evaluations."""
-        known = [step * self.tokens_per_step for step, _ in self.curve]
-        return _inside(tokens, known, [bits for _, bits in self.curve])
+    def figure_at_units(self, units: float) -> float | None:
+        """The held-out curve at a number of units, linear between evaluations."""
+        known = [step * self.units_per_step for step, _ in self.curve]
+        return _inside(units, known, [figure for _, figure in self.curve])
 
-    def step_reaching(self, bits: float) -> float | None:
-        """The step at which the held-out curve first comes down to a figure.
+    def step_reaching(self, figure: float) -> float | None:
+        """The step at which the held-out curve is first as good as a figure.
 
         Linear between evaluations; None where it never does.
         """
         before: tuple[int, float] | None = None
         for step, here in self.curve:
-            if here <= bits:
+            if self.headline.order(here) <= self.headline.order(figure):
                 if before is None:
                     return float(step)
-                share = (before[1] - bits) / (before[1] - here)
+                share = (before[1] - figure) / (before[1] - here)
                 return before[0] + share * (step - before[0])
             before = step, here
         return None

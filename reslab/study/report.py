@@ -18,7 +18,7 @@ from reslab.study import (
 from reslab.study.comparison import (
     Row,
     at_equal_time,
-    at_equal_tokens,
+    at_equal_units,
 )
 from reslab.study.document import MARK, Document, Section, Text, to_markdown
 from reslab.study.html import to_html
@@ -69,8 +69,8 @@ def write_report(
     results = read_results(paths, baseline=baseline, allow_mixed=allow_mixed)
     if page.suffix != ".html":
         raise ReslabError("--out", expected="a file name.html", got=str(page))
-    tokens, time = at_equal_tokens(results), at_equal_time(results)
-    document = _document(results, tokens, time)
+    units, time = at_equal_units(results), at_equal_time(results)
+    document = _document(results, units, time)
     files: dict[pathlib.Path, bytes] = {}
     pictures: dict[str, str] = {}
     if figures_folder is not None:
@@ -91,7 +91,7 @@ def write_report(
             spreadsheets.of_runs(results, time)
         ),
         page.with_name(f"{page.stem}-comparisons.csv"): spreadsheets.as_csv(
-            spreadsheets.of_comparisons(tokens, time)
+            spreadsheets.of_comparisons(results, units, time)
         ),
     }
     for written, marks in zip(texts, _MARKS, strict=True):
@@ -147,14 +147,14 @@ def answer(
     results = read_results(paths, baseline=baseline, allow_mixed=allow_mixed)
     blocks = [f"note: {mark}" for mark in results.marks]
     for name, table in (
-        ("equal tokens", tables.of_tokens(results, at_equal_tokens(results))),
+        (f"equal {results.unit}", tables.of_units(results, at_equal_units(results))),
         ("equal time", tables.of_time(results, at_equal_time(results))),
     ):
-        blocks.append(f"held-out bits per byte at {name}\n{table.text()}")
+        blocks.append(f"held-out {results.headline.name} at {name}\n{table.text()}")
     return "\n\n".join(blocks)
 
 
-def _document(results: Results, tokens: Sequence[Row], time: Sequence[Row]) -> Document:
+def _document(results: Results, units: Sequence[Row], time: Sequence[Row]) -> Document:
     # Imported here: the names of the quantities need every probe.
     from reslab.observe.probes import quantities
 
@@ -162,21 +162,21 @@ def _document(results: Results, tokens: Sequence[Row], time: Sequence[Row]) -> D
     differences = [
         figures.differences(
             results,
-            tables.ranked(rows),
+            tables.ranked(results, rows),
             f"difference-{what}",
             f"Difference at equal {what}",
         )
-        for what, rows in (("tokens", tokens), ("time", time))
+        for what, rows in ((results.unit, units), ("time", time))
     ]
     unseen = [Text("No run was looked into.")]
     sections = [
         Section(
             "Answer",
             [
-                *findings.verdicts(results, tokens, time),
+                *findings.verdicts(results, units, time),
                 *findings.survivors(results),
                 *(Text(mark, "mark") for mark in results.marks),
-                tables.of_tokens(results, tokens),
+                tables.of_units(results, units),
                 tables.of_time(results, time),
                 tables.of_reaching(results),
                 *(chart for chart in differences if chart),

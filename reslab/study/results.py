@@ -1,10 +1,9 @@
 """The runs of a study as they lie on disk: what was asked, and what came of it."""
 
 import dataclasses
-import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reslab.core import config as configs
@@ -12,10 +11,11 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.records import read_record
 from reslab.observe.writers import jsonl
 from reslab.runtime.exits import DIVERGED
+from reslab.study.marks import marks
 from reslab.study.outcome import Outcome
 from reslab.study.plan import read_study, run_directory
-from reslab.train.identity import of_data
 from reslab.train.run import Run
+from reslab.train.tasks import Headline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,16 @@ class Results:
     def finished(self, case: str) -> list[Outcome]:
         """The runs of a case that ended as they were meant to."""
         return [run for run in self.of(case) if run.is_finished]
+
+    @property
+    def headline(self) -> Headline:
+        """The figure by which the runs are compared."""
+        return (self.present or self.runs)[0].headline
+
+    @property
+    def unit(self) -> str:
+        """The plural of what the runs' task counts, such as tokens."""
+        return (self.present or self.runs)[0].unit
 
     @property
     def present(self) -> list[Outcome]:
@@ -102,7 +112,9 @@ def read_results(
             )
         against = {c: None if c == baseline else baseline for c in results.cases}
         results = dataclasses.replace(results, baselines=against)
-    return dataclasses.replace(results, marks=_marks(results, allow_mixed))
+    return dataclasses.replace(
+        results, marks=marks(results.present, allow_mixed=allow_mixed)
+    )
 
 
 def _read_study(folder: pathlib.Path) -> Results:
@@ -219,12 +231,36 @@ def _read_run(
         state,
         message,
         dict(configs.flatten(config)),
-        run.record() if (folder / "run.json").is_file() else {},
+        _record(run) if (folder / "run.json").is_file() else {},
         sorted(map(_numbers, _lines(folder / "metrics.jsonl")), key=_step),
         result,
         dict(sorted(probes.items())),
         folder.name,
     )
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """Reads `run.json`, and checks what figures are computed from.
+
+    Raises:
+      ReslabError: If it does not say what a run of a task does.
+    """
+    record = run.record()
+    found = record.get("headline")
+    kinds = {"metric": str, "name": str, "is_higher_better": bool}
+    is_right = (
+        (found is None or (isinstance(found, dict) and found.keys() == kinds.keys()))
+        and all(isinstance(value, kinds[key]) for key, value in (found or {}).items())
+        and isinstance(record.get("unit", ""), str)
+        and isinstance(record.get("units_per_example", 1), int)
+    )
+    if not is_right:
+        raise ReslabError(
+            f"{run.directory / 'run.json'}",
+            expected="headline, unit and units_per_example of a task",
+            got=f"{found!r:.60}",
+        )
+    return record
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -309,83 +345,3 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 def _case_name(config: Mapping[str, Any], differing: Sequence[str]) -> str:
     short = short_names(differing)
     return " ".join(f"{short[key]}={config[key]}" for key in differing) or "run"
-
-
-def _marks(results: Results, allow_mixed: bool) -> list[str]:
-    """Checks that the runs may stand in one table.
-
-    Raises:
-      ReslabError: If they may not, and `--allow-mixed` was not given.
-    """
-    marks = []
-    for what, unit, values in (
-        ("corpora", "corpus", lambda run: run.record.get("corpus", {}).get("sha256")),
-        ("token budgets", "train.steps * data.batch * data.length", _budget),
-    ):
-        found: dict[Any, Outcome] = {}
-        for run in results.present:
-            if (value := values(run)) is not None:
-                found.setdefault(value, run)
-        if len(found) < 2:
-            continue
-        (a, one), (b, other) = list(found.items())[:2]
-        values = [v[:12] if isinstance(v, str) else v for v in (a, b)]
-        if not allow_mixed:
-            raise ReslabError(
-                f"runs with different {what} in one table",
-                expected=f"the same {unit}",
-                got=f"{one.directory.name} {values[0]}, {other.directory.name} "
-                f"{values[1]}",
-                hint="--allow-mixed marks the table and continues",
-            )
-        told = f"{_titled(one)} {values[0]}, {_titled(other)} {values[1]}"
-        marks.append(f"Runs with different {what} stand in one table: {told}.")
-    marks += _mark_tokens(results.present)
-    windows = {
-        tuple(run.config[key] for key in _WINDOWS)
-        for run in results.present
-        if all(key in run.config for key in _WINDOWS)
-    }
-    if len(windows) > 1:
-        marks.append(
-            "The curves are not all of the same held-out text: "
-            f"{', '.join(_WINDOWS)} differ."
-        )
-    return marks
-
-
-def _titled(run: Outcome) -> str:
-    return f"{run.case} seed {run.seed}"
-
-
-def _mark_tokens(runs: Sequence[Outcome]) -> Iterator[str]:
-    """Tells apart data that have the same name: in the config, or by its documents."""
-    for what, known in (
-        ("tokenizer files", lambda run: run.config.get("data.tokenizer")),
-        ("tokens of the same documents", _documents),
-    ):
-        part = "tokens" if known is _documents else "tokenizer"
-        groups: dict[Any, dict[str, Outcome]] = {}
-        for run in runs:
-            if digest := of_data(run.record.get("corpus", {})).get(part):
-                groups.setdefault(known(run), {}).setdefault(digest, run)
-        for found in groups.values():
-            if len(found) > 1:
-                told = ", ".join(
-                    f"{_titled(run)} {digest[:12]}"
-                    for digest, run in itertools.islice(found.items(), 2)
-                )
-                yield f"Runs with different {what} stand in one table: {told}."
-
-
-def _documents(run: Outcome) -> tuple[Any, ...]:
-    """Returns the digests of a run's documents and of its tokenizer."""
-    found = of_data(run.record["corpus"])
-    return found.get("corpus"), found.get("tokenizer")
-
-
-_WINDOWS = ("eval.batch", "eval.batches", "data.length")
-
-
-def _budget(run: Outcome) -> int:
-    return run.budget

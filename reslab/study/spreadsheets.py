@@ -19,11 +19,14 @@ from reslab.study.results import (
 def of_runs(results: Results, time: Sequence[Row]) -> list[list[Any]]:
     """Returns a header and a row per run."""
     places = {row.case: row.at for row in time}
-    ends = {row.case: row.bits for row in reaching_the_baseline(results)}
-    header = ["case", "seed", "directory", "state", "step", "tokens", "eval_bpb"]
-    header += ["training_seconds", "equal_time_seconds", "equal_time_bpb"]
+    ends = {row.case: row.figure for row in reaching_the_baseline(results)}
+    header = ["case", "seed", "directory", "state", "step", results.unit]
+    metric, unit = results.headline.metric, results.unit.removesuffix("s")
+    header += [f"eval_{metric}"]
+    header += ["training_seconds", "equal_time_seconds", f"equal_time_{metric}"]
     header += ["steps_to_baseline", "seconds_to_baseline"]
-    header += ["tokens_per_second", "parameters", "training_flops_per_token", "commit"]
+    header += [f"{results.unit}_per_second", "parameters"]
+    header += [f"training_flops_per_{unit}", "commit"]
     rows: list[list[Any]] = [header]
     for run in results.runs:
         at = places[run.case]
@@ -37,29 +40,31 @@ def of_runs(results: Results, time: Sequence[Row]) -> list[list[Any]]:
                 run.label,
                 run.state,
                 step,
-                None if step is None else step * run.tokens_per_step,
-                run.bits_per_byte,
+                None if step is None else step * run.units_per_step,
+                run.figure,
                 run.seconds,
                 at if run.is_finished else None,
-                run.bits_at_time(at) if at is not None and run.is_finished else None,
+                run.figure_at_time(at) if at is not None and run.is_finished else None,
                 reached,
                 None if reached is None else run.seconds_at(reached),
                 tables.median_speed([run]),
                 run.record.get("parameters"),
-                run.record.get("training_flops_per_token"),
+                run.training_flops_per_unit,
                 run.record.get("environment", {}).get("commit"),
             ]
         )
     return rows
 
 
-def of_comparisons(tokens: Sequence[Row], time: Sequence[Row]) -> list[list[Any]]:
+def of_comparisons(
+    results: Results, units: Sequence[Row], time: Sequence[Row]
+) -> list[list[Any]]:
     """Returns a header and a row per comparison."""
     header = ["at_equal", "at", "case", "baseline", "n", "mean", "sd", "low", "high"]
     header += ["baseline_n", "baseline_mean", "baseline_sd", "difference"]
     header += ["difference_low", "difference_high", "p", "p_holm", "verdict"]
     rows: list[list[Any]] = [header]
-    for name, table in (("tokens", tokens), ("seconds", time)):
+    for name, table in ((results.unit, units), ("seconds", time)):
         for row in table:
             against = row.against[:3] if row.against else (None,) * 3
             found = row.comparison or (None,) * 4

@@ -1,4 +1,4 @@
-"""Tables of a report, the best case first: bits per byte, time and cost."""
+"""Tables of a report, the best case first: results, time and cost."""
 
 import math
 import statistics
@@ -21,23 +21,24 @@ from reslab.study.results import (
 from reslab.study.statistics import summarize
 
 
-def of_tokens(results: Results, rows: Sequence[Row]) -> Table:
-    """Compares cases at equal training tokens."""
+def of_units(results: Results, rows: Sequence[Row]) -> Table:
+    """Compares cases at equal training tokens, images or other units."""
     budgets = {run.budget for run in results.runs if run.is_finished}
-    at = f"{min(budgets):,} training tokens" if budgets else "no finished run"
+    at = f"{min(budgets):,} training {results.unit}" if budgets else "no finished run"
     if len(budgets) > 1:
         at += ", the smallest budget, read off the curves: the budgets are mixed"
     caption = (
-        f"At equal tokens ({at}), means over seeds, the best first. {_method(rows)}"
+        f"At equal {results.unit} ({at}), means over seeds, the best first. "
+        f"{_method(results, rows)}"
     )
-    rows = ranked(rows)
+    rows = ranked(results, rows)
     header, cells = _comparison_cells(results, rows)
     return Table(caption, header, cells, emphasized=_best(results, rows))
 
 
 def of_time(results: Results, rows: Sequence[Row]) -> Table:
     """Compares cases at equal training time."""
-    rows = ranked(rows)
+    rows = ranked(results, rows)
     header, cells = _comparison_cells(results, rows)
     times = [row.at for row in rows if row.at is not None]
     unit, factor = figures.time_unit(max(times, default=0.0))
@@ -51,16 +52,17 @@ def of_time(results: Results, rows: Sequence[Row]) -> Table:
         "baseline, without compiling, evaluations and checkpoints. Curves on the first "
         "evaluation batches are read off there, linear between evaluations, never "
         "beyond their ends. Times are those of the machines as they were: runs that "
-        f"shared one slowed each other. {_method(rows)}"
+        f"shared one slowed each other. {_method(results, rows)}"
     )
     return Table(caption, header, cells, emphasized=_best(results, rows))
 
 
-def ranked(rows: Sequence[Row]) -> list[Row]:
+def ranked(results: Results, rows: Sequence[Row]) -> list[Row]:
     """Sorts rows by their result, the best first, those without one last."""
 
     def mean(row: Row) -> float:
-        return math.inf if row.summary.mean is None else row.summary.mean
+        found = row.summary.mean
+        return math.inf if found is None else results.headline.order(found)
 
     return sorted(rows, key=mean)
 
@@ -77,7 +79,7 @@ def _best(results: Results, rows: Sequence[Row]) -> list[int]:
 
 
 def of_reaching(results: Results) -> Table:
-    """Lists when each case reaches the baseline's loss."""
+    """Lists when each case reaches the baseline's figure."""
     found = {row.case: row for row in reaching_the_baseline(results)}
     rows = [found[case] for case in figures.by_result(results, results.cases)]
     unit, factor = figures.time_unit(
@@ -100,7 +102,7 @@ def of_reaching(results: Results) -> Table:
         )
     caption = (
         "To where the baseline ends: mean steps and training time until the held-out "
-        "curve on the first evaluation batches, linear between evaluations, is down to "
+        "curve on the first evaluation batches, linear between evaluations, reaches "
         "the mean end of the baseline's curves; over the runs that get there at all. "
         "The learning-rate schedule spans the whole run, so a run that "
         "was shorter by design might get there sooner."
@@ -108,11 +110,12 @@ def of_reaching(results: Results) -> Table:
     return Table(caption, header, cells)
 
 
-def _method(rows: Sequence[Row]) -> str:
+def _method(results: Results, rows: Sequence[Row]) -> str:
     tests = sum(row.corrected is not None for row in rows)
     count = numbers.counted(tests, "test")
+    end = "highest" if results.headline.is_higher_better else "lowest"
     return (
-        "Best is the lowest mean of a case whose runs all finished; the column "
+        f"Best is the {end} mean of a case whose runs all finished; the column "
         f"'at {LEVEL:.0%}' says whether a difference is shown. Intervals are 95% t "
         "intervals; p is Welch's two-sided t-test against the baseline, corrected "
         f"by Holm over the {count} of this table. {numbers.DASH}: "
@@ -172,7 +175,7 @@ def of_cost(results: Results) -> Table:
             rows.append([case, *[numbers.DASH] * (6 + len(memories))])
             continue
         record = runs[0].record
-        count, flops = record.get("parameters"), record.get("training_flops_per_token")
+        count, flops = record.get("parameters"), runs[0].training_flops_per_unit
         width = np.dtype("float32").itemsize
         if runs[0].config["precision.parameters"] != "float32":
             width = {"bfloat16": 2, "float64": 8}[
@@ -191,13 +194,15 @@ def of_cost(results: Results) -> Table:
                 *(numbers.size(_largest(runs, name)) for name in memories),
             ]
         )
-    header = ["case", "parameters", "their bytes", "training FLOPs/token"]
-    header += ["training FLOPs", "tokens/s", "training time (s)"]
+    unit = results.unit.removesuffix("s")
+    header = ["case", "parameters", "their bytes", f"training FLOPs/{unit}"]
+    header += ["training FLOPs", f"{results.unit}/s", "training time (s)"]
     header += [f"memory: {name}" for name in memories]
     return Table(
-        "What a run of each case costs. Tokens per second: median over the rows of all "
-        "its runs. Time: mean over finished runs, of training steps alone. FLOPs are "
-        "those of matrix products, forward and backward.",
+        f"What a run of each case costs. {results.unit.capitalize()} per second: "
+        "median over the rows of all its runs. Time: mean over finished runs, of "
+        "training steps alone. FLOPs are those of matrix products, forward and "
+        "backward.",
         header,
         rows,
     )
@@ -214,6 +219,6 @@ def _largest(runs: Sequence[Outcome], name: str) -> float | None:
 
 
 def median_speed(runs: Sequence[Outcome]) -> float | None:
-    """Returns the median tokens per second of runs; None without any."""
-    values = [v for run in runs for v in run.values("tokens_per_second")]
+    """Returns the median units per second of runs; None without any."""
+    values = [v for run in runs for v in run.values(f"{run.unit}_per_second")]
     return statistics.median(values) if values else None

@@ -76,7 +76,7 @@ class Evaluator:
         place = place_on(self._mesh)
         totals: dict[str, float] = {}
         beginning: dict[str, float] = {}
-        headline = self._task.headline
+        headline = self._task.headline.metric
         host = self._task.validation_batches(self._rows)
         chosen = prefetch(itertools.islice(host, batches), place)
         with use_mesh(self._mesh), contextlib.closing(chosen):

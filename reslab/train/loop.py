@@ -229,6 +229,9 @@ def describe(setup: Setup) -> dict[str, Any]:
         f"training_flops_per_{unit}": training_flops_per_unit(setup),
         "compute_dtype": jax.numpy.dtype(setup.model.dtype).name,
         "corpus": setup.task.record(),
+        "headline": dataclasses.asdict(setup.task.headline),
+        "unit": setup.task.unit,
+        "units_per_example": setup.task.units_per_example,
         "parts": own.digests(configs.modules(setup.config)),
     }
 

@@ -44,7 +44,7 @@ class Prober:
 
     The training step is not touched: it is the same program, and gives the same
     numbers, with and without probes. The model is looked at in its scanned form,
-    which compiles fast at any depth, on held-out sequences that stay the same, so
+    which compiles fast at any depth, on held-out examples that stay the same, so
     that steps and runs can be compared; gradients and updates are those of the
     training batch that comes next.
 
@@ -66,13 +66,6 @@ class Prober:
         is_lenient: bool = False,
     ):
         config = setup.config
-        if setup.task.unit != "tokens":
-            raise ReslabError(
-                "probes",
-                expected="a language model",
-                got=f"a model of {setup.task.unit}",
-                hint="probes.every=0",
-            )
         specs = config.probes.names if specs is None else specs
         self._probes = {}
         for spec in specs:
@@ -82,7 +75,9 @@ class Prober:
             self._probes[name] = registry.make("probes", spec)
         self._unanswered: dict[str, ReslabError] = {}
         self._setup = setup
-        self._model = setup.model.clone(is_unrolled=False)
+        self._model = setup.model
+        if hasattr(setup.model, "is_unrolled"):
+            self._model = setup.model.clone(is_unrolled=False)
         shared = batch_parts(setup.mesh)
         rows = shared * math.ceil(config.probes.batch / shared)
         windows = setup.task.validation_batches(rows)
@@ -142,19 +137,14 @@ class Prober:
         setup, params, task = self._setup, state.params, self._setup.task
 
         def forward():
-            _, taps = self._model.apply(
-                state.variables,
-                held_out["tokens"],
-                positions=held_out["positions"],
-                segments=held_out["segment_ids"],
-                method="hidden",
-                mutable=[TAPS],
+            _, taps = task.features(
+                self._model, state.variables, held_out, mutable=[TAPS]
             )
-            return taps[TAPS]
+            return taps.get(TAPS, {})
 
         def loss():
             total, sums, _ = task.loss_sums(self._model, state.variables, held_out)
-            return total / jax.numpy.maximum(sums["tokens"], 1)
+            return total / jax.numpy.maximum(sums[task.unit], 1)
 
         def gradient(slots, sites):
             scanned = dataclasses.replace(setup, model=self._model)
@@ -175,12 +165,13 @@ class Prober:
             logits: Any = self._model.apply(state.variables, x, method="read_out")
             return logits
 
+        is_counted, is_first = task.tokens(self._model, held_out)
         return View(
             params=params,
             layouts=layouts(setup.boxed_params),
             opt_state=state.opt_state,
-            is_counted=held_out["loss_mask"].astype(bool),
-            is_first=held_out["positions"] == 0,
+            is_counted=is_counted,
+            is_first=is_first,
             forward=forward,
             read_out=read_out,
             loss=loss,
@@ -234,6 +225,12 @@ def inspect_run(
     mesh = setup.mesh
     if specs is None:
         specs = _answerable(setup)
+        if not specs:
+            raise ReslabError(
+                f"{run.directory}",
+                expected="a model that probes can measure",
+                got=config.model.name,
+            )
     prober = Prober(setup, specs)
     records = []
     with Checkpoints(

@@ -10,7 +10,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.records import sealed
 from reslab.study.comparison import (
     at_equal_time,
-    at_equal_tokens,
+    at_equal_units,
     reaching_the_baseline,
 )
 from reslab.study.report import answer
@@ -65,7 +65,7 @@ def test_the_curve_is_of_one_quantity(tmp_path, run_writer):
     assert [step for step, _ in run.curve] == [20, 40, 60, 80, 100]
     # The last row's figure of the first batches, not that of all held-out text.
     assert run.curve[-1][1] == run.rows[-1]["eval_first_bpb"]
-    assert run.bits_per_byte == run.rows[-1]["eval_bpb"] != run.curve[-1][1]
+    assert run.figure == run.rows[-1]["eval_bpb"] != run.curve[-1][1]
 
 
 def test_time_is_that_of_the_steps_alone(tmp_path, run_writer):
@@ -102,9 +102,9 @@ def test_the_curve_is_read_off_between_evaluations_and_not_beyond(tmp_path, run_
     run_writer(tmp_path / "a", 0, step_seconds=0.1)
     (run,) = read_results([tmp_path / "a"]).runs
     middle = (run.curve[0][1] + run.curve[1][1]) / 2
-    np.testing.assert_allclose(run.bits_at_time(3.0), middle)
-    assert run.bits_at_time(1.9) is None
-    assert run.bits_at_time(10.1) is None
+    np.testing.assert_allclose(run.figure_at_time(3.0), middle)
+    assert run.figure_at_time(1.9) is None
+    assert run.figure_at_time(10.1) is None
 
 
 def test_equal_time_cuts_the_slower_at_the_time_of_the_faster(tmp_path, study_writer):
@@ -124,7 +124,7 @@ def test_equal_time_cuts_the_slower_at_the_time_of_the_faster(tmp_path, study_wr
     np.testing.assert_allclose(slow.against.mean, np.mean(ends))
     assert slow.verdict == "worse"
     # Equal tokens are no trouble to the slow one: it is as good in the end.
-    final = at_equal_tokens(results)[1].comparison
+    final = at_equal_units(results)[1].comparison
     assert abs(final.difference) < 0.1 * slow.comparison.difference
 
 
@@ -137,7 +137,7 @@ def test_the_step_where_the_baseline_ends_is_read_off(tmp_path, study_writer):
     results = read_results([study_writer(tmp_path / "s", cases)])
     base, sooner, never = reaching_the_baseline(results)
     ends = [run.curve[-1][1] for run in results.finished("base")]
-    np.testing.assert_allclose(sooner.bits, np.mean(ends))
+    np.testing.assert_allclose(sooner.figure, np.mean(ends))
     for run, step in zip(results.finished("sooner"), sooner.steps, strict=True):
         np.testing.assert_allclose(
             np.interp(step, *zip(*run.curve, strict=True)), np.mean(ends)
@@ -151,7 +151,7 @@ def test_the_step_where_the_baseline_ends_is_read_off(tmp_path, study_writer):
 
 def test_equal_tokens_compares_the_final_figures(places):
     results = read_results([places])
-    rows = at_equal_tokens(results)
+    rows = at_equal_units(results)
     final = [run.result["eval_bpb"] for run in results.finished("post")]
     np.testing.assert_allclose(rows[1].summary.mean, np.mean(final))
     assert rows[0].verdict == "baseline"
@@ -170,7 +170,7 @@ def test_seeds_alone_are_no_difference(tmp_path, study_writer):
             tmp_path / f"trial{trial}", cases, seeds=4, probes=False, noise=0.02
         )
         results = read_results([folder])
-        rows = [*at_equal_tokens(results), *at_equal_time(results)]
+        rows = [*at_equal_units(results), *at_equal_time(results)]
         found += any(row.verdict in ("better", "worse") for row in rows)
     assert found <= 1
 
@@ -186,9 +186,9 @@ def test_mixed_budgets_are_refused_unless_asked_for_and_then_marked(
         read_results([folder])
     results = read_results([folder], allow_mixed=True)
     assert "different token budgets" in results.marks[0]
-    rows = at_equal_tokens(results)
+    rows = at_equal_units(results)
     assert rows[1].at == 51_200
-    halves = [run.bits_at_tokens(51_200) for run in results.finished("long")]
+    halves = [run.figure_at_units(51_200) for run in results.finished("long")]
     assert None not in halves
     np.testing.assert_allclose(rows[1].summary.mean, np.mean(halves))
 

@@ -16,7 +16,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.platform import available_cores, cpu_threads
 from reslab.parallel.hosts import configure_cpu
 from reslab.runtime.python import command
-from reslab.study.comparison import at_equal_tokens
+from reslab.study.comparison import at_equal_units
 from reslab.study.plan import plan
 from reslab.study.pool import Ended
 from reslab.study.results import read_results
@@ -168,7 +168,7 @@ def test_interrupted_ends_with_the_same_table(folder, environment, whole):
     process = start(folder, environment, "--out", broken.name, "--jobs", "2")
     _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
-    rows = [at_equal_tokens(read_results([path])) for path in (whole, broken)]
+    rows = [at_equal_units(read_results([path])) for path in (whole, broken)]
     assert rows[0] == rows[1]
 
 

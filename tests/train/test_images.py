@@ -4,12 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from reslab.cli import main
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves
 from reslab.parallel.mesh import make_mesh, place_on, use_mesh
 from reslab.train import loop
 from reslab.train.checkpoint import Checkpoints
+from reslab.train.probe import Prober
 from reslab.train.state import make_setup, restore_variables
 from reslab.train.step import make_step
 
@@ -84,9 +86,32 @@ def test_a_field_that_the_model_does_not_have_is_refused():
         loop.prepare(config)
 
 
-def test_probes_are_refused():
-    with pytest.raises(ReslabError, match="probes: expected a language model"):
-        loop.train(small(probes__every=10), "never")
+@pytest.mark.conformance
+def test_probes_of_patches_and_none_of_a_residual_network(capsys):
+    setup = loop.prepare(small("digits_vit", model__name="vit(patch=4)"))
+    prober = Prober(setup, ["stream", "contribution"])
+    batch = place_on(setup.mesh)(next(setup.task.train_batches()))
+    found = prober(setup.init(), batch)
+    assert len(found["stream/variance"]) == 2 * setup.config.model.depth + 1
+    assert np.isfinite(found["contribution/relative"]).all()
+    Prober(loop.prepare(small()), ["stream"], is_lenient=True)
+    assert "expected sublayers along depth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "digits_vit", "digits_norms_only"])
+def test_shipped_configs_are_shown(name, capsys):
+    assert main(["show", name]) == 0
+    assert "FLOPs per image in training" in capsys.readouterr().out
+
+
+def test_what_images_cannot_do_is_one_line(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(configs.canonical_json(small()))
+    for command in (["generate"], ["eval", "--text", "x"]):
+        verb, *options = command
+        assert main([verb, str(tmp_path), *options]) == 2
+        told = capsys.readouterr().err
+        assert "expected a language model; got resnet(stages=1)" in told
+        assert told.count("\n") == 1
 
 
 @pytest.mark.conformance

@@ -1,9 +1,10 @@
 """Training tasks, one per file; a model names its own, and a config may name another.
 
-A task knows its data and what is lost on them. The step, the loop, checkpoints and
-evaluation are the same for all.
+A task knows its data and what is lost on them. The step, the loop, checkpoints,
+evaluation and reports are the same for all.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +18,25 @@ from reslab.core.model_state import ModelState
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline:
+    """The held-out figure by which runs of a task are compared.
+
+    Attributes:
+      metric: Its name among the task's metrics.
+      name: Its name in words.
+      is_higher_better: Whether a larger figure is a better one.
+    """
+
+    metric: str
+    name: str
+    is_higher_better: bool = False
+
+    def order(self, value: float) -> float:
+        """A key by which figures sort, the best first."""
+        return -value if self.is_higher_better else value
 
 
 class Batches(Iterator[dict[str, np.ndarray]], Protocol):
@@ -35,11 +55,11 @@ class Task(Protocol):
     Attributes:
       unit: What is counted: loss is a mean over these, throughput is of these.
       units_per_example: How many a row of a batch has.
-      headline: Which of its metrics is the result.
+      headline: The metric that is the result.
     """
 
     unit: ClassVar[str]
-    headline: ClassVar[str]
+    headline: ClassVar[Headline]
     units_per_example: int
 
     def model_fields(self) -> dict[str, Any]:
@@ -90,6 +110,27 @@ class Task(Protocol):
         Returns:
           What training minimizes, summed over units; the sums, among them the
           number of units; and, if `is_training`, the statistics it wrote.
+        """
+        ...
+
+    def features(
+        self, model: Any, variables: ModelState, batch: Batch, **options: Any
+    ) -> Any:
+        """Applies the model to a batch, up to its head where it can end there.
+
+        Args:
+          model: The model.
+          variables: Its parameters and state.
+          batch: The batch.
+          **options: Those of `model.apply`.
+        """
+        ...
+
+    def tokens(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Masks of the tokens that count, and of those that begin a document.
+
+        Returns:
+          Two masks (batch, length).
         """
         ...
 

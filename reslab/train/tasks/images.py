@@ -1,6 +1,7 @@
 """Classification of images."""
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ from reslab.ops.orthogonality.api import (
     convolution_orthogonality,
     matrix_orthogonality,
 )
-from reslab.train.tasks import Batch, Sums
+from reslab.train.tasks import Batch, Headline, Sums
 
 if TYPE_CHECKING:  # Grain takes a second to import, and a model needs no batches.
     from reslab.data.batches import TrainBatches
@@ -34,7 +35,7 @@ class ImageClassification:
     """
 
     unit: ClassVar[str] = "images"
-    headline: ClassVar[str] = "accuracy"
+    headline: ClassVar[Headline] = Headline("accuracy", "accuracy", True)
     units_per_example: ClassVar[int] = 1
 
     def __init__(self, config: ConfigDict):
@@ -148,6 +149,19 @@ class ImageClassification:
             distance = orthogonality(model, variables["params"])
             total = total + images * factor * distance.astype(total.dtype)
         return total, sums, written.get(BATCH_STATS, {})
+
+    def features(
+        self, model: Any, variables: ModelState, batch: Batch, **options: Any
+    ) -> Any:
+        """Applies the model, head included."""
+        return model.apply(variables, batch["images"], **options)
+
+    def tokens(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Masks of the patches: all of an image count, and none begins a document."""
+        patches = math.prod(getattr(model, "grid", (1, 1)))
+        mask = batch["loss_mask"].astype(bool)[:, None]
+        is_counted = jnp.broadcast_to(mask, (mask.shape[0], patches))
+        return is_counted, jnp.zeros_like(is_counted)
 
     def optimizer_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
         """`grams` of the model's first kernel, for `tract`."""

@@ -27,7 +27,7 @@ from reslab.data.windows import WindowSource
 from reslab.models.cost import training_flops_per_token
 from reslab.models.lm import LanguageModel
 from reslab.train.run import Run
-from reslab.train.tasks import Batch, Sums
+from reslab.train.tasks import Batch, Headline, Sums
 
 if TYPE_CHECKING:  # Grain takes a second to import, and a model needs no batches.
     from reslab.data.batches import TrainBatches
@@ -44,7 +44,7 @@ class Language:
     """
 
     unit: ClassVar[str] = "tokens"
-    headline: ClassVar[str] = "bpb"
+    headline: ClassVar[Headline] = Headline("bpb", "bits per byte")
 
     def __init__(self, config: ConfigDict):
         self._config = config
@@ -202,6 +202,24 @@ class Language:
         if is_training and z_loss:
             total = total + z_loss * jnp.sum(jnp.square(log_normalizer) * mask)
         return total, sums, written.get(BATCH_STATS, {})
+
+    def features(
+        self, model: LanguageModel, variables: ModelState, batch: Batch, **options: Any
+    ) -> Any:
+        """Applies the model without its head."""
+        return model.apply(
+            variables,
+            batch["tokens"],
+            positions=batch["positions"],
+            segments=batch["segment_ids"],
+            method="hidden",
+            **options,
+        )
+
+    def tokens(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Masks of the tokens whose loss counts, and of those at position 0."""
+        del model
+        return batch["loss_mask"].astype(bool), batch["positions"] == 0
 
     def optimizer_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
         """The batch's `tokens`."""

@@ -14,6 +14,9 @@ from reslab.core.errors import ReslabError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from reslab.data.corpus import Corpus
+    from reslab.train.tasks import Task
+
 HELP = "train a model, or resume its training"
 # Larger corpora are not counted for the summary: the counts take memory.
 LARGEST_COUNTED = 2**28
@@ -101,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
     from reslab.train import loop
     from reslab.train.ending import end
 
+    trained: list[Task] = []
     if options.debug_nans:
         jax.config.update("jax_debug_nans", True)
     try:
@@ -110,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
             watchdog=options.watchdog,
             is_strict=options.strict_restore,
             profile=options.profile,
+            at_end=trained.append,
         )
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         return end(error, "reslab train: ")
@@ -117,16 +122,23 @@ def run(options: argparse.Namespace) -> int:
         if is_writer():
             print(f"{result}\nrun directory  {directory}")
         return 0
-    _summarize(config, directory, result)
+    try:
+        _summarize(config, directory, result, trained)
+    except ReslabError as error:  # The run is whole without.
+        print(f"no summary: {error}", file=sys.stderr)
     _point_on(
         directory, config, "--from-run" if options.from_run else "--config", source
     )
     return 0
 
 
-def _summarize(config: "ConfigDict", directory: Any, result: dict[str, Any]) -> None:
-    """Prints what the run came to, beside count models of the same text."""
-    from reslab.data.corpus import load_corpus
+def _summarize(
+    config: "ConfigDict",
+    directory: Any,
+    result: dict[str, Any],
+    trained: "list[Task]",
+) -> None:
+    """Prints what the run came to, beside count models of text that is loaded."""
     from reslab.data.ngrams import ngram_bits_per_byte
     from reslab.observe.phases import Phases
     from reslab.train.run import Run
@@ -142,12 +154,8 @@ def _summarize(config: "ConfigDict", directory: Any, result: dict[str, Any]) -> 
         if "eval_bpb" in before:
             rows.append(("continued from", before["eval_bpb"]))
     print("\nheld-out bits per byte")
-    corpus = load_corpus(config.data.source, config.data.tokenizer)
-    if (
-        config.data.tokenizer == "bytes"
-        and corpus.bytes <= LARGEST_COUNTED
-        and not corpus.others
-    ):
+    corpus = _counted(config, trained)
+    if corpus and corpus.bytes <= LARGEST_COUNTED and not corpus.others:
         for order, name in ((3, "trigram"), (2, "bigram"), (1, "unigram")):
             bits = ngram_bits_per_byte(corpus.train, corpus.validation, order)
             rows.append((f"{name} counts", bits))
@@ -160,6 +168,21 @@ def _summarize(config: "ConfigDict", directory: Any, result: dict[str, Any]) -> 
         print(f"  {line}")
     if "tokens_per_second" in result:
         print(f"\n{result['tokens_per_second']:,.0f} tokens/s")
+
+
+def _counted(config: "ConfigDict", trained: "list[Task]") -> "Corpus | None":
+    """The corpus of a run, for models that count bytes: as it was loaded, or again."""
+    from reslab.data.corpus import Corpus, load_corpus
+
+    if config.data.tokenizer != "bytes":
+        return None
+    if trained:
+        corpus = getattr(trained[0], "corpus", None)
+        return corpus if isinstance(corpus, Corpus) else None
+    try:
+        return load_corpus(config.data.source, config.data.tokenizer)
+    except (ReslabError, OSError):  # A finished run does not need it.
+        return None
 
 
 def _point_on(directory: Any, config: "ConfigDict", option: str, source: str) -> None:

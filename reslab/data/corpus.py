@@ -1,11 +1,13 @@
 """Documents become two token streams, one to train on and one held out."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -143,6 +145,8 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
     made = registry.make("sources", source)
     if hasattr(made, "corpus"):
         return made.corpus(tokenizer)
+    if (keep := _keeper.get()) is not None:
+        return keep(source, tokenizer)
     encoder: Tokenizer = registry.make("tokenizers", tokenizer)
     pieces: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     documents = Documents(source)
@@ -156,6 +160,40 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
         documents=sum(map(len, pieces.values())),
         bytes=documents.bytes,
     )
+
+
+@contextlib.contextmanager
+def kept_by(keep: Callable[[registry.Spec, registry.Spec], Corpus]) -> Iterator[None]:
+    """Makes `load_corpus` leave the tokenizing of documents to a function."""
+    token = _keeper.set(keep)
+    try:
+        yield
+    finally:
+        _keeper.reset(token)
+
+
+_keeper: contextvars.ContextVar[
+    Callable[[registry.Spec, registry.Spec], Corpus] | None
+] = contextvars.ContextVar("_keeper", default=None)
+
+
+def corpus_sha256(source: registry.Spec, tokenizer: registry.Spec) -> str:
+    """Digests a corpus as `load_corpus` does, without tokenizing its documents.
+
+    Args:
+      source: Spec of the family `sources`.
+      tokenizer: Spec of the family `tokenizers`, for a source that is tokenized.
+
+    Raises:
+      ReslabError: As in `load_corpus`.
+    """
+    made = registry.make("sources", source)
+    if hasattr(made, "corpus"):
+        return made.corpus(tokenizer).sha256
+    documents = Documents(source)
+    for _ in documents:
+        pass
+    return documents.sha256
 
 
 def held_out_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:

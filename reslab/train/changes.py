@@ -11,10 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import config as configs
-from reslab.core import registry
+from reslab.core import own, registry
 from reslab.core.errors import ReslabError
 from reslab.core.records import Form, parse_record
 from reslab.core.schema import ALWAYS
+from reslab.train import parts
 
 if TYPE_CHECKING:
     from reslab.train.run import Run
@@ -78,6 +79,24 @@ def _why_not_as_long(began: ConfigDict, now: ConfigDict, step: int) -> str:
         if not np.array_equal(*factors):
             return f"schedule {spec!r} would have been another at the steps done"
     return ""
+
+
+def check_config(run: "Run", config: ConfigDict) -> None:
+    """Checks that a run that is there may go on with a config.
+
+    Raises:
+      ReslabError: If it holds another config, or parts of its own have changed.
+    """
+    if not (run.directory / "config.json").is_file():
+        return
+    if differing := refused(run.config(is_inert=True), config, run.last_step()):
+        raise ReslabError(
+            f"run directory {run.directory} holds another config",
+            got=f"different {', '.join(differing[:3])}",
+            hint="--run with another directory",
+        )
+    now = own.digests(configs.modules(config))
+    parts.check(run.recorded().get("parts", {}), now, run.directory)
 
 
 def adopt(run: "Run", config: ConfigDict) -> None:

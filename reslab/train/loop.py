@@ -38,8 +38,10 @@ from reslab.train import identity
 from reslab.train.changes import adopt, warn_of_machine
 from reslab.train.checkpoint import Checkpoints, NotFinite, Restored
 from reslab.train.continuation import inherited
+from reslab.train.corpora import tokenized_once
 from reslab.train.cost import training_flops_per_unit
 from reslab.train.evaluate import EvaluationStopped, Evaluator
+from reslab.train.finished import finished, result_of
 from reslab.train.held import Held
 from reslab.train.lines import Lines
 from reslab.train.memory import check_memory
@@ -48,7 +50,7 @@ from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
 from reslab.train.step import HEALTH, jit_step, make_step
-from reslab.train.tasks import Batch, Batches
+from reslab.train.tasks import Batch, Batches, Task
 
 _SLOWER = "a lower optim.learning_rate or a longer warmup"
 
@@ -110,6 +112,7 @@ def train(
     is_strict: bool = False,
     profile: str | None = None,
     after_step: Callable[[int], None] | None = None,
+    at_end: Callable[[Task], None] | None = None,
 ) -> dict[str, Any]:
     """Trains the run in a directory, or resumes it.
 
@@ -127,6 +130,8 @@ def train(
       profile: Steps to trace, as `reslab.observe.profile` takes them.
       after_step: Called with the number of every step, once it has been dispatched
         and what is due after it has begun.
+      at_end: Called with the task, its data loaded, once this call has trained the run
+        to its end.
 
     Returns:
       The run's result: step, held-out loss and bits per byte, tokens per second.
@@ -138,31 +143,27 @@ def train(
       StorageFailed: If storage fails, or the run directory is no longer its own.
     """
     tracer = Profile(profile, config.train.steps, directory) if profile else None
-    setup = prepare(config)
-    batches = setup.task.train_batches()
-    evaluator = Evaluator(setup)
     run = Run(pathlib.Path(directory))
-    is_finished = _finished(run, config) is not None
-    if tracer and is_finished:
-        tracer.check(config.train.steps)
+    check_same("the config", configs.sha256(config))
+    if (ended := on_writer(lambda: finished(run, config))) is not None:
+        return _already(run, ended, tracer)
+    with tokenized_once(run.directory):
+        setup = prepare(config)
+        batches = setup.task.train_batches()
+    evaluator = Evaluator(setup)
     found, pinned = None, None
     has_begun = on_writer(lambda: any(run.checkpoints.glob("[0-9]*")))
     if config.train.continue_from and not has_begun:
         # Also before anything is written.
         found, pinned = inherited(setup, on_writer(run.pinned))
-    is_probed = config.probes.every and not is_finished
-    prober = Prober(setup, is_lenient=True) if is_probed else None
+    prober = Prober(setup, is_lenient=True) if config.probes.every else None
     about = describe(setup) | ({"continued_from": pinned} if pinned else {})
     is_resumed = on_writer(lambda: run.open(config, about, patience))
     with contextlib.ExitStack() as stack:
-        if not is_finished:
-            on_writer(lambda: stack.enter_context(run.lock(patience)))
+        on_writer(lambda: stack.enter_context(run.lock(patience)))
         # The process that held the lock may have finished the run.
-        if (finished := _finished(run, config)) is not None:
-            if is_writer():
-                tell = f"{run.directory} is already finished, at step"
-                print(f"{tell} {finished['step']}", file=sys.stderr)
-            return finished
+        if (ended := on_writer(lambda: result_of(run, config))) is not None:
+            return _already(run, ended, tracer)
         if is_resumed and is_writer():
             warn_of_machine(run, about)
         stack.enter_context(contextlib.closing(batches))
@@ -206,13 +207,18 @@ def train(
         checkpoints.wait()
         held.check()
         on_writer(lambda: run.end(result, files.digests()))
+    if at_end:
+        at_end(setup.task)
     return result
 
 
-def _finished(run: Run, config: ConfigDict) -> dict[str, Any] | None:
-    """Returns the result of a run that has made its last step, else None."""
-    found = on_writer(run.result)
-    return found if found is not None and found["step"] >= config.train.steps else None
+def _already(run: Run, ended: dict[str, Any], tracer: Profile | None) -> dict[str, Any]:
+    if tracer:
+        tracer.check(ended["step"])
+    if is_writer():
+        tell = f"{run.directory} is already finished, at step"
+        print(f"{tell} {ended['step']}", file=sys.stderr)
+    return ended
 
 
 def describe(setup: Setup) -> dict[str, Any]:

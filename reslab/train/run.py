@@ -270,16 +270,9 @@ class Run:
                 expected="the checkpoints of the run that is under way",
                 hint="put them back, or --run with another directory",
             )
-        began = self.config(is_inert=True)
-        if differing := changes.refused(began, config, self.last_step()):
-            raise ReslabError(
-                f"run directory {self.directory} holds another config",
-                got=f"different {', '.join(differing[:3])}",
-                hint="--run with another directory",
-            )
-        record = self.record()  # Training requires the run's record to continue.
+        changes.check_config(self, config)
+        self.record()  # Training requires the run's record to continue.
         self.check_data(about["corpus"])
-        parts.check(record.get("parts", {}), about["parts"], self.directory)
 
     def last_step(self) -> int:
         """The newest step that has been saved; 0 for none."""

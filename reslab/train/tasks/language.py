@@ -18,6 +18,7 @@ from reslab.core.randomness import training_keys
 from reslab.data.corpus import (
     Corpus,
     TokenStream,
+    corpus_sha256,
     held_out_corpus,
     load_corpus,
     tokenizer_sha256,
@@ -91,6 +92,14 @@ class Language:
             **_digests(self.corpus, self._config.data.tokenizer),
             "documents": self.corpus.documents,
             "bytes": self.corpus.bytes,
+        }
+
+    def digests(self) -> dict[str, str]:
+        """The part of `record` that needs no tokens."""
+        data = self._config.data
+        return {
+            "sha256": corpus_sha256(data.source, data.tokenizer),
+            "tokenizer_sha256": tokenizer_sha256(self.tokenizer, data.tokenizer),
         }
 
     def check_data(self) -> None:

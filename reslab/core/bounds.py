@@ -9,9 +9,10 @@ form: Literal["static", "dynamic"] = "static"
 import dataclasses
 import functools
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from reslab.core.errors import ReslabError
 
@@ -20,7 +21,7 @@ Build = TypeVar("Build", bound=Callable[..., Any])
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """A range of numbers.
+    """A range of finite numbers; of a tuple, each of its elements.
 
     Attributes:
       least: The smallest number in it; None is no end.
@@ -42,7 +43,7 @@ class Bounds:
     words: str = ""
 
     def __contains__(self, value: float) -> bool:
-        return (
+        return math.isfinite(value) and (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.most is None or value <= self.most)
@@ -63,11 +64,24 @@ class Bounds:
         """Refuses a number outside.
 
         Raises:
-          ReslabError: If it is; NaN always is.
+          ReslabError: If it is; NaN and infinities always are.
         """
         if value not in self:
             got = f"{value:,}" if isinstance(value, int) else str(value)
             raise ReslabError(where, expected=str(self), got=got)
+
+
+# Ranges that many parts share. Real numbers end where float32 has room to square them.
+_LARGEST = 10**9
+Count = Annotated[int, Bounds(least=1)]
+Whole = Annotated[int, Bounds(least=0)]
+Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]
+Real = Annotated[float, Bounds(least=-_LARGEST, most=_LARGEST)]
+NonNegative = Annotated[float, Bounds(least=0, most=_LARGEST)]
+Positive = Annotated[float, Bounds(above=0, most=_LARGEST)]
+Fraction = Annotated[float, Bounds(least=0, most=1)]
+Momentum = Annotated[float, Bounds(least=0, below=1)]
+Epsilon = Annotated[float, Bounds(least=0, most=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +153,8 @@ def _bounded_function(build: Callable[..., Any]) -> Callable[..., Any]:
         _check(build, bound.arguments)
         return build(*arguments, **keywords)
 
+    kept: Any = checked
+    kept.is_checking = True
     return checked
 
 
@@ -157,8 +173,10 @@ def bounds_of(build: Callable[..., Any]) -> Mapping[str, Bounds | Choices]:
 
 def _check(build: Callable[..., Any], values: Mapping[str, Any]) -> None:
     for name, bounds in bounds_of(build).items():
-        if values.get(name) is not None:
-            bounds.check(f"{_name(build)}: {name}", values[name])
+        value = values.get(name)
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if one is not None:
+                bounds.check(f"{_name(build)}: {name}", one)
 
 
 def _name(build: Callable[..., Any]) -> str:

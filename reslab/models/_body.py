@@ -8,18 +8,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from reslab.core import registry, surroundings
+from reslab.core.bounds import Count, Momentum, NonNegative, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import NamedModule
 from reslab.core.surroundings import Context
 from reslab.models._growth import check_growth
 from reslab.nn.base import sites as sites_of
-from reslab.nn.base.dropout import RATES
 from reslab.nn.base.norm import make_norm
 from reslab.ops.tiles import IMPLEMENTATIONS
 
 Specs = registry.Spec | Sequence[registry.Spec]
 
 
+@bounded
 class Body(NamedModule):
     """Base of models that are a stack of layers between two ends.
 
@@ -51,7 +52,7 @@ class Body(NamedModule):
       param_dtype: Dtype in which parameters are stored.
     """
 
-    features: int = 128
+    features: Count = 128
     depth: int = 4
     mixer: Specs = "attention"
     ffn: Specs = "swiglu"
@@ -62,10 +63,10 @@ class Body(NamedModule):
     stack: registry.Spec = "uniform"
     linear: registry.Spec = "dense"
     position: registry.Spec = "rope"
-    embedding_std: float = 0.02
-    init_std: float = 0.0
+    embedding_std: NonNegative = 0.02
+    init_std: NonNegative = 0.0
     scales_output_by_depth: bool = True
-    dropout: float = 0.0
+    dropout: Momentum = 0.0
     kernels: str = "auto"
     is_unrolled: bool = False
     remat: str = "none"
@@ -172,7 +173,6 @@ class Body(NamedModule):
         """
         if self.depth < 1:
             raise ReslabError("model.depth", expected="at least 1", got=str(self.depth))
-        RATES.check("model.dropout", self.dropout)
         if self.kernels not in IMPLEMENTATIONS:
             raise ReslabError(
                 "model.kernels",

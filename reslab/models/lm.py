@@ -8,16 +8,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Count, Momentum, Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import State
 from reslab.models._body import Body, tiled
-from reslab.nn.base.dropout import RATES, dropout
+from reslab.nn.base.dropout import dropout
 from reslab.nn.base.norm import mask_for
 from reslab.ops.cross_entropy.api import token_losses
 
 
+@bounded
 class LanguageModel(Body):
     """A causal language model of any residual-stream design.
 
@@ -47,14 +49,14 @@ class LanguageModel(Body):
       (and those of `Body`)
     """
 
-    vocabulary_size: int = dataclasses.field(kw_only=True)
+    vocabulary_size: Count = dataclasses.field(kw_only=True)
     max_length: int = 1024
     tie_embeddings: bool = False
-    embedding_dropout: float = 0.0
+    embedding_dropout: Momentum = 0.0
     use_head_bias: bool = False
     use_embedding_projection: bool = False
-    vocabulary_multiple: int = 1
-    vocabulary_chunks: int = 0
+    vocabulary_multiple: Count = 1
+    vocabulary_chunks: Whole = 0
 
     task: ClassVar[str] = "language"
 
@@ -74,7 +76,6 @@ class LanguageModel(Body):
     def setup(self):
         """Makes the parts."""
         self.check_depth()
-        RATES.check("model.embedding_dropout", self.embedding_dropout)
         if not 0 <= self.vocabulary_chunks <= self.padded_vocabulary:
             raise ReslabError(
                 "model.vocabulary_chunks",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
+from reslab.core.bounds import Count, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import NamedModule
 from reslab.core.precision import statistics_dtype
@@ -17,6 +18,7 @@ from reslab.nn.base.norm import norm_and_activation
 from reslab.ops.grams import patch_gram
 
 
+@bounded
 class ResNet(NamedModule):
     """A residual network of the CIFAR layout, with pre-activation blocks.
 
@@ -53,11 +55,11 @@ class ResNet(NamedModule):
       ReslabError: If the block is unknown, or stages have nothing to undo.
     """
 
-    classes: int
+    classes: Count
     image_shape: tuple[int, int, int]
-    features: int = 16
+    features: Count = 16
     depth: int = 1
-    stages: int = 3
+    stages: Count = 3
     norm: registry.Spec = "batch"
     block: registry.Spec = "standard"
     dtype: Any = jnp.float32

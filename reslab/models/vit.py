@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Count, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
@@ -15,6 +16,7 @@ from reslab.nn.base.norm import mask_for
 from reslab.ops.grams import gram
 
 
+@bounded
 class VisionTransformer(Body):
     """Classifies images with the layers of the language model.
 
@@ -39,9 +41,9 @@ class VisionTransformer(Body):
       ReslabError: If patches do not divide the image.
     """
 
-    classes: int = 10
+    classes: Count = 10
     image_shape: tuple[int, int, int] = (8, 8, 1)
-    patch: int = 2
+    patch: Count = 2
 
     task: ClassVar[str] = "images"
 

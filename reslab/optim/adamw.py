@@ -2,15 +2,17 @@
 
 import optax
 
+from reslab.core.bounds import Epsilon, Momentum, bounded
 from reslab.optim.base.widened import widened
 
 
+@bounded
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    epsilon: float = 1e-8,
+    b1: Momentum = 0.9,
+    b2: Momentum = 0.95,
+    epsilon: Epsilon = 1e-8,
     nesterov: bool = False,
     epsilon_scale: float = 1.0,
 ) -> optax.GradientTransformation:

@@ -1,13 +1,13 @@
 """Drop-Muon: each step trains the layers above a random cut (2025)."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reslab.core.bounds import Bounds
+from reslab.core.bounds import Count, NonNegative, Seed, bounded
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve
 from reslab.optim.base.wrapping import depth_of, update_active, wrapper
 
@@ -58,15 +58,16 @@ def cuts(
     return Cuts(values, logits, max(steps, 1), seed)
 
 
+@bounded
 @wrapper("muon", cuts=cuts)
 def drop_muon(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
     steps: int = 1,
-    buckets: Annotated[int, Bounds(least=1)] = 4,
-    shift: float = 0.0,
-    seed: int = 0,
+    buckets: Count = 4,
+    shift: NonNegative = 0.0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains, in each step, the layers above a cut that is drawn at random.
 

@@ -1,12 +1,12 @@
 """LLR: layers whose spectra have light tails learn faster (LLR, 2026)."""
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds
+from reslab.core.bounds import Count, Fraction, NonNegative, Whole, bounded
 from reslab.ops.spectra import Estimator, tail_exponents
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve, wide
 from reslab.optim.base.together import singular_values
@@ -118,20 +118,21 @@ def ratios_of(
     return map_leaves(factor, known, params, fitted)
 
 
+@bounded
 @wrapper("adamw")
 def heavy_tail(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
     steps: int = 1,
-    every: Annotated[int, Bounds(least=1)] = 100,
-    until: float = 0.2,
-    blend: Annotated[int, Bounds(least=0)] = 50,
+    every: Count = 100,
+    until: Fraction = 0.2,
+    blend: Whole = 50,
     estimator: Estimator = "hill",
     kind: Map = "linear",
-    low: float = 1.0,
-    high: float = 5.0,
-    least: int = 50,
+    low: NonNegative = 1.0,
+    high: NonNegative = 5.0,
+    least: Count = 50,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales the learning rate of each matrix by the tail of its spectrum.
 

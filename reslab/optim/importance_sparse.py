@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds
+from reslab.core.bounds import Bounds, Count, NonNegative, Seed, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import scaled
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve
@@ -58,18 +58,19 @@ def learned_scores(
     return scores + rate * given * p * (1 - p)
 
 
+@bounded
 @wrapper("adamw")
 def importance_sparse(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
     share: Annotated[float, Bounds(above=0, most=1)] = 0.25,
-    every: Annotated[int, Bounds(least=1)] = 10,
-    trials: Annotated[int, Bounds(least=1)] = 3,
+    every: Count = 10,
+    trials: Count = 3,
     suppressed: Annotated[float, Bounds(above=0, most=1)] = 0.5,
-    factor: float = 0.25,
-    rate: float = 10.0,
-    seed: int = 0,
+    factor: NonNegative = 0.25,
+    rate: NonNegative = 10.0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains a share of the layers in each step, the important ones more often.
 

@@ -5,7 +5,7 @@ from typing import Literal
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import bounded
+from reslab.core.bounds import Epsilon, Momentum, bounded
 from reslab.optim.base.leaves import Layouts, label_leaves, map_leaves, wide
 from reslab.optim.base.widened import widened
 from reslab.optim.lars import check_no_scalars, trust_ratio
@@ -85,9 +85,9 @@ def lamb(
     weight_decay: float = 0.0,
     layouts: Layouts = None,
     variant: Literal["optax", "google", "clamped"] = "optax",
-    b1: float = 0.9,
-    b2: float = 0.999,
-    epsilon: float = 1e-6,
+    b1: Momentum = 0.9,
+    b2: Momentum = 0.999,
+    epsilon: Epsilon = 1e-6,
     adapts_vectors: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam's direction and decay, scaled to the norm of each layer's weights.

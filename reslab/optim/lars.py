@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import bounded
+from reslab.core.bounds import Epsilon, Momentum, NonNegative, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.layout import Layout
 from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide
@@ -66,10 +66,10 @@ def lars(
     weight_decay: float = 0.0,
     layouts: Layouts = None,
     variant: Literal["google", "popular", "paper"] = "google",
-    coefficient: float = 1e-3,
-    momentum: float = 0.9,
+    coefficient: NonNegative = 1e-3,
+    momentum: Momentum = 0.9,
     nesterov: bool = False,
-    epsilon: float = 0.0,
+    epsilon: Epsilon = 0.0,
     clips: bool = False,
     adapts_vectors: bool = False,
 ) -> optax.GradientTransformation:

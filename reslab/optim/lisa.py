@@ -1,12 +1,12 @@
 """LISA: a few layers at a time, drawn at random (Pan et al., 2024)."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds
+from reslab.core.bounds import Count, Seed, bounded
 from reslab.optim.base.leaves import Layouts, resolve
 from reslab.optim.base.wrapping import depth_of, update_active, wrapper
 
@@ -31,14 +31,15 @@ def active_layers(
     return jax.random.permutation(key, depth) < active
 
 
+@bounded
 @wrapper("adamw")
 def lisa(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    active: Annotated[int, Bounds(least=1)] = 2,
-    every: Annotated[int, Bounds(least=1)] = 20,
-    seed: int = 0,
+    active: Count = 2,
+    every: Count = 20,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains `active` layers at a time, redrawn every `every` steps.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core import registry, surroundings
-from reslab.core.bounds import bounded
+from reslab.core.bounds import Count, Momentum, NonNegative, bounded
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
 from reslab.optim.base.leaves import (
@@ -218,18 +218,19 @@ def with_others(
     )
 
 
+@bounded
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    beta: float = 0.95,
+    beta: Momentum = 0.95,
     nesterov: bool = True,
     scale: Scale = "moonlight",
     ns_coeffs: str | tuple = "keller",
-    ns_steps: int = 5,
+    ns_steps: Count = 5,
     products: Products = "bfloat16",
     others: registry.Spec = "adamw",
-    others_scale: float = 1.0,
+    others_scale: NonNegative = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalized momentum for kernels, AdamW for all other parameters.
 

@@ -1,12 +1,12 @@
 """LANTON: layers with noisy gradients learn slower (2025)."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds
+from reslab.core.bounds import Count, Momentum, Positive, bounded
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
 from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide, zeros
@@ -101,14 +101,15 @@ def noise_ratios(noise: Any, layouts: Layouts, alpha: float) -> Any:
     )
 
 
+@bounded
 @wrapper("muon")
 def noise_adaptive_muon(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    alpha: Annotated[float, Bounds(above=0)] = 1.0,
-    b2: float = 0.9,
-    every: Annotated[int, Bounds(least=1)] = 1,
+    alpha: Positive = 1.0,
+    b2: Momentum = 0.9,
+    every: Count = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Slows the layers whose gradients change most from step to step.
 

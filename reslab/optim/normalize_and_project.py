@@ -1,12 +1,12 @@
 """NaP: kernels stay as large as they began (Lyle et al., 2024)."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds
+from reslab.core.bounds import Count, bounded
 from reslab.optim.base.leaves import Layouts, map_leaves, norm, resolve, wide
 from reslab.optim.base.widened import widened
 from reslab.optim.base.wrapping import wrapper
@@ -26,12 +26,13 @@ class ProjectionState(NamedTuple):
     inner: Any
 
 
+@bounded
 @wrapper("adamw")
 def normalize_and_project(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    every: Annotated[int, Bounds(least=1)] = 1,
+    every: Count = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales every kernel to its initial norm after the optimizer's step.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core import registry
-from reslab.core.bounds import bounded
+from reslab.core.bounds import Count, Momentum, NonNegative, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.leaves import (
     Layouts,
@@ -118,16 +118,16 @@ def normuon(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    beta: float = 0.95,
-    b2: float = 0.95,
+    beta: Momentum = 0.95,
+    b2: Momentum = 0.95,
     nesterov: bool = True,
     scale: Scale = "moonlight",
     ns_coeffs: str | tuple = "polar_express",
-    ns_steps: int = 5,
+    ns_steps: Count = 5,
     products: Products = "bfloat16",
     is_cautious: bool = True,
     others: registry.Spec = "adamw",
-    others_scale: float = 1.0,
+    others_scale: NonNegative = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon's direction with every neuron's share of it evened out over time.
 

@@ -2,13 +2,15 @@
 
 import optax
 
+from reslab.core.bounds import Momentum, bounded
 from reslab.optim.base.widened import widened
 
 
+@bounded
 def sgd(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
-    momentum: float = 0.9,
+    momentum: Momentum = 0.9,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """Follows the gradient, averaged over past steps.

@@ -1,12 +1,12 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., 2024)."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, Epsilon, Momentum, Whole, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.leaves import (
     Layouts,
@@ -93,7 +93,7 @@ def scale_by_soap(
     b1: float = 0.95,
     b2: float = 0.95,
     epsilon: float = 1e-8,
-    every: Annotated[int, Bounds(least=1)] = 10,
+    every: Count = 10,
     largest: int = 10_000,
     layouts: Layouts = None,
 ) -> optax.GradientTransformation:
@@ -217,15 +217,16 @@ def scale_by_soap(
     return optax.GradientTransformation(init, update)
 
 
+@bounded
 def soap(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    b1: float = 0.95,
-    b2: float = 0.95,
-    epsilon: float = 1e-8,
-    every: int = 10,
-    largest: int = 10_000,
+    b1: Momentum = 0.95,
+    b2: Momentum = 0.95,
+    epsilon: Epsilon = 1e-8,
+    every: Count = 10,
+    largest: Whole = 10_000,
 ) -> optax.GradientTransformation:
     """Adam in the slowly turning eigenbasis of each kernel's gradients.
 

@@ -1,7 +1,7 @@
 """Muon with the number of Newton-Schulz steps chosen per layer by its spectrum."""
 
 import functools
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from reslab.core import registry
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, Fraction, Momentum, NonNegative, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.ops.spectra import singular_quantiles
@@ -86,8 +86,8 @@ def scale_by_spectral(
     beta: float = 0.95,
     nesterov: bool = False,
     scale: Scale = "moonlight",
-    every: Annotated[int, Bounds(least=1)] = 100,
-    quantile: Annotated[float, Bounds(least=0, most=1)] = 0.1,
+    every: Count = 100,
+    quantile: Fraction = 0.1,
     least: int = 3,
     most: int = 8,
     products: Products = "bfloat16",
@@ -170,20 +170,21 @@ def scale_by_spectral(
     return optax.GradientTransformation(init, update)
 
 
+@bounded
 def spectral(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    beta: float = 0.95,
+    beta: Momentum = 0.95,
     nesterov: bool = False,
     scale: Scale = "moonlight",
-    every: int = 100,
-    quantile: float = 0.1,
-    least: int = 3,
-    most: int = 8,
+    every: Count = 100,
+    quantile: Fraction = 0.1,
+    least: Count = 3,
+    most: Count = 8,
     products: Products = "bfloat16",
     others: registry.Spec = "adamw",
-    others_scale: float = 1.0,
+    others_scale: NonNegative = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon with Newton-Schulz steps chosen for every layer from its momentum.
 

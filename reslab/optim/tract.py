@@ -1,13 +1,12 @@
 """TrAct: a first layer that is trained by its activations (Petersen et al., 2024)."""
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds
+from reslab.core.bounds import Positive, bounded
 from reslab.core.layout import Layout
 from reslab.core.trees import map_named
 from reslab.ops.grams import gram, patch_gram
@@ -38,12 +37,13 @@ def _embedding(
     return (wide(gradient) / (counts + damping)[:, None]).astype(gradient.dtype)
 
 
+@bounded
 @wrapper("adamw")
 def tract(
     inner: optax.GradientTransformation,
     *,
     layouts: Layouts = None,
-    damping: Annotated[float, Bounds(above=0)] = 0.1,
+    damping: Positive = 0.1,
 ) -> optax.GradientTransformationExtraArgs:
     """Gives the first layer the gradient that moves its outputs as asked.
 

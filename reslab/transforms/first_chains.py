@@ -3,6 +3,7 @@
 from typing import Any
 
 from reslab.core import registry
+from reslab.core.bounds import Count, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import ModelState
 from reslab.transforms import _stream
@@ -11,8 +12,9 @@ from reslab.transforms import _stream
 _OF_A_HEAD = ("query_norm", "key_norm", "value_norm")
 
 
+@bounded
 def build(
-    variables: ModelState, fields: _stream.Fields, *, count: int = 1
+    variables: ModelState, fields: _stream.Fields, *, count: Count = 1
 ) -> tuple[ModelState, dict[str, Any]]:
     """Takes the smaller model out that the first chains of a model are.
 

@@ -1,5 +1,9 @@
 """Bounds are told once, and checked however a part is built."""
 
+import ast
+import collections.abc
+import inspect
+import typing
 from typing import Annotated
 
 import flax.linen as nn
@@ -8,6 +12,8 @@ import pytest
 from reslab.core import registry
 from reslab.core.bounds import Bounds, Choices, bounded, bounds_of
 from reslab.core.errors import ReslabError
+from reslab.core.surroundings import reserved
+from reslab.optim.base.group import parse_groups
 
 BOUNDED = [
     (family, name, argument, bounds)
@@ -34,14 +40,97 @@ def test_every_bound_is_checked(family, name, argument, bounds):
         "linears": {"features": 8},
         "schedules": {"steps": 10},
         "stacks": {"blocks": (), "depth": 1},
+        "models": {"vocabulary_size": 8},
+        "transforms": {"variables": {}, "fields": {}},
     }
+    if name == "resnet":
+        context["models"] = {"classes": 2, "image_shape": (8, 8, 1)}
+    if name == "vit":
+        context["models"] = {}
     for value in outside(bounds):
         with pytest.raises(ReslabError) as error:
-            keywords = {argument: value, **context.get(family, {})}
+            keywords = context.get(family, {}) | {argument: value}
             registry.module(family, name).build(**keywords)
         got = repr(value) if isinstance(bounds, Choices) else f"{value:,}"
         where = f"{family} {name!r}: {argument}: expected {bounds}; got {got}"
         assert str(error.value) == where
+
+
+# Numbers in tuples, which the parts themselves compare with what they are given.
+COMPARED = {
+    ("stacks", "path", "order"),
+    ("sources", "mixture", "weights"),
+    ("models", "resnet", "image_shape"),
+    ("models", "vit", "image_shape"),
+    ("transforms", "share_kv", "share"),
+}
+
+
+def kinds(hint):
+    """The classes that an annotation names, at any depth."""
+    inner = [one for one in typing.get_args(hint) if one is not ...]
+    if typing.get_origin(hint) in (typing.Literal, collections.abc.Callable):
+        return set()
+    return set().union(*map(kinds, inner)) if inner else {hint}
+
+
+def numbers():
+    for family in registry.FAMILIES:
+        for name in registry.names(family):
+            build = registry.module(family, name).build
+            hints = typing.get_type_hints(
+                build.__init__ if inspect.isclass(build) else inspect.unwrap(build)
+            )
+            for argument in registry.arguments(build):
+                if argument in reserved(family) or (family, name) == ("tasks", "auto"):
+                    continue
+                if found := kinds(hints.get(argument)) & {int, float}:
+                    yield family, name, argument, build, found
+
+
+def test_every_number_has_a_range():
+    """No argument takes -1, 1e30 or an infinity, unless its range says so."""
+    missing, open_ended, unchecked = set(), [], []
+    for family, name, argument, build, found in numbers():
+        bounds = bounds_of(build).get(argument)
+        if bounds is None:
+            missing.add((family, name, argument))
+            continue
+        low = bounds.least is not None or bounds.above is not None
+        high = bounds.most is not None or bounds.below is not None
+        # Integers of specs have 31 bits.
+        if not (low and (high or float not in found)):
+            open_ended.append((family, name, argument))
+        check = build.__post_init__ if inspect.isclass(build) else build
+        if not getattr(check, "is_checking", False):
+            unchecked.append((family, name))
+        for value in (float("inf"), float("-inf"), float("nan"), -1e30):
+            assert value not in bounds
+    assert missing == COMPARED
+    assert not open_ended and not unchecked
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "cosine(final=-1.0)",
+        "linear(final=-5.0)",
+        "wsd(final=3.0)",
+        "infinite(shape='inverse_sqrt', sharpness=0.0)",
+        "infinite(shape='inverse_sqrt', sharpness=-5.0)",
+        "cosine(final=1e999)",
+    ],
+)
+def test_schedules_stay_between_their_ends(spec):
+    with pytest.raises(ReslabError, match="expected"):
+        registry.make("schedules", spec, steps=10)
+
+
+@pytest.mark.parametrize("value", ["-1.0", "1e999", "-1e999"])
+@pytest.mark.parametrize("option", ["lr", "lr_scale", "weight_decay", "clip"])
+def test_options_of_groups_have_ranges(option, value):
+    with pytest.raises(ReslabError, match=rf"'\.': {option}: expected at least 0"):
+        parse_groups([(".", {option: ast.literal_eval(value)})])
 
 
 @bounded

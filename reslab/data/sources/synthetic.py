@@ -4,9 +4,8 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator
-from typing import Annotated
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, Seed, bounded
 
 _CONSONANTS, _VOWELS = "bdfklmnprs", "aeiou"
 _SYLLABLES = [c + v for c in _CONSONANTS for v in _VOWELS]
@@ -52,9 +51,9 @@ class SyntheticSource:
 
 @bounded
 def build(
-    documents: Annotated[int, Bounds(least=1)] = 200,
-    words: Annotated[int, Bounds(least=1)] = 200,
-    seed: int = 0,
+    documents: Count = 200,
+    words: Count = 200,
+    seed: Seed = 0,
 ) -> SyntheticSource:
     """Makes documents of a random Markov chain, the same on every machine.
 

@@ -4,11 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds
 from reslab.core.precision import statistics_dtype
 from reslab.core.randomness import training_key
-
-RATES = Bounds(least=0, below=1)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:

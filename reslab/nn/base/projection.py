@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry, surroundings
+from reslab.core.bounds import NonNegative, bounded
 from reslab.nn.base.norm import make_norm
 
 
+@bounded
 class ProjectingModule(nn.Module):
     """Base of mixers and ffns: makes their projections through the registry.
 
@@ -25,8 +27,8 @@ class ProjectingModule(nn.Module):
     """
 
     linear: registry.Spec = "dense"
-    init_std: float = 0.0
-    output_scale: float = 1.0
+    init_std: NonNegative = 0.0
+    output_scale: NonNegative = 1.0
     inner_scale: float = 1.0
     inner_norm: registry.Spec = ""
     dtype: Any = jnp.float32

@@ -1,14 +1,13 @@
 """The hourglass layer: narrow steps on a wide stream (Chen et al., 2025)."""
 
 from collections.abc import Iterable
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core import registry, surroundings
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, Seed, Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import scaled
 from reslab.core.types import Branch
@@ -54,9 +53,9 @@ class HourglassBlock(SublayerBlock):
       ReslabError: If there are no steps, or the lift is not wider than the stream.
     """
 
-    bottlenecks: Annotated[int, Bounds(least=1)] = 4
-    lift: Annotated[int, Bounds(least=0)] = 0
-    seed: int = 0
+    bottlenecks: Count = 4
+    lift: Whole = 0
+    seed: Seed = 0
 
     @property
     def sublayers(self) -> int:

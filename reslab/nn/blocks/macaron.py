@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from reslab.core import surroundings
+from reslab.core.bounds import Real, bounded
 from reslab.core.precision import scaled
 from reslab.core.types import Branch
 from reslab.nn.blocks._sublayers import Sublayer, SublayerBlock
 
 
+@bounded
 class MacaronBlock(SublayerBlock):
     """Puts the mixer between two feed-forward layers that count half.
 
@@ -30,7 +32,7 @@ class MacaronBlock(SublayerBlock):
       (and those of `SublayerBlock`)
     """
 
-    step: float = 0.5
+    step: Real = 0.5
 
     begins_with: ClassVar[str] = "ffn"
 

@@ -1,12 +1,12 @@
 """Base of feed-forward layers: a hidden width between two projections."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Whole, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import editable
 from reslab.nn.base.projection import ProjectingModule
@@ -26,7 +26,7 @@ class FeedForward(ProjectingModule):
       ReslabError: If `hidden` is negative.
     """
 
-    hidden: Annotated[int, Bounds(least=0)] = 0
+    hidden: Whole = 0
     hidden_scale: float = 1.0
     use_bias: bool = False
 

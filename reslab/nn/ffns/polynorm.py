@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, bounded
 from reslab.nn.ffns._polynomial import PolynomialFeedForward
 
 
+@bounded
 class PolyNormFeedForward(PolynomialFeedForward):
     """Widens, adds up normalized powers with learned weights, and narrows.
 
@@ -26,7 +28,7 @@ class PolyNormFeedForward(PolynomialFeedForward):
       (and those of `PolynomialFeedForward`)
     """
 
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
 
     def powers(self, h: jax.Array) -> list[jax.Array]:
         """Powers divided by their root mean squares."""

@@ -8,9 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import NonNegative, bounded
 from reslab.core.parameters import parameter
 
 
+@bounded
 class LinearModule(nn.Module):
     """Base of projections of the last axes of the input.
 
@@ -28,8 +30,8 @@ class LinearModule(nn.Module):
     features: int | Sequence[int]
     kernel_axes: Sequence[str | None] = ("embed", "mlp")
     use_bias: bool = False
-    scale: float = 1.0
-    init_std: float = 0.0
+    scale: NonNegative = 1.0
+    init_std: NonNegative = 0.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

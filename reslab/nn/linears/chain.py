@@ -1,16 +1,19 @@
 """The chain projection: block-triangular, for models inside models (Song et al.)."""
 
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.nn.base import chains as chains_of
 from reslab.nn.linears._linear import LinearModule
 from reslab.nn.linears.dense import Dense
 
 
+@bounded
 class ChainLinear(LinearModule):
     """Lets each chain of the output read only the same and the earlier chains.
 
@@ -43,7 +46,7 @@ class ChainLinear(LinearModule):
       ReslabError: If the chains are no positive integers, or do not divide an axis.
     """
 
-    chains: tuple[int, ...] = (1, 1)
+    chains: Annotated[tuple[int, ...], Bounds(least=1)] = (1, 1)
     is_kv_shared: bool = False
     role: str = ""
 

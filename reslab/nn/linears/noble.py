@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, NonNegative, bounded
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.nn.linears.dense import Dense
@@ -49,8 +48,8 @@ class NOBLE(Dense):
       ReslabError: If `rank` is below 1.
     """
 
-    rank: Annotated[int, Bounds(least=1)] = 32
-    kernel_scale: float = 0.5
+    rank: Count = 32
+    kernel_scale: NonNegative = 0.5
     use_branch_bias: bool = True
 
     def kernel_std(self, inputs: Sequence[int]) -> float:

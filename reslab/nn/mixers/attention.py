@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry, surroundings
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Bounds, Count, Momentum, NonNegative, Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.randomness import training_key
 from reslab.core.taps import editable
@@ -73,16 +73,16 @@ class Attention(ProjectingModule):
         window is negative.
     """
 
-    heads: int = 4
-    kv_heads: int = 0
+    heads: Count = 4
+    kv_heads: Whole = 0
     is_kv_cyclic: bool = False
-    head_dim: int = 0
+    head_dim: Whole = 0
     window: Annotated[int, _WINDOW] = 0
     qk_norm: str = ""
     qkv_norm: registry.Spec = ""
-    softcap: float = 0.0
+    softcap: NonNegative = 0.0
     value_path: registry.Spec = "none"
-    attention_dropout: Annotated[float, Bounds(least=0, below=1)] = 0.0
+    attention_dropout: Momentum = 0.0
     use_bias: bool = False
     position: registry.Spec = "none"
     is_causal: bool = True

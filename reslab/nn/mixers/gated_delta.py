@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Collection
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core import registry, surroundings
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, Positive, Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
@@ -50,9 +49,9 @@ class GatedDelta(ProjectingModule):
       ReslabError: If heads do not divide 3/4 of the width and head_dim is 0.
     """
 
-    heads: Annotated[int, Bounds(least=1)] = 4
-    head_dim: Annotated[int, Bounds(least=0)] = 0
-    value_expansion: Annotated[float, Bounds(above=0)] = 2.0
+    heads: Count = 4
+    head_dim: Whole = 0
+    value_expansion: Positive = 2.0
 
     writes_shared = ()
     passes_padding = True

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
+from reslab.core.bounds import Count, Epsilon, bounded
 from reslab.core.errors import ReslabError
 from reslab.nn.norms._features import AffineNorm
 
 
+@bounded
 class GroupedNorm(AffineNorm):
     """Base of norms whose statistics are those of a group of channels.
 
@@ -26,9 +28,9 @@ class GroupedNorm(AffineNorm):
       (and those of `AffineNorm`)
     """
 
-    groups: int = 4
+    groups: Count = 4
     is_spatial: bool = False
-    epsilon: float = 1e-5
+    epsilon: Epsilon = 1e-5
 
     def moments(self, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and biased variance of each channel's group.
@@ -44,7 +46,7 @@ class GroupedNorm(AffineNorm):
             is a single number, which has no variance.
         """
         channels = h.shape[-1]
-        if self.groups < 1 or channels % self.groups:
+        if channels % self.groups:
             raise ReslabError(
                 "norms: groups",
                 expected=f"a divisor of the {channels} channels",

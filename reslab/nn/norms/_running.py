@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, Momentum, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS, UPDATES
 from reslab.nn.norms._features import AffineNorm
 
 
+@bounded
 class RunningNorm(AffineNorm):
     """Base of norms whose statistics are those of a channel over a batch.
 
@@ -27,8 +29,8 @@ class RunningNorm(AffineNorm):
       (and those of `AffineNorm`)
     """
 
-    momentum: float = 0.9
-    epsilon: float = 1e-5
+    momentum: Momentum = 0.9
+    epsilon: Epsilon = 1e-5
 
     needs_batch: ClassVar[bool] = True
 

@@ -1,14 +1,18 @@
 """RMS normalization of each chain separately (Song et al., 2025)."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, Epsilon, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.base import chains as chains_of
 from reslab.nn.norms._features import FeatureNorm
 
 
+@bounded
 class ChainRMSNorm(FeatureNorm):
     """Divides each chain of the features by its own root mean square.
 
@@ -32,8 +36,8 @@ class ChainRMSNorm(FeatureNorm):
         features.
     """
 
-    chains: tuple[int, ...] = (1, 1)
-    epsilon: float = 1e-6
+    chains: Annotated[tuple[int, ...], Bounds(least=1)] = (1, 1)
+    epsilon: Epsilon = 1e-6
     use_gain: bool = True
 
     def __post_init__(self):

@@ -4,9 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, bounded
 from reslab.core.precision import statistics_dtype
 
 
+@bounded
 class CompressedRMSNorm(nn.Module):
     """Normalizes d - 1 features as if the one that makes their sum zero were there.
 
@@ -34,7 +36,7 @@ class CompressedRMSNorm(nn.Module):
     [0.463, 0.926]
     """
 
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

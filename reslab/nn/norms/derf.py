@@ -3,10 +3,12 @@
 import flax.linen as nn
 import jax
 
+from reslab.core.bounds import Real, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import AffineNorm, scalar
 
 
+@bounded
 class DynamicErf(AffineNorm):
     """Applies erf to every feature, with one learned slope and one shift.
 
@@ -36,7 +38,7 @@ class DynamicErf(AffineNorm):
     [0.0, 0.843]
     """
 
-    alpha: float = 0.5
+    alpha: Real = 0.5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

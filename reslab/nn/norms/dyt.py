@@ -4,10 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Real, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import AffineNorm, scalar
 
 
+@bounded
 class DynamicTanh(AffineNorm):
     """Applies tanh to every feature, with one learned slope.
 
@@ -39,7 +41,7 @@ class DynamicTanh(AffineNorm):
     [0.0, 0.762]
     """
 
-    alpha: float = 0.5
+    alpha: Real = 0.5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,12 +1,10 @@
 """Layer normalization by a fixed deviation, on the way to none (Heimersheim, 2024)."""
 
-from typing import Annotated
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Positive, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import AffineNorm
 
@@ -42,7 +40,7 @@ class FakeLayerNorm(AffineNorm):
     [-0.5, 0.5]
     """
 
-    deviation: Annotated[float, Bounds(above=0)] = 1.0
+    deviation: Positive = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import scalar
 
 
+@bounded
 class ScaleNorm(nn.Module):
     """Gives each feature vector the same learned length.
 
@@ -36,7 +38,7 @@ class ScaleNorm(nn.Module):
     [0.849, 1.131]
     """
 
-    epsilon: float = 1e-5
+    epsilon: Epsilon = 1e-5
     param_dtype: Any = jnp.float32
 
     @nn.compact

@@ -4,10 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import AffineNorm
 
 
+@bounded
 class LayerNorm(AffineNorm):
     """Centres each feature vector and divides it by its standard deviation.
 
@@ -33,7 +35,7 @@ class LayerNorm(AffineNorm):
     [-1.0, 1.0]
     """
 
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -6,11 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Momentum, Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._running import RunningNorm, mean_over_all, row_like
 
 
+@bounded
 class PowerNorm(RunningNorm):
     """Divides every channel by a running root mean square over the batch.
 
@@ -54,10 +56,10 @@ class PowerNorm(RunningNorm):
       ReslabError: If the groups do not divide the channels.
     """
 
-    groups: int = 1
-    warmup: int = 1000
+    groups: Whole = 1
+    warmup: Whole = 1000
     is_running: bool = True
-    backward_momentum: float = 0.9
+    backward_momentum: Momentum = 0.9
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -95,7 +97,7 @@ class PowerNorm(RunningNorm):
         if not self.groups:
             return h
         channels = h.shape[-1]
-        if self.groups < 0 or channels % self.groups:
+        if channels % self.groups:
             raise ReslabError(
                 "norms 'power': groups",
                 expected=f"0 or a divisor of the {channels} channels",

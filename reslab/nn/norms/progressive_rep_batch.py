@@ -1,13 +1,13 @@
 """PRepBN: from layer normalization to RepBN while training (Guo et al., 2024)."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core import registry
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, Whole, bounded
 from reslab.core.model_state import BATCH_STATS
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms.rep_batch import RepBatchNorm
@@ -42,8 +42,8 @@ class ProgressiveRepBatchNorm(RepBatchNorm):
       ReslabError: If `transition` is below 1 or `warmup` below 0.
     """
 
-    transition: Annotated[int, Bounds(least=1)] = 300
-    warmup: Annotated[int, Bounds(least=0)] = 0
+    transition: Count = 300
+    warmup: Whole = 0
     first: registry.Spec = "layer"
 
     @nn.compact

@@ -1,14 +1,18 @@
 """Layer normalization on the way to none: divides by a constant from a step on."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, NonNegative, bounded
 from reslab.core.losses import add_loss
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._running import RunningNorm
 
 
+@bounded
 class RemovableLayerNorm(RunningNorm):
     """Is layer normalization before a step, and divides by its average after it.
 
@@ -42,8 +46,8 @@ class RemovableLayerNorm(RunningNorm):
       (and those of `RunningNorm`)
     """
 
-    removed_at: int = -1
-    penalty: float = 0.0
+    removed_at: Annotated[int, Bounds(least=-1, words="a step, or -1 for never")] = -1
+    penalty: NonNegative = 0.0
 
     @nn.compact
     def __call__(

@@ -3,12 +3,14 @@
 import flax.linen as nn
 import jax
 
+from reslab.core.bounds import Real, bounded
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._running import row_like
 from reslab.nn.norms.batch import BatchNorm
 
 
+@bounded
 class RepBatchNorm(BatchNorm):
     """Adds a learned share of the input to its batch normalization.
 
@@ -32,8 +34,8 @@ class RepBatchNorm(BatchNorm):
       (and those of `BatchNorm`)
     """
 
-    initial_gain: float = 1.0
-    initial_skip: float = 1.0
+    initial_gain: Real = 1.0
+    initial_skip: Real = 1.0
 
     @property
     def passes_input(self) -> bool:

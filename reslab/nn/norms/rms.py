@@ -4,10 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import FeatureNorm
 
 
+@bounded
 class RMSNorm(FeatureNorm):
     """Divides each feature vector by its root mean square.
 
@@ -39,7 +41,7 @@ class RMSNorm(FeatureNorm):
     [1.0, 1.0, 1.0, 1.0]
     """
 
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
     use_gain: bool = True
     is_rounded_before_gain: bool = False
 

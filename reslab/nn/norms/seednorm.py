@@ -4,11 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Count, Epsilon, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import FeatureNorm
 
 
+@bounded
 class SelfRescaledNorm(FeatureNorm):
     """Divides by the root mean square and rescales by what the token itself says.
 
@@ -48,8 +50,8 @@ class SelfRescaledNorm(FeatureNorm):
     [1.0, 1.0, 1.0, 1.0]
     """
 
-    heads: int = 1
-    epsilon: float = 1e-5
+    heads: Count = 1
+    epsilon: Epsilon = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -59,7 +61,7 @@ class SelfRescaledNorm(FeatureNorm):
           ReslabError: If the heads do not divide the features.
         """
         features = x.shape[-1]
-        if self.heads < 1 or features % self.heads:
+        if features % self.heads:
             raise ReslabError(
                 "norms 'seednorm': heads",
                 expected=f"a divisor of the {features} features",

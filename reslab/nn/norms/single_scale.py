@@ -6,10 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._features import scalar
 
 
+@bounded
 class SingleScaleNorm(nn.Module):
     """Divides by the root mean square and multiplies by one learned number.
 
@@ -37,7 +39,7 @@ class SingleScaleNorm(nn.Module):
     [0.849, 1.131]
     """
 
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
     param_dtype: Any = jnp.float32
 
     @nn.compact

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Bounds, Count, Whole, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.nn.norms._running import (
     RunningNorm,
@@ -67,8 +67,8 @@ class UnifiedNorm(RunningNorm):
       ReslabError: If a window is below 1.
     """
 
-    window: Annotated[int, Bounds(least=1)] = 4
-    warmup: int = 4000
+    window: Count = 4
+    warmup: Whole = 4000
     is_filtering: bool = False
     backward_window: Annotated[
         int,

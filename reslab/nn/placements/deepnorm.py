@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from reslab.core.bounds import NonNegative, bounded
 from reslab.core.precision import scaled
 from reslab.core.surroundings import Context
 from reslab.core.types import Branch, Residual, Stream
@@ -11,6 +12,7 @@ from reslab.nn.base import sites
 from reslab.nn.placements.post import PostNorm
 
 
+@bounded
 class DeepNorm(PostNorm):
     """Multiplies the stream by alpha before each addition; branches start small.
 
@@ -37,8 +39,8 @@ class DeepNorm(PostNorm):
       (and those of `Placement`)
     """
 
-    alpha: float = 0.0
-    beta: float = 0.0
+    alpha: NonNegative = 0.0
+    beta: NonNegative = 0.0
     depth: int = 1
     sites: tuple[int, ...] = ()
 

@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 import jax
 
 from reslab.core import registry
+from reslab.core.bounds import Whole, bounded
 from reslab.core.types import Branch
 from reslab.nn.base import sites
 from reslab.nn.placements._sublayer import Placement
 
 
+@bounded
 class LayerNormRemoval(Placement):
     """Pre-norm; each norm becomes a constant at a step of its own.
 
@@ -35,9 +37,9 @@ class LayerNormRemoval(Placement):
       (and those of `Placement`)
     """
 
-    start: int = 20
-    ffn_gap: int = 2
-    mixer_gap: int = 5
+    start: Whole = 20
+    ffn_gap: Whole = 2
+    mixer_gap: Whole = 5
     sublayer: str = "ffn"
     sublayers: int = sites.USUAL
     sites: tuple[int, ...] = ()

@@ -1,12 +1,12 @@
 """Mix-LN: post-norm in the first layers, pre-norm in the others (Li et al., 2024)."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Any
 
 import jax.numpy as jnp
 
 from reslab.core import registry
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Fraction, bounded
 from reslab.nn.placements._sublayer import Placement, make_kind
 from reslab.nn.placements.post import PostNorm
 from reslab.nn.placements.pre import PreNorm
@@ -14,7 +14,7 @@ from reslab.nn.placements.pre import PreNorm
 
 @bounded
 def build(
-    alpha: Annotated[float, Bounds(least=0, most=1)] = 0.25,
+    alpha: Fraction = 0.25,
     *,
     norm: registry.Spec = "rms",
     param_dtype: Any = jnp.float32,

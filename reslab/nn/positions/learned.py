@@ -6,10 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import NonNegative, bounded
 from reslab.core.parameters import parameter
 from reslab.nn.positions.none import NoPosition
 
 
+@bounded
 class LearnedPosition(NoPosition):
     """Adds a learned vector for each position to the embeddings.
 
@@ -25,7 +27,7 @@ class LearnedPosition(NoPosition):
     """
 
     max_length: int = 1024
-    embedding_std: float = 0.02
+    embedding_std: NonNegative = 0.02
     param_dtype: Any = jnp.float32
 
     @nn.compact

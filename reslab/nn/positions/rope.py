@@ -1,13 +1,17 @@
 """Rotary position embedding (Su et al., 2021)."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import statistics_dtype
 from reslab.nn.positions.none import NoPosition
 
 
+@bounded
 class RotaryPosition(NoPosition):
     """Rotates pairs of query and key features by angles linear in position.
 
@@ -24,7 +28,7 @@ class RotaryPosition(NoPosition):
       base: The wavelength base.
     """
 
-    base: float = 10_000.0
+    base: Annotated[float, Bounds(least=1, most=10**12)] = 10_000.0
 
     def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         """Rotates (batch, length, heads, head_dim) by positions (batch, length).

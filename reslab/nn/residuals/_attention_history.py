@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Bounds, Epsilon, NonNegative, Real, Whole, bounded
 from reslab.core.losses import add_loss
 from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
@@ -54,14 +54,14 @@ class AttentionHistory(HistoryResidual):
       ReslabError: If an option is unknown, or a block is larger than the model.
     """
 
-    block: int = 0
-    block_layers: int = 0
+    block: Whole = 0
+    block_layers: Whole = 0
     source: Literal["delta", "cumulative"] = "delta"
     window: Annotated[int, Bounds(least=0, words="at least 1, or 0 for all")] = 0
     use_null: bool = False
-    null_bias: float = 0.0
-    entropy_bonus: Annotated[float, Bounds(least=0)] = 0.0
-    epsilon: float = 1e-6
+    null_bias: Real = 0.0
+    entropy_bonus: NonNegative = 0.0
+    epsilon: Epsilon = 1e-6
 
     adds_reads: ClassVar[bool] = False
 
@@ -77,7 +77,7 @@ class AttentionHistory(HistoryResidual):
             ("block", self.starts[-1]),
             ("block_layers", len(self.starts) - 1),
         ):
-            if not 0 <= getattr(self, field) <= limit:
+            if getattr(self, field) > limit:
                 raise self.refuse(
                     field, f"at most the model's {limit}, or 0 for no blocks"
                 )

@@ -6,12 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
 from reslab.core.types import Branch
 from reslab.nn.residuals._streams import SeveralStreams, Streams, pass_through
 
 
+@bounded
 class ManifoldConnections(SeveralStreams):
     """Base of connections whose streams are mixed by a doubly stochastic matrix.
 
@@ -31,7 +33,7 @@ class ManifoldConnections(SeveralStreams):
       (and those of `SeveralStreams`)
     """
 
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
 
     # Reads equal pre-norm's up to rounding, but every stream receives a different
     # share.

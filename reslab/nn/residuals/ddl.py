@@ -33,7 +33,7 @@ class DeltaUpdate(nn.Module):
     """
 
     form: str = "linear"
-    blend: float | None = None
+    blend: Annotated[float | None, Bounds(least=0, most=1)] = None
     param_dtype: Any = jnp.float32
 
     @nn.compact
@@ -172,7 +172,7 @@ class DeepDeltaLearning(nn.Module):
 
     values: Annotated[int, Bounds(least=1, most=MOST_STREAMS)] = 1
     form: Literal["linear", "sigmoid"] = "linear"
-    blend: float | None = None
+    blend: Annotated[float | None, Bounds(least=0, most=1)] = None
     param_dtype: Any = jnp.float32
 
     @property

@@ -1,12 +1,12 @@
 """DenseFormer: every layer reads a weighted sum of all layers before it."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, bounded
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
@@ -43,8 +43,8 @@ class DenseFormer(LayerHistory):
       ReslabError: If one of them is below 1.
     """
 
-    dilation: Annotated[int, Bounds(least=1)] = 1
-    period: Annotated[int, Bounds(least=1)] = 1
+    dilation: Count = 1
+    period: Count = 1
 
     reduces_to_plain_at_init: ClassVar[bool] = True
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import bounded
+from reslab.core.bounds import Epsilon, bounded
 from reslab.core.parameters import parameter
 from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
@@ -47,7 +47,7 @@ class EveryLayerCounts(LayerHistory):
     """
 
     form: Literal["base", "zero", "normalized", "weighted_output"] = "base"
-    epsilon: float = 1e-7
+    epsilon: Epsilon = 1e-7
 
     reduces_to_plain_at_init: ClassVar[bool] = False
 

@@ -5,12 +5,14 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from reslab.core.bounds import Real, bounded
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
 from reslab.nn.base.projection import ProjectingModule
 
 
+@bounded
 class Highway(ProjectingModule):
     """Interpolates each feature between the stream and the branch.
 
@@ -31,7 +33,7 @@ class Highway(ProjectingModule):
       (and those of `ProjectingModule`)
     """
 
-    bias: float = -4.0
+    bias: Real = -4.0
 
     reduces_to_plain_at_init: ClassVar[bool] = False
 

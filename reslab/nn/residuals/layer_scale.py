@@ -2,9 +2,11 @@
 
 from typing import ClassVar
 
+from reslab.core.bounds import Real, bounded
 from reslab.nn.residuals._single import ScaledBranch
 
 
+@bounded
 class LayerScale(ScaledBranch):
     """Multiplies the features of each branch by learned gains that start small.
 
@@ -23,7 +25,7 @@ class LayerScale(ScaledBranch):
       param_dtype: Dtype in which `scale` is stored.
     """
 
-    start: float = 0.0
+    start: Real = 0.0
     depth: int = 1
 
     scales_features: ClassVar[bool] = True

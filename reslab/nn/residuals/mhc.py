@@ -1,12 +1,11 @@
 """Manifold-constrained hyper-connections, by Sinkhorn's iteration (Xie et al.)."""
 
 import functools
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, bounded
 from reslab.nn.residuals._manifold import ManifoldConnections
 
 
@@ -43,7 +42,7 @@ class ManifoldHyperConnections(ManifoldConnections):
       ReslabError: If `streams` or `iterations` is below 1.
     """
 
-    iterations: Annotated[int, Bounds(least=1)] = 20
+    iterations: Count = 20
 
     def first_mix(self, dtype) -> jax.Array:
         """Nearly the identity."""

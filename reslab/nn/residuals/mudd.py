@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reslab.core.bounds import Epsilon, bounded
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import tap
@@ -14,6 +15,7 @@ from reslab.nn.base.history import History
 from reslab.nn.residuals._history import Kernel, LayerHistory, mixtures
 
 
+@bounded
 class MultiwayDense(LayerHistory):
     """Mixes all earlier layers for query, key, value and residual, token by token.
 
@@ -41,7 +43,7 @@ class MultiwayDense(LayerHistory):
       (and those of `LayerHistory`)
     """
 
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
 
     reduces_to_plain_at_init: ClassVar[bool] = True
     reads_apart: ClassVar[bool] = True

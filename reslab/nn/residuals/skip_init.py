@@ -1,8 +1,10 @@
 """SkipInit: a learned scale on branches without norms (De & Smith, 2020)."""
 
+from reslab.core.bounds import Real, bounded
 from reslab.nn.residuals._single import ScaledBranch
 
 
+@bounded
 class SkipInit(ScaledBranch):
     """Multiplies each branch by one learned number, zero or small at first.
 
@@ -22,7 +24,7 @@ class SkipInit(ScaledBranch):
       param_dtype: Dtype in which `scale` (the paper's alpha) is stored.
     """
 
-    start: float = 0.0
+    start: Real = 0.0
 
     def first_scale(self) -> float:
         """The scale at initialization."""

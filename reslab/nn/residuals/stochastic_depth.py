@@ -1,11 +1,9 @@
 """Stochastic depth: branches dropped at random while training (Huang et al., 2016)."""
 
-from typing import Annotated
-
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Momentum, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.core.randomness import training_key
 from reslab.core.types import Branch
@@ -38,7 +36,7 @@ class StochasticDepth(SingleStream):
       ReslabError: If `rate` is out of range.
     """
 
-    rate: Annotated[float, Bounds(least=0, below=1)] = 0.1
+    rate: Momentum = 0.1
     depth: int = 1
     sites: tuple[int, ...] = ()
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Bounds, Epsilon, bounded
 from reslab.core.parameters import parameter
 from reslab.core.taps import tap
 from reslab.nn.base.history import History
@@ -40,7 +40,7 @@ class VerticalAttention(LayerHistory):
     head_dim: Annotated[
         int, Bounds(least=0, words="at least 1, or 0 for an eighth of the width")
     ] = 0
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
 
     reduces_to_plain_at_init: ClassVar[bool] = True
     # The logits also have gradients by all sources, so a kernel for the sums alone

@@ -1,12 +1,12 @@
 """A stack whose layers are applied several times with the same weights."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.freezing import frozen_layers
 from reslab.core.losses import LOSSES
@@ -38,7 +38,7 @@ class LoopedStack(UniformStack):
       ReslabError: If `loops` is below 1.
     """
 
-    loops: Annotated[int, Bounds(least=1)] = 2
+    loops: Count = 2
 
     @property
     def passes(self) -> int:

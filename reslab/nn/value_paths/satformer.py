@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core import registry, surroundings
+from reslab.core.bounds import Count, NonNegative, bounded
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.precision import statistics_dtype
 from reslab.nn.value_paths._path import FirstValues
@@ -24,6 +25,7 @@ _GATES: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+@bounded
 class GatedFirstValues(FirstValues):
     """Adds to each head's values those of the first layer, gated by the token.
 
@@ -52,10 +54,10 @@ class GatedFirstValues(FirstValues):
     """
 
     gate: str = "relu"
-    kv_heads: int = 4
+    kv_heads: Count = 4
     use_bias: bool = False
     linear: registry.Spec = "dense"
-    init_std: float = 0.0
+    init_std: NonNegative = 0.0
     dtype: Any = jnp.float32
 
     def __post_init__(self):

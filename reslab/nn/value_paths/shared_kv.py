@@ -6,12 +6,14 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from reslab.core.bounds import Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.types import Shared
 from reslab.nn.base.depth_memory import Kept
 from reslab.nn.value_paths._path import Keep, Make, ValuePath
 
 
+@bounded
 class SharedKeysValues(ValuePath):
     """Reads the keys and values of the nearest earlier layer that leads.
 
@@ -37,8 +39,8 @@ class SharedKeysValues(ValuePath):
     """
 
     is_leader: bool = False
-    group: int = 0
-    window: int = 0
+    group: Whole = 0
+    window: Whole = 0
 
     # Entries that followers take from the leader; they compute the others.
     takes: ClassVar[Collection[str]] = ("key", "value")

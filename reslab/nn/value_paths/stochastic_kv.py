@@ -1,13 +1,12 @@
 """Random cross-layer attention while training, for caches shared later (2026)."""
 
 from collections.abc import Collection
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Fraction, bounded
 from reslab.core.randomness import training_key
 from reslab.core.types import Shared
 from reslab.nn.base.depth_memory import kept_read
@@ -43,7 +42,7 @@ class StochasticKeysValues(ValuePath):
       ReslabError: If `cross` is out of range.
     """
 
-    cross: Annotated[float, Bounds(least=0, most=1)] = 0.5
+    cross: Fraction = 0.5
     depth: int = 1
 
     @property

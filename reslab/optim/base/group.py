@@ -3,9 +3,10 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from reslab.core import registry
+from reslab.core.bounds import Bounds, NonNegative, bounds_of
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.schema import GROUP_FAMILIES
 from reslab.core.trees import first_match, named_leaves
@@ -27,12 +28,12 @@ class Group:
     """
 
     method: str = ""
-    lr: float | None = None
-    lr_scale: float = 1.0
+    lr: Annotated[float | None, Bounds(least=0)] = None
+    lr_scale: NonNegative = 1.0
     scaling: str = ""
     schedule: str = ""
-    weight_decay: float | None = None
-    clip: float = 0.0
+    weight_decay: Annotated[float | None, Bounds(least=0)] = None
+    clip: NonNegative = 0.0
     freeze: bool = False
 
 
@@ -54,10 +55,11 @@ def parse_groups(
     """Turns `(pattern, {option: value})` pairs of a config into groups.
 
     Raises:
-      ReslabError: On an unknown option, a value of the wrong type, or a spec that
-        names nothing.
+      ReslabError: On an unknown option, a value of the wrong type or out of range,
+        or a spec that names nothing.
     """
     parsed = []
+    ranges = bounds_of(Group)
     for entry in groups:
         if (
             not isinstance(entry, list | tuple)
@@ -80,10 +82,8 @@ def parse_groups(
             if type(value) not in _KINDS[key]:
                 expected = " or ".join(kind.__name__ for kind in _KINDS[key])
                 raise ReslabError(f"{where}: {key}", expected=expected, got=repr(value))
-            if key in ("lr", "lr_scale", "clip") and value < 0:
-                raise ReslabError(
-                    f"{where}: {key}", expected="at least 0", got=str(value)
-                )
+            if key in ranges:
+                ranges[key].check(f"{where}: {key}", value)
             if key in GROUP_FAMILIES and value:
                 registry.factory(GROUP_FAMILIES[key], value)
         parsed.append((pattern, Group(**options)))

@@ -1,16 +1,14 @@
 """Freezing of the lower layers (Telly-K; Shi et al., 2023)."""
 
-from typing import Annotated
-
 import numpy as np
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Whole, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
 
 @bounded
-def build(count: Annotated[int, Bounds(least=0)] = 1) -> Rule:
+def build(count: Whole = 1) -> Rule:
     """Freezes the embedding and the first layers.
 
     Frozen slices stay bit for bit and do not count in the clipped norm. Where all

@@ -1,16 +1,14 @@
 """Layer-wise decay of the learning rate (Howard & Ruder, 2018)."""
 
-from typing import Annotated
-
 import numpy as np
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Positive, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
 
 @bounded
-def build(decay: Annotated[float, Bounds(above=0)] = 0.9) -> Rule:
+def build(decay: Positive = 0.9) -> Rule:
     """Lets every layer learn slower than the one above it.
 
         factor of layer l (of L, from 1) = decay ** (L - l)

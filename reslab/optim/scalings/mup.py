@@ -1,17 +1,15 @@
 """muP and CompleteP: learning rates that carry over from a small model."""
 
-from typing import Annotated
-
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import NonNegative, Positive, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
 
 @bounded
 def build(
-    wider: Annotated[float, Bounds(above=0)] = 1.0,
-    deeper: Annotated[float, Bounds(above=0)] = 1.0,
-    alpha: float = 1.0,
+    wider: Positive = 1.0,
+    deeper: Positive = 1.0,
+    alpha: NonNegative = 1.0,
 ) -> Rule:
     """Scales what was tuned on a model that was narrower and shallower.
 

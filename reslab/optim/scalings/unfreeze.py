@@ -1,19 +1,17 @@
 """Gradual unfreezing from the top (Howard & Ruder, 2018)."""
 
-from typing import Annotated
-
 import jax.numpy as jnp
 import numpy as np
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Count, Whole, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.scale import Rule, Scale
 
 
 @bounded
 def build(
-    every: Annotated[int, Bounds(least=1)] = 100,
-    rise: Annotated[int, Bounds(least=0)] = 0,
+    every: Count = 100,
+    rise: Whole = 0,
 ) -> Rule:
     """Starts with the head alone and lets one more layer learn at intervals.
 

@@ -1,16 +1,8 @@
 """The warmup that every schedule begins with."""
 
 import warnings
-from typing import Annotated
 
 import optax
-
-from reslab.core.bounds import Bounds
-
-Warmup = Annotated[int, Bounds(least=0)]
-# A factor on the peak at the end, and a fraction of the run.
-Final = Annotated[float, Bounds(least=0)]
-Fraction = Annotated[float, Bounds(least=0, most=1)]
 
 
 def shortened(warmup: int, steps: int) -> int:

@@ -2,12 +2,12 @@
 
 import optax
 
-from reslab.core.bounds import bounded
-from reslab.optim.schedules._warmup import Warmup, after_warmup, shortened
+from reslab.core.bounds import Whole, bounded
+from reslab.optim.schedules._warmup import after_warmup, shortened
 
 
 @bounded
-def build(steps: int, warmup: Warmup = 0) -> optax.Schedule:
+def build(steps: int, warmup: Whole = 0) -> optax.Schedule:
     """Stays at the peak after the warmup.
 
     Args:

@@ -6,21 +6,21 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds, bounded
+from reslab.core.bounds import Bounds, Fraction, Positive, Whole, bounded
 from reslab.core.errors import ReslabError
-from reslab.optim.schedules._warmup import Fraction, Warmup, after_warmup, shortened
+from reslab.optim.schedules._warmup import after_warmup, shortened
 
 
 @bounded
 def build(
     steps: int,
-    warmup: Warmup = 0,
+    warmup: Whole = 0,
     cooldown: Fraction = 0.2,
     anneal: Fraction = 0.2,
     plateau: Annotated[float, Bounds(above=0, most=1)] = 0.5,
     final: Annotated[float, Bounds(above=0, most=1)] = 0.1,
     shape: Literal["cosine", "inverse_sqrt"] = "cosine",
-    sharpness: Annotated[float, Bounds(above=0)] = 10.0,
+    sharpness: Positive = 10.0,
 ) -> optax.Schedule:
     """Cools down to a plateau, stays there, and falls at the end.
 

@@ -2,12 +2,12 @@
 
 import optax
 
-from reslab.core.bounds import bounded
-from reslab.optim.schedules._warmup import Final, Warmup, after_warmup, shortened
+from reslab.core.bounds import Fraction, Whole, bounded
+from reslab.optim.schedules._warmup import after_warmup, shortened
 
 
 @bounded
-def build(steps: int, warmup: Warmup = 0, final: Final = 0.0) -> optax.Schedule:
+def build(steps: int, warmup: Whole = 0, final: Fraction = 0.0) -> optax.Schedule:
     """Falls from the peak to `final` along a line.
 
     Args:

@@ -2,20 +2,14 @@
 
 import optax
 
-from reslab.core.bounds import bounded
+from reslab.core.bounds import Fraction, Whole, bounded
 from reslab.core.errors import ReslabError
-from reslab.optim.schedules._warmup import (
-    Final,
-    Fraction,
-    Warmup,
-    after_warmup,
-    shortened,
-)
+from reslab.optim.schedules._warmup import after_warmup, shortened
 
 
 @bounded
 def build(
-    steps: int, warmup: Warmup = 0, decay: Fraction = 0.2, final: Final = 0.0
+    steps: int, warmup: Whole = 0, decay: Fraction = 0.2, final: Fraction = 0.0
 ) -> optax.Schedule:
     """Stays at the peak, then falls to `final` along a line in the last steps.
 

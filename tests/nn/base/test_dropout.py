@@ -104,7 +104,7 @@ def test_attention_keeps_its_mean():
 @pytest.mark.parametrize("field", ["dropout", "embedding_dropout"])
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_rates_out_of_range_are_refused(field, rate, tokens):
-    with pytest.raises(ReslabError, match=f"model.{field}: expected at least 0"):
+    with pytest.raises(ReslabError, match=f"{field}: expected at least 0 and below 1"):
         make(**{field: rate}).init(jax.random.key(0), tokens)
 
 

@@ -74,5 +74,5 @@ def test_centres_and_divides_without_a_bias_too(x64):
 
 @pytest.mark.parametrize("deviation", ["0.0", "-1.0"])
 def test_refuses_a_deviation_that_is_not_above_zero(deviation):
-    with pytest.raises(ReslabError, match=f"above 0; got {deviation}"):
+    with pytest.raises(ReslabError, match=f"above 0 and at most .*; got {deviation}"):
         registry.make("norms", f"fake_layer(deviation={deviation})")

@@ -78,7 +78,7 @@ def test_what_a_position_sees(x64, is_spatial):
     ("groups", "shape", "told"),
     [
         (5, (2, 12), "divisor of the 12 channels; got 5"),
-        (0, (2, 12), "divisor of the 12 channels; got 0"),
+        (0, (2, 12), "groups: expected at least 1; got 0"),
         (12, (2, 3, 12), "at least two numbers in a group.*is_spatial=True"),
     ],
 )

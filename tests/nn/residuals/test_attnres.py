@@ -314,7 +314,7 @@ def test_logits_do_not_see_the_size_of_a_source(x64):
     "options, message",
     [
         ({"block": 7}, "block: expected at most the model's 6"),
-        ({"block": -1}, "block: expected at most the model's 6"),
+        ({"block": -1}, "block: expected at least 0"),
         ({"block_layers": 4}, "block_layers: expected at most the model's 3"),
         ({"block": 2, "block_layers": 1}, "block: expected 0 where block_layers"),
         ({"window": -1}, "window: expected at least 1, or 0"),

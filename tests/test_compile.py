@@ -164,7 +164,7 @@ def test_memory_is_xlas_own(reports):
     config = small(mesh__data=1, mesh__fsdp=-1)
     mesh = make_mesh(config.mesh, topology.topology(SLICE).devices)
     setup = make_setup(config, mesh)
-    kinds = ("tokens", "targets", "segment_ids", "positions")
+    kinds = ("tokens", "targets", "segment_ids", "positions", "sizes")
     batch = {kind: jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32) for kind in kinds}
     batch["loss_mask"] = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.bool_)
     with use_mesh(mesh):
@@ -408,7 +408,7 @@ def test_the_step_is_sharded_and_in_place():
         )
     donated = [leaf.donated for leaf in jax.tree.leaves(lowered.args_info)]
     states = len(jax.tree.leaves(setup.shapes))
-    assert donated == [True] * states + [False] * 5
+    assert donated == [True] * states + [False] * 6
     batch = setup.task.batch_shapes(config.data.batch)
     assert {key: str(leaf.dtype) for key, leaf in batch.items()} == {
         "tokens": "int32",
@@ -416,5 +416,6 @@ def test_the_step_is_sharded_and_in_place():
         "segment_ids": "int32",
         "positions": "int32",
         "loss_mask": "bool",
+        "sizes": "int32",
     }
     assert {leaf.shape for leaf in batch.values()} == {(BATCH, LENGTH)}

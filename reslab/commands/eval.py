@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _tokenizer_of(config: Any) -> dict[str, Any]:
     """The tokenizer's digest alone: the corpus of the run need not be here."""
-    from reslab.data.corpus import tokenizer_sha256
+    from reslab.data.encoding import tokenizer_sha256
     from reslab.train.tasks.language import Language
 
     check_language(config, "--text")

@@ -36,7 +36,7 @@ def sample(
     import numpy as np
 
     from reslab.core import registry
-    from reslab.data.corpus import tokenizer_sha256
+    from reslab.data.encoding import tokenizer_sha256
     from reslab.train.generate import generate
     from reslab.train.memory import check_generation
 

@@ -3,26 +3,28 @@
 import contextlib
 import contextvars
 import dataclasses
-import functools
 import hashlib
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.data.encoding import (
+    Encoded,
+    SizesById,
+    Tokenizer,
+    Tokens,
+    byte_table,
+    encoded,
+    token_dtype,
+)
 from reslab.data.verification import Stored
 
 # Every 20th document is held out; for a single document, its last 20th.
 HOLD_OUT = 20
-# Bytes of documents that are also counted in tokens, and the relative difference that
-# triggers a warning.
-COUNTED = 2**20
-MISCOUNTED = 1e-3
 
 
 class Source(Protocol):
@@ -38,46 +40,6 @@ class Source(Protocol):
         ...
 
 
-class Tokens(Protocol):
-    """Token ids in order: an array, or a file that is read where it is asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, part: slice, /) -> np.ndarray: ...
-
-    def __array__(self) -> np.ndarray: ...
-
-
-class Tokenizer(Protocol):
-    """Conversion between bytes and token ids.
-
-    A tokenizer that reads a file also has `sha256`, a digest of all that decides its
-    ids: the same file under another name is the same tokenizer.
-    """
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of ids."""
-        ...
-
-    @property
-    def bos(self) -> int:
-        """The id that begins a document."""
-        ...
-
-    def encode(self, document: bytes) -> np.ndarray:
-        """Encodes a document to ids of shape (tokens,), without BOS."""
-        ...
-
-    def decode(self, ids: npt.ArrayLike) -> str:
-        """Decodes ids to text; BOS and ids beyond the vocabulary are dropped."""
-        ...
-
-    def byte_lengths(self) -> np.ndarray:
-        """Returns the bytes that each id stands for, shape (vocabulary,): 0 for BOS."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class TokenStream:
     """Documents laid end to end, each as BOS and its tokens.
@@ -85,10 +47,13 @@ class TokenStream:
     Attributes:
       tokens: Ids of shape (tokens,), uint16 or uint32.
       starts: Where each document begins in `tokens`, int64, ascending.
+      sizes: Bytes of its document that each token stands for, 0 for BOS, of shape
+        (tokens,); None leaves bytes uncounted.
     """
 
     tokens: Tokens
     starts: np.ndarray
+    sizes: Tokens | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +113,14 @@ def load_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
     if (keep := _keeper.get()) is not None:
         return keep(source, tokenizer)
     encoder: Tokenizer = registry.make("tokenizers", tokenizer)
-    pieces: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
+    pieces: dict[str, list[Encoded]] = {"train": [], "validation": []}
     documents = Documents(source)
-    for split, tokens in encoded(encoder, documents):
-        pieces[split].append(tokens)
+    for split, one in encoded(encoder, documents):
+        pieces[split].append(one)
+    table = byte_table(encoder)
     return Corpus(
-        train=_stream(pieces["train"]),
-        validation=_stream(pieces["validation"]),
+        train=_stream(pieces["train"], table),
+        validation=_stream(pieces["validation"], table),
         tokenizer=encoder,
         sha256=documents.sha256,
         documents=sum(map(len, pieces.values())),
@@ -216,99 +182,12 @@ def held_out_corpus(source: registry.Spec, tokenizer: registry.Spec) -> Corpus:
             sizes.append(len(document))
             yield "validation", document
 
-    pieces = [tokens for _, tokens in encoded(encoder, documents())]
+    pieces = [one for _, one in encoded(encoder, documents())]
     if not any(sizes):
         raise ReslabError(f"source {source!r}", expected="text", got="none")
-    held = _stream(pieces)
+    held = _stream(pieces, byte_table(encoder))
     empty = TokenStream(np.zeros(0, token_dtype(encoder)), np.zeros(0, np.int64))
     return Corpus(empty, held, encoder, digest.hexdigest(), len(sizes), sum(sizes))
-
-
-def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
-    """The smallest dtype that holds the ids of a tokenizer."""
-    return np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32
-
-
-def encoded(
-    tokenizer: Tokenizer, documents: Iterable[tuple[str, bytes]]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Encodes documents one after the other, and says if their bytes are miscounted.
-
-    Yields:
-      The split of each, and its tokens.
-    """
-    # Tokens alone do not need lengths.
-    count = getattr(tokenizer, "byte_lengths", None)
-    lengths, own, counted = count() if count else None, 0, 0
-    for split, document in documents:
-        tokens = encode_document(tokenizer, document)
-        if lengths is not None and own < COUNTED:
-            own += len(document)
-            counted += int(lengths[tokens].sum())
-        yield split, tokens
-    if abs(counted - own) > MISCOUNTED * own:
-        say_once(
-            f"the tokenizer's tokens stand for {counted:,} bytes where the documents "
-            f"have {own:,}: bits per byte are of the former"
-        )
-
-
-@functools.cache  # A command may load the same corpus twice.
-def say_once(line: str) -> None:
-    """Says a line on standard error, once in a process."""
-    print(line, file=sys.stderr)
-
-
-def encode_document(tokenizer: Tokenizer, document: bytes) -> np.ndarray:
-    """Encodes a document as BOS and its tokens, in the vocabulary's dtype.
-
-    Raises:
-      ReslabError: If the tokenizer gives an id beyond its vocabulary, or BOS inside
-        the document.
-    """
-    ids = np.asarray(tokenizer.encode(document))
-    size = tokenizer.vocabulary_size
-    if ids.size and not 0 <= ids.min() <= ids.max() < size:
-        wrong = ids[(ids < 0) | (ids >= size)][0]
-        raise beyond_vocabulary("the tokenizer", int(wrong), size)
-    if (ids == tokenizer.bos).any():
-        raise ReslabError(
-            "the tokenizer gives BOS inside a document",
-            expected="BOS only where a document begins",
-            got=f"id {tokenizer.bos} within {len(ids)} tokens",
-        )
-    tokens = np.empty(len(ids) + 1, token_dtype(tokenizer))
-    tokens[0] = tokenizer.bos
-    tokens[1:] = ids
-    return tokens
-
-
-def beyond_vocabulary(what: str, token: int, vocabulary: int) -> ReslabError:
-    """Builds the error for an id that the vocabulary does not have."""
-    return ReslabError(
-        f"{what}: token id {token}",
-        expected=f"below the vocabulary {vocabulary}",
-        hint="the tokenizer that wrote the tokens, as data.tokenizer",
-    )
-
-
-def tokenizer_sha256(tokenizer: Tokenizer, spec: registry.Spec) -> str:
-    """Digests what decides a tokenizer's ids: its file, or else its spec.
-
-    Args:
-      tokenizer: The tokenizer.
-      spec: What it was made from.
-    """
-    own = getattr(tokenizer, "sha256", None)
-    if isinstance(own, str):
-        return own
-    known: list[Any] = [tokenizer.vocabulary_size, tokenizer.bos]
-    if isinstance(spec, str):
-        parsed = registry.parse(spec)
-        known += [parsed.name, sorted(parsed.arguments.items())]
-    else:
-        known.append(getattr(spec, "__qualname__", type(spec).__qualname__))
-    return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 class Documents(Iterator[tuple[str, bytes]]):
@@ -380,6 +259,10 @@ def _cut(document: bytes) -> int:
     return cut
 
 
-def _stream(pieces: list[np.ndarray]) -> TokenStream:
-    lengths = np.array([len(piece) for piece in pieces], np.int64)
-    return TokenStream(np.concatenate(pieces), np.cumsum(lengths) - lengths)
+def _stream(pieces: list[Encoded], table: np.ndarray | None) -> TokenStream:
+    lengths = np.array([len(piece.tokens) for piece in pieces], np.int64)
+    tokens = np.concatenate([piece.tokens for piece in pieces])
+    sizes: Tokens | None = None if table is None else SizesById(tokens, table)
+    if table is not None and any(piece.sizes is not None for piece in pieces):
+        sizes = np.concatenate([piece.all_sizes(table) for piece in pieces])
+    return TokenStream(tokens, np.cumsum(lengths) - lengths, sizes)

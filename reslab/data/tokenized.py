@@ -1,84 +1,38 @@
 """Tokens on disk: a corpus is tokenized once, and may be larger than memory."""
 
-import array
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.data.corpus import (
-    Corpus,
-    Documents,
+from reslab.data.corpus import Corpus, Documents, TokenStream
+from reslab.data.encoding import (
+    SIZE_DTYPE,
+    SizesById,
     Tokenizer,
-    TokenStream,
+    Tokens,
     beyond_vocabulary,
+    byte_table,
     encoded,
     say_once,
     token_dtype,
     tokenizer_sha256,
 )
+from reslab.data.token_files import SplitWriter, TokenFile, size_name, token_name
 from reslab.data.verification import Stored, content
 from reslab.runtime.files import whole_directory
 from reslab.runtime.storage import local_path
 
 RECORD = "corpus.json"
 SPLITS = ("train", "validation")
-# Tokens are written in pieces of at least this many bytes.
-BUFFER = 2**24
-
-
-@dataclasses.dataclass
-class TokenFile:
-    """Token ids in a file, read where they are asked for.
-
-    They are read, not mapped: what a process has touched of a mapped file counts as
-    its memory, which random windows would soon make the whole file. Any number of
-    threads may read. Pickled, it is its path.
-
-    Attributes:
-      path: Raw little-endian ids.
-      dtype: `"uint16"` or `"uint32"`.
-    """
-
-    path: str
-    dtype: str
-
-    def __post_init__(self) -> None:
-        self._handle = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._handle)
-        self._width = np.dtype(self.dtype).itemsize
-        self._count = os.fstat(self._handle).st_size // self._width
-
-    def __reduce__(self) -> tuple[type["TokenFile"], tuple[str, str]]:
-        return TokenFile, (self.path, self.dtype)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        """Reads a slice of ids, without a step."""
-        begin, end, _ = part.indices(self._count)
-        size = max(0, end - begin) * self._width
-        read = os.pread(self._handle, size, begin * self._width)
-        if len(read) != size:
-            raise ReslabError(
-                f"{self.path}", expected=f"{size} bytes there", got=str(len(read))
-            )
-        return np.frombuffer(read, np.dtype(self.dtype).newbyteorder("<"))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:].astype(dtype or self.dtype)
 
 
 def tokenize(
@@ -109,17 +63,24 @@ def tokenize(
     with whole_directory(out) as partial:
         with contextlib.ExitStack() as stack:
             writers = {
-                name: stack.enter_context(_Writer(partial / f"{name}.tokens", dtype))
+                name: stack.enter_context(
+                    SplitWriter(partial, name, dtype, byte_table(encoder))
+                )
                 for name in SPLITS
             }
-            for split, tokens in encoded(encoder, documents):
-                writers[split].add(tokens)
+            for split, one in encoded(encoder, documents):
+                writers[split].add(one)
                 tell(sum(len(w.starts) for w in writers.values()), documents.bytes)
+            # The splits are alike: both have sizes, or neither.
+            has_sizes = any(writer.has_sizes for writer in writers.values())
+            if has_sizes:
+                for writer in writers.values():
+                    writer.keep_sizes()
         files = {}
         for name, writer in writers.items():
             starts = np.frombuffer(writer.starts, np.int64)
             np.save(partial / f"{name}.starts.npy", starts)
-            files[f"{name}.tokens"] = writer.sha256
+            files |= writer.digests
             files[f"{name}.starts.npy"] = content(
                 partial / f"{name}.starts.npy", "uint8"
             ).sha256
@@ -128,6 +89,7 @@ def tokenize(
             "tokenizer": str(tokenizer),
             "tokenizer_sha256": tokenizer_sha256(encoder, tokenizer),
             "dtype": np.dtype(dtype).name,
+            "has_sizes": has_sizes,
             "sha256": documents.sha256,
             "bytes": documents.bytes,
             "documents": sum(len(w.starts) for w in writers.values()),
@@ -166,8 +128,11 @@ def open_corpus(path: str | os.PathLike[str], tokenizer: registry.Spec) -> Corpu
         )
     streams, stored = {}, []
     for name in SPLITS:
-        stream = _open_stream(folder, name, record)
-        for file, dtype in ((f"{name}.tokens", record["dtype"]), (_starts(name), "u1")):
+        streams[name] = _open_stream(folder, name, record, byte_table(encoder))
+        files = {token_name(name): record["dtype"], _starts(name): "u1"}
+        if record.get("has_sizes"):
+            files[size_name(name)] = np.dtype(SIZE_DTYPE).name
+        for file, dtype in files.items():
             stored.append(found := Stored(folder / file, dtype))
             if written is not None and written[file] != found.sha256:
                 raise ReslabError(
@@ -176,12 +141,16 @@ def open_corpus(path: str | os.PathLike[str], tokenizer: registry.Spec) -> Corpu
                     got=found.sha256[:12],
                     hint="copy or tokenize it again",
                 )
-            digest.update(f"{file} {found.sha256}\n".encode())
-            if dtype == record["dtype"] and found.largest >= encoder.vocabulary_size:
+            # Sizes follow from documents and tokenizer, which have digests.
+            if file != size_name(name):
+                digest.update(f"{file} {found.sha256}\n".encode())
+            is_tokens = file == token_name(name)
+            if is_tokens and found.largest >= encoder.vocabulary_size:
                 raise beyond_vocabulary(
                     str(folder / file), found.largest, encoder.vocabulary_size
                 )
-        streams[name] = stream
+    if record.get("has_sizes") is None and hasattr(encoder, "encode_sized"):
+        _check_older(folder, record["bytes"], streams.values())
     documents = sum(len(stream.starts) for stream in streams.values())
     if record["documents"] != documents:
         raise ReslabError(
@@ -205,8 +174,10 @@ def _starts(split: str) -> str:
     return f"{split}.starts.npy"
 
 
-# All files of a corpus, apart from its record.
-_FILES = tuple(f for name in SPLITS for f in (f"{name}.tokens", _starts(name)))
+def _files(has_sizes: bool) -> list[str]:
+    """Lists the files of a corpus, apart from its record."""
+    kinds = [token_name, _starts, *([size_name] if has_sizes else [])]
+    return [kind(split) for split in SPLITS for kind in kinds]
 
 
 def _record(folder: pathlib.Path) -> dict[str, Any]:
@@ -233,6 +204,7 @@ def _record(folder: pathlib.Path) -> dict[str, Any]:
         return isinstance(value, str) and len(value) == 64
 
     tokens, files = record.get("tokens"), record.get("files")
+    has_sizes = record.get("has_sizes")
     is_older = files is record.get("tokenizer_sha256") is None
     forms = {
         "tokenizer": isinstance(record.get("tokenizer"), str),
@@ -244,7 +216,11 @@ def _record(folder: pathlib.Path) -> dict[str, Any]:
         "tokens": isinstance(tokens, dict)
         and all(is_count(tokens.get(name)) for name in SPLITS),
         "files": is_older
-        or (isinstance(files, dict) and all(is_digest(files.get(f)) for f in _FILES)),
+        or (
+            isinstance(files, dict)
+            and all(is_digest(files.get(f)) for f in _files(has_sizes is True))
+        ),
+        "has_sizes": isinstance(has_sizes, bool | None),
     }
     for field, is_right in forms.items():
         if not is_right:
@@ -287,17 +263,26 @@ def _make_tokenizer(
 
 
 def _open_stream(
-    folder: pathlib.Path, name: str, record: Mapping[str, Any]
+    folder: pathlib.Path, name: str, record: Mapping[str, Any], table: np.ndarray | None
 ) -> TokenStream:
     """Opens the files of a split and checks that they fit each other.
+
+    Args:
+      folder: The corpus.
+      name: The split.
+      record: Its record.
+      table: Bytes of each id, as `byte_lengths` returns.
 
     Raises:
       ReslabError: If they do not, or one cannot be read.
     """
-    count, path = record["tokens"][name], folder / f"{name}.tokens"
+    count, path = record["tokens"][name], folder / token_name(name)
     try:
         tokens = TokenFile(str(path), record["dtype"])
-        size = os.path.getsize(path)
+        sizes: Tokens | None = None if table is None else SizesById(tokens, table)
+        if record.get("has_sizes"):
+            path = folder / size_name(name)
+            sizes = TokenFile(str(path), np.dtype(SIZE_DTYPE).name)
         path = folder / _starts(name)
         # Memory mapping detects a header that promises more than the file has.
         starts: Any = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -307,13 +292,14 @@ def _open_stream(
         raise ReslabError(
             f"{path}", expected="a file of `reslab data tokenize`", got=reason[0][:160]
         ) from None
-    if size != count * np.dtype(record["dtype"]).itemsize:
-        raise ReslabError(
-            f"{folder / name}.tokens",
-            expected=f"{count} tokens",
-            got=f"{size / np.dtype(record['dtype']).itemsize:g}",
-            hint="copy it again",
-        )
+    for file, found in ((token_name(name), tokens), (size_name(name), sizes)):
+        if isinstance(found, TokenFile) and found.length != count:
+            raise ReslabError(
+                f"{folder / file}",
+                expected=f"{count} tokens",
+                got=f"{found.length:g}",
+                hint="copy it again",
+            )
     if not isinstance(starts, np.ndarray):  # An archive of several arrays.
         starts.close()
         starts = np.zeros(())
@@ -330,33 +316,26 @@ def _open_stream(
             expected=f"ascending places of documents, from 0 to below {count}",
             got=f"{starts[0]} to {starts[-1]}",
         )
-    return TokenStream(tokens, starts)
+    return TokenStream(tokens, starts, sizes)
 
 
-class _Writer:
-    """Appends documents to a file of tokens."""
+def _check_older(
+    folder: pathlib.Path, size: int, streams: Iterable[TokenStream]
+) -> None:
+    """Checks that a corpus without recorded sizes needs none.
 
-    def __init__(self, path: pathlib.Path, dtype: npt.DTypeLike):
-        self._file: BinaryIO = path.open("wb", buffering=BUFFER)
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._digest = hashlib.sha256()
-        self.starts = array.array("q")
-        self.tokens = 0
-
-    def add(self, ids: np.ndarray) -> None:
-        self.starts.append(self.tokens)
-        self.tokens += len(ids)
-        raw = ids.astype(self._dtype, copy=False).tobytes()
-        self._digest.update(raw)
-        self._file.write(raw)
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the file so far."""
-        return self._digest.hexdigest()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    Raises:
+      ReslabError: If the bytes of its ids do not add up to its documents.
+    """
+    counted, step = 0, 2**22
+    for stream in streams:
+        assert stream.sizes is not None
+        for begin in range(0, len(stream.tokens), step):
+            counted += int(stream.sizes[begin : begin + step].sum(dtype=np.int64))
+    if counted != size:
+        raise ReslabError(
+            f"{folder} was tokenized by an older version, which miscounted its bytes",
+            expected=f"{size}",
+            got=f"{counted}",
+            hint="tokenize it again: its tokens stay the same",
+        )

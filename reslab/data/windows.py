@@ -59,7 +59,8 @@ class WindowSource:
         Returns:
           Arrays of shape (length,): int32 `tokens`, `targets`, `segment_ids`
           (from 1) and `positions` (from 0 in each document and window); bool
-          `loss_mask`, False where the target is another document's BOS.
+          `loss_mask`, False where the target is another document's BOS; and int32
+          `sizes`, the bytes that each target stands for, 0 if the stream counts none.
         """
         length, starts = self.length, self.stream.starts
         begin = operator.index(index) * length
@@ -82,10 +83,14 @@ class WindowSource:
             document = np.cumsum(is_start, dtype=np.int32)
             positions -= np.append(0, inside).astype(np.int32)[document]
             segment_ids += document
+        sizes = np.zeros(length, np.int32)
+        if self.stream.sizes is not None:
+            sizes[:] = self.stream.sizes[begin + 1 : end + 1]
         return {
             "tokens": tokens[:-1],
             "targets": tokens[1:],
             "segment_ids": segment_ids,
             "positions": positions,
             "loss_mask": loss_mask,
+            "sizes": sizes,
         }

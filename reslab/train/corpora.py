@@ -19,7 +19,8 @@ import numpy as np
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.data.corpus import Corpus, TokenStream, kept_by, tokenizer_sha256
+from reslab.data.corpus import Corpus, TokenStream, kept_by
+from reslab.data.encoding import SizesById, tokenizer_sha256
 from reslab.data.tokenized import RECORD, open_corpus, tokenize
 from reslab.parallel.hosts import in_all, is_writer, on_writer
 from reslab.runtime.storage import StorageFailed
@@ -171,4 +172,9 @@ def _read(path: pathlib.Path, tokenizer: registry.Spec) -> Corpus:
 
 
 def _in_memory(stream: TokenStream) -> TokenStream:
-    return TokenStream(np.asarray(stream.tokens), stream.starts)
+    tokens, sizes = np.asarray(stream.tokens), stream.sizes
+    if isinstance(sizes, SizesById):
+        sizes = sizes.of(tokens)
+    elif sizes is not None:
+        sizes = np.asarray(sizes)
+    return TokenStream(tokens, stream.starts, sizes)

@@ -12,7 +12,8 @@ import tokenizers
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.data import verification
-from reslab.data.corpus import encode_document, load_corpus
+from reslab.data.corpus import load_corpus
+from reslab.data.encoding import encode_document
 from reslab.data.tokenized import open_corpus, tokenize
 
 SOURCE = "synthetic(documents=60, words=20)"
@@ -315,13 +316,14 @@ def test_special_tokens_in_text_are_text(tmp_path):
     assert tokenizer.decode(ids) == text
 
 
-def test_bytes_that_are_miscounted_are_told(words, tmp_path, capsys):
+def test_what_a_tokenizer_loses_is_told_once(words, tmp_path, capsys):
     (tmp_path / "x.txt").write_text("a b c " * 50)  # Of one known word, and spaces.
     source = f"text(path={str(tmp_path / 'x.txt')!r})"
     load_corpus(source, words())
     load_corpus(source, words())
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "stand for 150 bytes where the documents have 300" in said
+    changed, unknown = capsys.readouterr().err.splitlines()
+    assert "changes 2 of the first 2 documents ('a b c a b c ' becomes" in changed
+    assert unknown.startswith("100.00% of the tokens are unknown ones")
     load_corpus(source, "bytes")
     assert not capsys.readouterr().err
 

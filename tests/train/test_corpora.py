@@ -61,6 +61,9 @@ def test_a_corpus_is_tokenized_once_and_then_read(tmp_path, calls):
             assert isinstance(stream.tokens, np.ndarray)
             np.testing.assert_array_equal(stream.tokens, expected.tokens)
             np.testing.assert_array_equal(stream.starts, expected.starts)
+            np.testing.assert_array_equal(
+                np.asarray(stream.sizes), np.asarray(expected.sizes)
+            )
     corpora.shared(tmp_path, "synthetic(documents=20)", "bytes")
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -63,6 +63,7 @@ def test_the_step_is_the_same_program(small_config, monkeypatch):
                     "positions": "int32",
                     "segment_ids": "int32",
                     "loss_mask": "bool",
+                    "sizes": "int32",
                 }.items()
             }
         )

@@ -72,6 +72,9 @@ class MixtureSource:
                     for one, offset in zip(found, offsets, strict=True)
                 ]
             ),
+            None
+            if any(one.validation.sizes is None for one in found)
+            else np.concatenate([np.asarray(one.validation.sizes) for one in found]),
         )
         return dataclasses.replace(
             found[0],

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reslab.core.errors import ReslabError, missing_extra, nearest
-from reslab.data.corpus import say_once
+from reslab.data.encoding import say_once
+from reslab.data.spans import character_starts, spread
 
 # Ids may leave gaps, as in files with reserved ids, but at most this many plus the
 # number of tokens: the model has a row for every id.
@@ -40,6 +42,7 @@ class HuggingFaceTokenizer:
         example `"<|endoftext|>"`. None adds one id after the vocabulary.
       bos: The id of that token.
       vocabulary_size: Number of ids, BOS included.
+      unknown: The id of text that has no id of its own, if there is one.
       sha256: Digest of the file and of BOS.
 
     Raises:
@@ -51,6 +54,7 @@ class HuggingFaceTokenizer:
     bos_token: str | None = None
     bos: int = dataclasses.field(init=False)
     vocabulary_size: int = dataclasses.field(init=False)
+    unknown: int | None = dataclasses.field(init=False)
     sha256: str = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +101,9 @@ class HuggingFaceTokenizer:
                 hint=nearest(self.bos_token, added),
             )
         self.vocabulary_size = max(self._size, self.bos + 1)
+        model = self._settings.get("model") or {}
+        unknown = model.get("unk_id", self._vocabulary.get(model.get("unk_token", "")))
+        self.unknown = None if unknown == self.bos else unknown
         self.sha256 = hashlib.sha256(raw + f"\nbos {self.bos}".encode()).hexdigest()
 
     def _check_model(self) -> None:
@@ -128,21 +135,46 @@ class HuggingFaceTokenizer:
 
     def encode(self, document: bytes) -> np.ndarray:
         """Encodes a document to uint32 ids of shape (tokens,), without BOS."""
-        text = document.decode("utf-8", errors="replace")
-        ids = self._ids(text)
-        if self.bos_token and self.bos in ids:
+        return self._encode(document.decode("utf-8", errors="replace"))[0]
+
+    def encode_sized(self, document: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+        """Encodes a document, and counts the bytes of it that each id stands for.
+
+        A token stands for the text from the end of the token before it to its own
+        end; the tokens of one character share its bytes evenly.
+
+        Returns:
+          The ids, and int64 sizes that add up to the document; None in place of the
+          sizes where those of `byte_lengths` do.
+        """
+        ids, pieces = self._encode(document.decode("utf-8", errors="replace"))
+        if int(self._table[ids].sum()) == len(document):
+            return ids, None
+        starts, is_utf8 = character_starts(document)
+        if not is_utf8:
+            say_once(f"{self.path}: bytes that are not UTF-8 are read as U+FFFD")
+        ends = [begin + end for begin, one in pieces for _, end in one.offsets]
+        return ids, spread(starts[np.asarray(ends, np.int64)], len(document))
+
+    def _encode(self, text: str) -> tuple[np.ndarray, list[tuple[int, Any]]]:
+        """Encodes text: all ids, and its pieces with the places where they begin."""
+        pieces = [(0, self._piece(text))]
+        if self.bos_token and self.bos in pieces[0][1].ids:
             # The model itself has it as a token: no piece may contain all of it.
             half = len(self.bos_token) // 2
             first, second = map(
                 re.escape, (self.bos_token[:half], self.bos_token[half:])
             )
-            pieces = re.split(f"(?<={first})(?={second})", text)
-            ids = [index for piece in pieces for index in self._ids(piece)]
-        return np.asarray(ids, np.uint32)
+            pieces, begin = [], 0
+            for piece in re.split(f"(?<={first})(?={second})", text):
+                pieces.append((begin, self._piece(piece)))
+                begin += len(piece)
+        ids = [index for _, piece in pieces for index in piece.ids]
+        return np.asarray(ids, np.uint32), pieces
 
-    def _ids(self, text: str) -> list[int]:
+    def _piece(self, text: str) -> Any:
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._tokenizer.encode(text, add_special_tokens=False)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
@@ -161,9 +193,13 @@ class HuggingFaceTokenizer:
     def byte_lengths(self) -> np.ndarray:
         """Returns the bytes that each id stands for, shape (vocabulary,): 0 for BOS.
 
-        Exact for byte-level files (GPT-2 and its kin). Where a file changes the
-        text (lower-casing, joining spaces) the count is of what it keeps.
+        Holds for byte-level files (GPT-2 and its kin). Where a file changes the text
+        (lower-casing, joining spaces) `encode_sized` counts the document instead.
         """
+        return self._table.copy()
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
         byte_level = '"ByteLevel"' in json.dumps(
             [self._settings.get("pre_tokenizer"), self._settings.get("decoder")]
         )

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reslab.core import registry
+from reslab.core.errors import ReslabError
 from reslab.core.losses import LOSSES, total_loss
 from reslab.core.model_state import BATCH_STATS, ModelState
 from reslab.core.randomness import training_keys
@@ -21,8 +22,8 @@ from reslab.data.corpus import (
     corpus_sha256,
     held_out_corpus,
     load_corpus,
-    tokenizer_sha256,
 )
+from reslab.data.encoding import tokenizer_sha256
 from reslab.data.verification import Stored
 from reslab.data.windows import WindowSource
 from reslab.models.cost import training_flops_per_token
@@ -54,8 +55,18 @@ class Language:
 
     @functools.cached_property
     def corpus(self) -> Corpus:
-        """The corpus, tokenized."""
-        return load_corpus(self._config.data.source, self._config.data.tokenizer)
+        """The corpus, tokenized.
+
+        Raises:
+          ReslabError: If it cannot be loaded, or its tokenizer counts no bytes.
+        """
+        data = self._config.data
+        corpus = load_corpus(data.source, data.tokenizer)
+        if corpus.train.sizes is None:
+            raise ReslabError(
+                f"tokenizer {data.tokenizer!r}", expected="byte_lengths", got="none"
+            )
+        return corpus
 
     def hold_out(self, source: registry.Spec) -> None:
         """Evaluates on all documents of a source, in place of the corpus."""
@@ -176,8 +187,8 @@ class Language:
         Args:
           model: The model.
           variables: Its parameters and state.
-          batch: `tokens`, `targets`, `positions`, `segment_ids` and `loss_mask`,
-            each (batch, length).
+          batch: `tokens`, `targets`, `positions`, `segment_ids`, `loss_mask` and,
+            to count bytes, `sizes`, each (batch, length).
           is_training: Whether norms over a batch see this one, and the other
             terms count.
           key: Random key, for parts that draw numbers while training.
@@ -198,13 +209,12 @@ class Language:
         )
         (nll, log_normalizer), written = outcome
         mask = batch["loss_mask"].astype(nll.dtype)
-        lengths = jnp.asarray(self.tokenizer.byte_lengths(), nll.dtype)
         total = jnp.sum(nll * mask)
-        sums = {
-            "nll": total,
-            "tokens": jnp.sum(mask),
-            "bytes": jnp.sum(lengths[batch["targets"]] * mask),
-        }
+        sums = {"nll": total, "tokens": jnp.sum(mask)}
+        if "sizes" in batch:
+            # Integers: a float32 sum of many bytes is rounded.
+            counted = jnp.where(batch["loss_mask"], batch["sizes"], 0)
+            sums["bytes"] = jnp.sum(counted)
         if LOSSES in written:
             total = total + jnp.sum(mask) * total_loss(written).astype(total.dtype)
         z_loss = self._config.train.z_loss
@@ -236,11 +246,14 @@ class Language:
         return {"tokens": batch["tokens"]}
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """Nats per token, and bits per byte of text, whatever the tokenizer."""
-        return {
-            "loss": sums["nll"] / sums["tokens"],
-            "bpb": sums["nll"] / (sums["bytes"] * math.log(2)),
-        }
+        """Nats per token, and bits per byte of the documents."""
+        found = {"loss": sums["nll"] / sums["tokens"]}
+        if "bytes" in sums:
+            size = sums["bytes"]
+            if isinstance(size, jax.Array):
+                size = size.astype(sums["nll"].dtype)
+            found["bpb"] = sums["nll"] / (size * math.log(2))
+        return found
 
     def flops_per_unit(self, model: LanguageModel, params: Any) -> int:
         """FLOPs of a training step per token."""

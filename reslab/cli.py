@@ -72,6 +72,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise failure
         return code
     except KeyboardInterrupt:
+        print(f"reslab {options.verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         explained = explain(error)

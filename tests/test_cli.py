@@ -302,3 +302,15 @@ def test_a_converted_run_is_a_run(tmp_path, monkeypatch, capsys):
     _, err = capsys.readouterr()
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "three").exists()
+
+
+@pytest.mark.parametrize("verb", ["sweep", "train"])
+def test_an_interrupt_is_one_line(verb, monkeypatch, capsys):
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reslab.study.plan.plan", interrupt)
+    monkeypatch.setattr(loop, "train", interrupt)
+    arguments = {"sweep": ("study.py",), "train": (*SMALL, "--run", "run")}
+    assert main([verb, *arguments[verb]]) == 130
+    assert capsys.readouterr().err == f"reslab {verb}: interrupted\n"

@@ -41,6 +41,7 @@ def end(error: BaseException, prefix: str = "") -> int:
         code = DIVERGED
     elif isinstance(error, KeyboardInterrupt):
         code = INTERRUPTED
+        print(f"{prefix}interrupted", file=sys.stderr)
     elif isinstance(error, SystemExit):  # Raised by a part.
         code = BAD_INPUT
         print(f"{prefix}a part of the run raised {error!r}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Probes on a run's model and optimizer, during training or afterwards."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from reslab.core import config as configs
 from reslab.core import extension, registry
 from reslab.core.errors import ReslabError
 from reslab.core.layout import layouts
@@ -219,6 +221,8 @@ def inspect_run(
     check_links(run.directory)
     config = run.config()
     run.result()  # Raises if it does not belong to the run.
+    # A single batch is made sooner than a worker begins.
+    configs.update(config, [("data.workers", 0)])
     setup = _setup_here(config)
     check_memory(setup)
     identity = run.identity(setup.task.record())
@@ -245,9 +249,9 @@ def inspect_run(
         phase = Phases(is_silent=not is_writer())
         for one in steps:
             restored = checkpoints.restore(setup.shapes, one)
-            batches = setup.task.train_batches()
-            batches.state = restored.data_index
-            batch = place_on(mesh)(next(batches))
+            with contextlib.closing(setup.task.train_batches()) as batches:
+                batches.state = restored.data_index
+                batch = place_on(mesh)(next(batches))
             with phase(f"measuring step {one}"):
                 records.append({"step": one, **prober(restored.state, batch)})
     _merge(run.directory, records)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -219,3 +220,10 @@ def test_the_record_says_what_the_model_costs(looked_at):
     record = Run(looked_at).record()
     assert record["parameters"] > 0
     assert record["training_flops_per_token"] > 6 * record["parameters"] / 2
+
+
+@pytest.mark.conformance
+def test_inspecting_starts_no_data_worker(tmp_path, brief_config, monkeypatch):
+    loop.train(brief_config(data__workers=1, train__steps=4), tmp_path / "run")
+    monkeypatch.setattr(grain, "MultiprocessingOptions", None)
+    assert inspect_run(tmp_path / "run", ["stream"], 4)[0]["step"] == 4

@@ -35,6 +35,8 @@ def get_config() -> ConfigDict:
     model.linear = spec("dense", "linears")  # what a projection is
     model.position = spec("rope", "positions")  # position encoding
     model.tie_embeddings = False  # whether the head is the transposed embedding
+    # factor on the initial standard deviation of the head
+    model.head_scale = number(1.0, least=0, since=1.0)
     # whether the head adds a bias to every logit
     model.use_head_bias = plain(False, since=False)
     # square maps after embedding, before head
@@ -45,6 +47,8 @@ def get_config() -> ConfigDict:
     model.vocabulary_chunks = number(0, least=0)
     # initial standard deviation of the embedding
     model.embedding_std = number(0.02, least=0)
+    # between embedding and first layer; "none" leaves it to the placement
+    model.post_embedding_norm = spec("none", "norms", since="none")
     model.init_std = number(0.0, least=0)  # of projections; 0 is 1/sqrt(fan in)
     model.scales_output_by_depth = True  # output projections start at 1/sqrt(2 depth)
     # rate on the outputs of sublayers, while training

@@ -39,6 +39,8 @@ class Body(NamedModule):
       linear: What a projection is.
       position: Position encoding.
       embedding_std: Initial standard deviation of the embedding.
+      post_embedding_norm: Norm between embedding and first layer; "none" leaves it
+        to the placement.
       init_std: Initial standard deviation of projections; 0 is 1/sqrt(fan in).
       scales_output_by_depth: Whether projections into the stream start smaller
         by 1/sqrt(sublayers applied) (Radford et al., 2019, Section 2.3).
@@ -64,6 +66,7 @@ class Body(NamedModule):
     linear: registry.Spec = "dense"
     position: registry.Spec = "rope"
     embedding_std: NonNegative = 0.02
+    post_embedding_norm: registry.Spec = "none"
     init_std: NonNegative = 0.0
     scales_output_by_depth: bool = True
     dropout: Momentum = 0.0
@@ -189,10 +192,17 @@ class Body(NamedModule):
             if getattr(self.placement_of(layer), "has_norms", True)
         )
 
+    @property
+    def first_norm(self) -> registry.Spec:
+        """Spec of the norm before the first layer, or "none"."""
+        if self.post_embedding_norm != "none":
+            return self.post_embedding_norm
+        is_wanted = getattr(self.placement_of(0), "normalizes_embedding", False)
+        return tiled(self.norm)[0] if is_wanted else "none"
+
     def embedding_norm_or_none(self) -> Any:
         """The norm before the first layer, or what does nothing."""
-        is_wanted = getattr(self.placement_of(0), "normalizes_embedding", False)
-        return self._end_norm(is_wanted, tiled(self.norm)[0])
+        return self._end_norm(self.first_norm != "none", self.first_norm)
 
     def final_norm_or_none(self) -> Any:
         """The norm after the last layer, or what does nothing."""

@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Count, Momentum, Whole, bounded
+from reslab.core.bounds import Count, Momentum, NonNegative, Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import State
-from reslab.models._body import Body, tiled
+from reslab.models._body import Body
 from reslab.nn.base.dropout import dropout
 from reslab.nn.base.norm import mask_for
 from reslab.ops.cross_entropy.api import token_losses
@@ -37,6 +37,8 @@ class LanguageModel(Body):
       tie_embeddings: Whether the head is the transposed embedding.
       embedding_dropout: Rate at which entries of the embedded tokens are dropped
         during training.
+      head_scale: Factor on the initial standard deviation of a head of its own; 0
+        begins with equal logits.
       use_head_bias: Whether the head adds a learned bias to every logit.
       use_embedding_projection: Whether a square projection, orthogonal at first,
         follows the embedding, and another precedes the head (Park et al., 2025,
@@ -52,6 +54,7 @@ class LanguageModel(Body):
     vocabulary_size: Count = dataclasses.field(kw_only=True)
     max_length: int = 1024
     tie_embeddings: bool = False
+    head_scale: NonNegative = 1.0
     embedding_dropout: Momentum = 0.0
     use_head_bias: bool = False
     use_embedding_projection: bool = False
@@ -95,7 +98,7 @@ class LanguageModel(Body):
             self.embedding_projection = self._square("embedding_projection")
             self.head_projection = self._square("head_projection")
         if not self.tie_embeddings:
-            std = self.init_std or 1 / math.sqrt(self.features)
+            std = self.head_scale * (self.init_std or 1 / math.sqrt(self.features))
             self.head = parameter(
                 self,
                 "head",
@@ -140,7 +143,7 @@ class LanguageModel(Body):
         if self.use_embedding_projection:
             x = x @ self.embedding_projection.astype(self.dtype)
         x = self.position_encoding.embed(x, positions)
-        x = self.embedding_norm(x, **mask_for(tiled(self.norm)[0], segments))
+        x = self.embedding_norm(x, **mask_for(self.first_norm, segments))
         x = dropout(self, x, self.embedding_dropout)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
         x, state = self.layers(x, positions=positions, segments=segments, state=state)

@@ -10,7 +10,7 @@ from reslab.core.bounds import Count, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
-from reslab.models._body import Body, tiled
+from reslab.models._body import Body
 from reslab.models._classifier import Classifier, as_floats
 from reslab.nn.base.norm import mask_for
 from reslab.ops.grams import gram
@@ -106,7 +106,7 @@ class VisionTransformer(Body):
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         segments = jnp.ones_like(positions)
         x = self.position_encoding.embed(x, positions)
-        x = self.embedding_norm(x, **mask_for(tiled(self.norm)[0], segments))
+        x = self.embedding_norm(x, **mask_for(self.first_norm, segments))
         x, _ = self.layers(x, positions=positions, segments=segments)
         x = self.final_norm(x, **mask_for(self.last("norm"), segments))
         return self.head(jnp.mean(x, axis=1))

@@ -277,3 +277,28 @@ def test_initial_scale_counts_every_pass_of_a_loop():
     assert context(stack="looped(loops=4)").output_scale == 0.25
     assert context(stack="looped(loops=4)").depth == 8
     assert context(scales_output_by_depth=False).output_scale == 1.0
+
+
+def test_peri_is_sandwich_with_a_norm_of_the_embedding():
+    peri = make(placement="peri")
+    params = start(peri)
+    same = make(placement="sandwich", post_embedding_norm="rms")
+    np.testing.assert_array_equal(
+        apply(same, params, TOKENS), apply(peri, params, TOKENS)
+    )
+    other = start(make(placement="peri", post_embedding_norm="layer"))
+    assert "embedding_norm/bias" in named_leaves(other)
+
+
+def test_an_embedding_of_any_scale_enters_at_the_same_size():
+    model = make(post_embedding_norm="rms(epsilon=0.0)")
+    params = start(model)
+    larger = dict(params, embedding=64 * params["embedding"])
+    np.testing.assert_allclose(
+        apply(model, larger, TOKENS), apply(model, params, TOKENS), rtol=2e-6, atol=2e-6
+    )
+
+
+def test_a_head_of_scale_0_begins_with_equal_logits():
+    model = make(head_scale=0.0)
+    assert not np.any(apply(model, start(model), TOKENS))

@@ -99,3 +99,10 @@ def test_the_equation_of_a_residual_is_short(path):
         documented = [f for f in node.body if isinstance(f, ast.FunctionDef)]
         docstrings = sum(f.end_lineno - f.lineno + 1 - length(f) for f in documented)
         assert length(node) - docstrings <= LINES_OF_A_FUNCTION, node.name
+
+
+def test_processes_are_started_in_one_place():
+    # It keeps the working directory from being imported.
+    assert [name(p) for p in FILES if "sys.executable" in p.read_text()] == [
+        "runtime/python.py"
+    ]

@@ -1,15 +1,21 @@
 """Batches: shuffled without end for training, once in order for validation."""
 
+import contextlib
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import grain
 import numpy as np
 from absl import flags
 
 from reslab.core.errors import ReslabError
-from reslab.data.workers import Handed, check_may_start, workers_answer
+from reslab.data.workers import (
+    Handed,
+    apart_from_working_directory,
+    check_may_start,
+    workers_answer,
+)
 
 Example = dict[str, np.ndarray]
 
@@ -71,7 +77,7 @@ class TrainBatches(Iterator[Example]):
             check_may_start()
             examples = Handed(examples)
             others = [(Handed(more), share) for more, share in others]
-        self._has_workers = worker_count > 0
+        self._has_workers, self._has_begun = worker_count > 0, False
         dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
         if others:
             parts, shares = [dataset], [share for _, share in others]
@@ -102,7 +108,11 @@ class TrainBatches(Iterator[Example]):
         """
         if not self._has_workers:
             return next(self._batches)
-        with workers_answer():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(workers_answer())
+            if not self._has_begun:
+                self._has_begun = True
+                stack.enter_context(apart_from_working_directory())
             return next(self._batches)
 
     @property
@@ -124,13 +134,17 @@ class TrainBatches(Iterator[Example]):
                 expected=f"a multiple of the batch {self._global_batch}, at least 0",
                 got=repr(index),
             )
-        self._batches.set_state({"global_next_index": operator.index(index)})
+        self._set_state({"global_next_index": operator.index(index)})
 
     def close(self) -> None:
         """Ends the worker processes; the state stays."""
         # Setting the state also drops the closed workers, which would otherwise
         # be closed again, with a traceback, when the interpreter shuts down.
-        self._batches.set_state(self._batches.get_state())
+        self._set_state(self._batches.get_state())
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(state)
+        self._has_begun = False  # New workers start.
 
     def __enter__(self) -> Self:
         return self

@@ -81,6 +81,23 @@ def check_may_start() -> None:
 
 
 @contextlib.contextmanager
+def apart_from_working_directory() -> Iterator[None]:
+    """Keeps workers that start from importing files of the working directory.
+
+    A new process searches it first, until its parent has told it the path.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextlib.contextmanager
 def workers_answer() -> Iterator[None]:
     """Tells in one line that a worker has died.
 

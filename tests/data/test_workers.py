@@ -52,6 +52,19 @@ def test_a_worker_does_not_start_workers(monkeypatch, refused):
     TrainBatches(Rows(), 8, 0)
 
 
+@pytest.mark.conformance
+def test_workers_import_nothing_from_the_working_directory(tmp_path, monkeypatch):
+    for name in sys.stdlib_module_names:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('mine')")
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    with TrainBatches(Rows(), 8, 0, worker_count=1) as batches:
+        assert next(batches)["tokens"].shape == (8, 4)
+        batches.state = 16
+        assert next(batches)["tokens"].shape == (8, 4)
+    assert dict(os.environ) == before
+
+
 def kill_children():
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

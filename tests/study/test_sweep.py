@@ -53,21 +53,28 @@ def get_study():
 """
 
 
-def test_processes_import_what_their_sweep_does_and_nothing_beside_it(tmp_path):
-    for name in ("random.py", "queue.py", "json.py"):
-        (tmp_path / name).write_text("raise ImportError('mine')")
+@pytest.mark.parametrize(
+    ("module", "told", "answer"),
+    [("reslab.study.worker", "", ""), ("reslab.parallel.aot.kernels", "[]", "[]\n")],
+)
+def test_processes_import_what_their_parent_does_and_nothing_beside_it(
+    module, told, answer, tmp_path
+):
+    installed = {name.partition(".")[0] for name in sys.modules}
+    for name in sys.stdlib_module_names | installed - {"__main__"}:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('mine')")
     (tmp_path / "reslab").mkdir()
     (tmp_path / "reslab" / "__init__.py").write_text("raise ImportError('another')")
     done = subprocess.run(
-        command("reslab.study.worker"),
+        command(module, *["."] * bool(told)),
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": ""},
-        input="",
+        input=told,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (done.returncode, done.stdout) == (0, answer), done.stderr
 
 
 def test_cores_are_those_of_the_study(tmp_path, monkeypatch, capsys):

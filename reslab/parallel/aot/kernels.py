@@ -21,6 +21,7 @@ from reslab.parallel.aot import bundles
 from reslab.parallel.aot.hlo import KERNEL, Instruction, Shape, parse
 from reslab.parallel.aot.program import without_cache
 from reslab.parallel.aot.topology import topology
+from reslab.runtime.python import command
 
 # One host; a single chip of some generations cannot be described.
 HOSTS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -103,7 +104,7 @@ def _compiled(kernels: list[str]) -> list[bundles.Cycles | None]:
     """Compiles kernels in a process of its own."""
     with bundles.environment() as (variables, directory):
         done = subprocess.run(
-            [sys.executable, "-m", __name__, directory],
+            command("reslab.parallel.aot.kernels", directory),
             input=json.dumps(kernels),
             env={**variables, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
@@ -141,6 +142,8 @@ def _alone(kernel: str, directory: str) -> bundles.Cycles | None:
     return bundles.dumped_cycles(directory, "ffi_call")
 
 
-if __name__ == "__main__":
-    found = [_alone(kernel, sys.argv[1]) for kernel in json.load(sys.stdin)]
+def main(directory: str) -> int:
+    """Compiles the kernels that standard input lists, and prints their cycles."""
+    found = [_alone(kernel, directory) for kernel in json.load(sys.stdin)]
     print(json.dumps([one and dataclasses.asdict(one) for one in found]))
+    return 0

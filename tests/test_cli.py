@@ -278,6 +278,28 @@ def test_a_closed_pipe_is_no_error():
     assert not done.stderr
 
 
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["list"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the working directory: got No such file" in line
+
+
+@pytest.mark.conformance
+def test_commands_need_no_docstrings():
+    for arguments in (["list"], ["show", "norms/rms"], ["train", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-OO", "-m", "reslab", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+
 def test_stopped_runs_have_their_own_exit_code(tmp_path, monkeypatch, capsys):
     def stop(*_, **__):
         raise loop.Stopped(3)

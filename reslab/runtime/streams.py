@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import select
 import sys
 from typing import Any, TextIO
 
@@ -10,8 +11,17 @@ from typing import Any, TextIO
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 
 
+# Seconds for which a reader of standard error, such as a pager, may hold up the work.
+PATIENCE = 10.0
+
+
 class _Output(io.FileIO):
     """A file descriptor that takes everything, and remembers why it could not.
+
+    Args:
+      number: The descriptor; it may be one that does not block.
+      patience: Seconds to wait for a reader that does not read, before what is written
+        is dropped until it does; None waits.
 
     Attributes:
       failure: The first error that was not a reader that left, or None.
@@ -20,25 +30,35 @@ class _Output(io.FileIO):
     failure: OSError | None = None
     _is_deaf = False
 
+    def __init__(self, number: int, patience: float | None):
+        super().__init__(number, "w", closefd=False)
+        self._patience, self._is_stalled = patience, False
+
     def write(self, data: Any, /) -> int:
         """Writes, or drops `data` from the first error on."""
-        if not self._is_deaf:
-            try:
-                return super().write(data)
-            except OSError as error:
-                self._is_deaf = True
-                if error.errno not in _GONE:
-                    self.failure = OSError(
-                        error.errno, error.strerror, "standard output"
-                    )
-        return memoryview(data).nbytes
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and not self._is_deaf and self._is_taken():
+                rest = rest[super().write(rest[: select.PIPE_BUF]) or 0 :]
+        except OSError as error:
+            self._is_deaf = True
+            if error.errno not in _GONE:
+                self.failure = OSError(error.errno, error.strerror, "standard output")
+        return size
+
+    def _is_taken(self) -> bool:
+        """Waits until the reader takes more; False if it does not."""
+        patience = 0.0 if self._is_stalled else self._patience
+        self._is_stalled = not select.select([], [self], [], patience)[1]
+        return not self._is_stalled
 
 
 def outlive_readers() -> None:
     """Replaces standard output and error by streams that never end the work.
 
-    A reader that left, a terminal that was closed or a character that the encoding
-    lacks is no reason to stop. A stream that was closed from the start is
+    A reader that left or does not read, a terminal that was closed or a character that
+    the encoding lacks is no reason to stop. A stream that was closed from the start is
     `os.devnull`; its number is taken, so that no file of a run gets it.
     """
     for number in range(3):
@@ -58,7 +78,7 @@ def _take(number: int) -> None:
 
 
 def _replacement(stream: TextIO | None, number: int) -> TextIO:
-    raw = _Output(number, "w", closefd=False)
+    raw = _Output(number, PATIENCE if number == 2 else None)
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=stream.encoding if stream else "utf-8",

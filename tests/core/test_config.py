@@ -1,5 +1,6 @@
 import json
 import pathlib
+import sys
 
 import pytest
 
@@ -100,3 +101,51 @@ def test_a_field_that_was_renamed_is_read_by_its_earlier_name():
     del fields["model.loop"]
     with pytest.warns(FutureWarning, match="'model.layers' is now 'model.loop'"):
         assert configs.from_json(json.dumps(fields), "config").model.loop == "scan"
+
+
+ENCODINGS = [
+    (encoding, end)
+    for encoding in ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16-le")
+    for end in ("\n", "\r\n", "\r")
+]
+
+
+@pytest.mark.parametrize(("encoding", "end"), ENCODINGS)
+def test_a_file_is_read_as_python_reads_it(encoding, end, tmp_path):
+    lines = [
+        "# \u00e9t\u00e9",
+        "from reslab.core.config import load",
+        "def get_config():",
+        "    config = load('base')",
+        "    config.data.source = \"text(path='\u00e9.txt')\"",
+        "    return config",
+    ]
+    if not encoding.startswith("utf-8"):
+        lines.insert(0, f"# -*- coding: {encoding} -*-")
+    path = tmp_path / "mine.py"
+    path.write_bytes(end.join(lines).encode(encoding))
+    try:
+        compile(path.read_bytes(), "mine.py", "exec")
+    except (SyntaxError, ValueError):
+        with pytest.raises(ReslabError):
+            configs.load(str(path))
+        return
+    assert configs.load(str(path)).data.source == "text(path='\u00e9.txt')"
+
+
+def test_a_file_imports_what_is_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "beside_a_config.py").write_text("DEPTH = 7\n")
+    (tmp_path / "mine.py").write_text(
+        "from beside_a_config import DEPTH\n"
+        "from reslab.core.config import load\n"
+        "def get_config():\n"
+        "    config = load('base')\n"
+        "    config.model.depth = DEPTH\n"
+        "    return config\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    before = list(sys.path)
+    assert configs.load("../mine.py").model.depth == 7
+    assert sys.path == before
+    del sys.modules["beside_a_config"]

@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -48,6 +49,39 @@ def test_work_outlives_its_readers(redirection, code):
         check=False,
     )
     assert done.returncode == code, done.stderr[-500:]
+
+
+STALLED = """
+import os, sys
+from reslab.runtime import streams
+streams.PATIENCE = 0.2
+streams.outlive_readers()
+for number in range(3000):
+    print(f"{number:99}", file=sys.stderr)
+    print(f"{number:99}")
+sys.stdout.flush()
+os._exit(5)
+"""
+
+
+@pytest.mark.parametrize("is_blocking", [True, False])
+def test_a_reader_that_does_not_read_holds_nothing_up(is_blocking):
+    reads, writes = os.pipe()
+    os.set_blocking(writes, is_blocking)
+    stuck = os.pipe()
+    os.set_blocking(stuck[1], is_blocking)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STALLED], stdout=writes, stderr=stuck[1]
+    )
+    os.close(writes)
+    time.sleep(0.5)  # Longer than what a full pipe may hold up.
+    with open(reads, "rb") as stream:
+        lines = stream.read().splitlines()
+    assert process.wait(timeout=20) == 5
+    assert list(map(int, lines)) == list(range(3000))
+    assert 2**12 <= len(os.read(stuck[0], 2**20)) < 3000 * 100
+    for end in stuck:
+        os.close(end)
 
 
 class Gone:

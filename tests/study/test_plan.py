@@ -79,6 +79,15 @@ def test_a_scale_and_overrides(study):
     assert planned.runs[0].config.data.batch == 32
 
 
+@pytest.mark.parametrize("folder", ["exp:2", "a:b:c", "x:small"])
+def test_a_path_may_have_colons(study, folder, tmp_path):
+    (tmp_path / folder).mkdir()
+    path = tmp_path / folder / "placement.py"
+    path.write_bytes(pathlib.Path(study()).read_bytes())
+    assert plan(str(path)).runs[0].config.train.steps == 60
+    assert plan(f"{path}:large").runs[0].config.train.steps == 700
+
+
 def test_a_baseline_by_fields_is_matched_case_by_case(study):
     baselines = plan(study(baseline="{'model.placement': 'pre'}")).baselines
     assert baselines == {

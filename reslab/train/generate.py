@@ -223,5 +223,6 @@ def continue_prompts(
         positions = lengths[:, None] + index
         return logits_after(token[:, None], positions, state), token
 
-    _, tokens = jax.lax.scan(one_token, (logits, state), jnp.arange(length))
+    steps = jnp.arange(length, dtype=jnp.int32)
+    _, tokens = jax.lax.scan(one_token, (logits, state), steps)
     return tokens.T

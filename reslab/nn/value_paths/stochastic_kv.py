@@ -71,7 +71,7 @@ class StochasticKeysValues(ValuePath):
         )
         is_first = layer == 0
         coin, which = jax.random.split(random)
-        earlier = jax.random.randint(which, (), 0, jnp.maximum(layer, 1))
+        earlier = jax.random.randint(which, (), 0, jnp.maximum(layer, 1), jnp.int32)
         is_own = is_first | ~jax.random.bernoulli(coin, self.cross)
         source = jnp.where(is_own, layer, earlier)
         kept = jax.tree.map(

@@ -75,6 +75,8 @@ def get_config() -> ConfigDict:
     data.batch = number(16, least=1)  # sequences in a step, over all devices
     # processes that prepare batches; 0 is a thread
     data.workers = changeable(number(0, least=0, most=2**10))
+    # whether the end of a document is predicted, as the token that begins the next
+    data.predicts_end = plain(True, since=False)
     # share of windows from the text of the run that is continued
     data.replay = number(0.0, least=0, below=1, since=0.0)
 

@@ -16,7 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=place, metavar="RUN", help="a run directory")
     parser.add_argument("--prompt", help="text to continue (default: a new document)")
     parser.add_argument(
-        "--length", type=whole(1, 2**20), help="tokens to add (default: 200)"
+        "--length",
+        type=whole(1, 2**20),
+        help="most tokens to add (default: 200, within the length of training)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; the end of a document always ends (repeatable)",
     )
     parser.add_argument(
         "--temperature", type=number(0), default=0.8, help="0 is greedy"
@@ -44,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         top_k=options.top_k,
         top_p=options.top_p,
         samples=options.samples,
+        stop=options.stop,
         seed=options.seed,
     )
     print("\n---\n".join(samples))

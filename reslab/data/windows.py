@@ -19,9 +19,13 @@ class WindowSource:
     once an input and once a target; a remainder shorter than a window is left
     out. Documents that share a window are told apart by their segment.
 
+    The BOS of the next document is also the end of a document. As a target it is
+    counted if `predicts_end`, and hidden otherwise.
+
     Args:
       stream: The documents.
       length: Tokens per window.
+      predicts_end: Whether the end of a document is a target that counts.
 
     Raises:
       ReslabError: If the stream is shorter than one window.
@@ -34,7 +38,7 @@ class WindowSource:
     [True, True, False, True]
     """
 
-    def __init__(self, stream: TokenStream, length: int):
+    def __init__(self, stream: TokenStream, length: int, *, predicts_end: bool = False):
         if length < 1:
             raise ReslabError("sequence length", expected="at least 1", got=str(length))
         if len(stream.tokens) <= length:
@@ -46,6 +50,7 @@ class WindowSource:
             )
         self.stream = stream
         self.length = length
+        self.predicts_end = predicts_end
 
     def __len__(self) -> int:
         return (len(self.stream.tokens) - 1) // self.length
@@ -59,7 +64,7 @@ class WindowSource:
         Returns:
           Arrays of shape (length,): int32 `tokens`, `targets`, `segment_ids`
           (from 1) and `positions` (from 0 in each document and window); bool
-          `loss_mask`, False where the target is another document's BOS; and int32
+          `loss_mask`, False where the target is a BOS that is not predicted; and int32
           `sizes`, the bytes that each target stands for, 0 if the stream counts none.
         """
         length, starts = self.length, self.stream.starts
@@ -76,7 +81,7 @@ class WindowSource:
         last = starts.searchsorted(end, "right")
         if first < last:
             boundaries = starts[first:last] - begin
-            loss_mask[boundaries - 1] = False
+            loss_mask[boundaries - 1] = self.predicts_end
             inside = boundaries[boundaries < length]
             is_start = np.zeros(length, np.int32)
             is_start[inside] = 1

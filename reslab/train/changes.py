@@ -89,11 +89,20 @@ def check_config(run: "Run", config: ConfigDict) -> None:
     """
     if not (run.directory / "config.json").is_file():
         return
-    if differing := refused(run.config(is_inert=True), config, run.last_step()):
+    began = run.config(is_inert=True)
+    if differing := refused(began, config, run.last_step()):
+        had, schema = dict(configs.flatten(began)), configs.schema()
+        # Fields that the run's version did not have.
+        older = [
+            f"{name}={had[name]!r}"
+            for name in differing
+            if name in had and had[name] == schema[name].since
+        ]
+        hint = "--run with another directory"
         raise ReslabError(
             f"run directory {run.directory} holds another config",
             got=f"different {', '.join(differing[:3])}",
-            hint="--run with another directory",
+            hint=f"{' '.join(older)} resumes the run, or {hint}" if older else hint,
         )
     now = own.digests(configs.modules(config))
     parts.check(run.recorded().get("parts", {}), now, run.directory)

@@ -1,5 +1,6 @@
 """Every token stands for bytes of its document, and they add up to it."""
 
+import collections
 import gzip
 import json
 import math
@@ -213,7 +214,7 @@ def nll_of(targets):
     return 1.0 + targets % 7
 
 
-def evaluated(corpus, length):
+def evaluated(corpus, tokenizer, length, predicts_end=True):
     """Bits per byte as training and `reslab eval` compute them."""
     model = types.SimpleNamespace(
         apply=lambda variables, tokens, targets, **_: (
@@ -222,13 +223,14 @@ def evaluated(corpus, length):
         )
     )
     config = load("base")
-    config.data.tokenizer, config.data.length = "bytes", length
+    config.data.tokenizer, config.data.length = tokenizer, length
+    config.data.predicts_end = predicts_end
     task = Language(config)
     task.corpus = corpus
-    totals = {"nll": 0.0, "tokens": 0.0, "bytes": 0.0}
+    totals = collections.Counter()
     for batch in task.validation_batches(1):
         sums = task.loss_sums(model, {}, batch)[1]
-        totals = {name: totals[name] + float(value) for name, value in sums.items()}
+        totals.update({name: float(value) for name, value in sums.items()})
     return task.metrics(totals)["bpb"], totals
 
 
@@ -254,15 +256,22 @@ def test_bits_per_byte_are_of_the_documents(name, suffix, spec, tmp_path, capsys
         size += len(text.encode()) if ids else 0
     right = nats / (size * math.log(2))
     count = len(corpus.validation.tokens) - 1
-    bits, totals = evaluated(corpus, count)
+    bits, totals = evaluated(corpus, tokenizer, count)
     assert abs(bits - right) <= 1e-9 * right
     assert totals["bytes"] == size
+    # Ends of documents are in the loss, and not in bits per byte.
+    same, without = evaluated(corpus, tokenizer, count, predicts_end=False)
+    assert same == bits
+    ends = len(texts) - 1
+    assert totals["tokens"] == count == without["tokens"] + ends
+    end = nll_of(corpus.tokenizer.bos)
+    assert totals["nll"] == pytest.approx(without["nll"] + ends * end)
     # Windows cut documents; all of them but a remainder count the same.
     assert corpus.validation.sizes is not None
     for length in (3, 64):
         kept = count // length * length
         cut = int(corpus.validation.sizes[kept + 1 : count + 1].sum())
-        assert evaluated(corpus, length)[1]["bytes"] == size - cut
+        assert evaluated(corpus, tokenizer, length)[1]["bytes"] == size - cut
     said = capsys.readouterr().err
     if name == "gpt2":
         assert not said

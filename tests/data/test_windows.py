@@ -65,6 +65,21 @@ def test_windows_of_many_documents_match_the_oracle():
             np.testing.assert_array_equal(windows[index][key], expected, err_msg=key)
 
 
+def test_the_end_of_a_document_is_a_target_where_asked_for():
+    stream = make_stream([3, 1, 5, 8])
+    hidden, predicted = (
+        WindowSource(stream, 4, predicts_end=predicts) for predicts in (False, True)
+    )
+    for index in range(len(hidden)):
+        before, after = hidden[index], predicted[index]
+        assert after.pop("loss_mask").all()
+        is_end = ~before.pop("loss_mask")
+        at = index * 4 + 1 + np.flatnonzero(is_end)
+        assert set(at) == set(stream.starts) & set(range(index * 4 + 1, index * 4 + 5))
+        for key, value in before.items():
+            np.testing.assert_array_equal(after[key], value)
+
+
 def test_no_target_is_lost_or_repeated():
     stream = make_stream([7, 30, 3, 25])
     windows = WindowSource(stream, 8)

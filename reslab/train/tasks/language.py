@@ -38,6 +38,9 @@ if TYPE_CHECKING:  # Grain takes a second to import, and a model needs no batche
 class Language:
     """Windows of a corpus; losses in nats per token and bits per byte.
 
+    With `data.predicts_end` the end of a document is a token, too: losses include it,
+    bits per byte are of the text alone.
+
     Args:
       config: The resolved config.
 
@@ -128,13 +131,13 @@ class Language:
 
         data = self._config.data
         others = [
-            (WindowSource(stream, data.length), share * (1 - data.replay))
+            (self._windows(stream), share * (1 - data.replay))
             for stream, share in self.corpus.others
         ]
         if data.replay:
             others.append((self._replayed(), data.replay))
         return TrainBatches(
-            WindowSource(self.corpus.train, data.length),
+            self._windows(self.corpus.train),
             data.batch,
             self._config.seed,
             jax.process_index(),
@@ -154,14 +157,18 @@ class Language:
         corpus = load_corpus(data.source, data.tokenizer)
         source.check_data(_digests(corpus, data.tokenizer))
         self._replayed_files = corpus.stored
-        return WindowSource(corpus.train, self._config.data.length)
+        return self._windows(corpus.train)
+
+    def _windows(self, stream: TokenStream) -> WindowSource:
+        data = self._config.data
+        return WindowSource(stream, data.length, predicts_end=data.predicts_end)
 
     def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields every window of the held-out documents once."""
         from reslab.data.batches import validation_batches
 
         return validation_batches(
-            WindowSource(self.corpus.validation, self._config.data.length),
+            self._windows(self.corpus.validation),
             rows,
             jax.process_index(),
             jax.process_count(),
@@ -194,7 +201,8 @@ class Language:
           key: Random key, for parts that draw numbers while training.
 
         Returns:
-          The objective; the sums `nll` (nats), `tokens` and `bytes`; and the
+          The objective; the sums `nll` (nats), `text_nll` (without ends of
+          documents, if they count), `tokens` and `bytes`; and the
           statistics written.
         """
         outcome: Any = model.apply(
@@ -215,6 +223,9 @@ class Language:
             # Integers: a float32 sum of many bytes is rounded.
             counted = jnp.where(batch["loss_mask"], batch["sizes"], 0)
             sums["bytes"] = jnp.sum(counted)
+            if self._config.data.predicts_end:
+                is_text = batch["targets"] != self.tokenizer.bos
+                sums["text_nll"] = jnp.sum(nll * mask * is_text.astype(nll.dtype))
         if LOSSES in written:
             total = total + jnp.sum(mask) * total_loss(written).astype(total.dtype)
         z_loss = self._config.train.z_loss
@@ -246,13 +257,14 @@ class Language:
         return {"tokens": batch["tokens"]}
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """Nats per token, and bits per byte of the documents."""
+        """Nats per token, and bits per byte of the documents' text."""
         found = {"loss": sums["nll"] / sums["tokens"]}
         if "bytes" in sums:
             size = sums["bytes"]
             if isinstance(size, jax.Array):
                 size = size.astype(sums["nll"].dtype)
-            found["bpb"] = sums["nll"] / (size * math.log(2))
+            nats = sums.get("text_nll", sums["nll"])
+            found["bpb"] = nats / (size * math.log(2))
         return found
 
     def flops_per_unit(self, model: LanguageModel, params: Any) -> int:

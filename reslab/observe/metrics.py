@@ -2,26 +2,10 @@
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
 
 from reslab.core import imports, registry, surroundings
 from reslab.core.errors import ReslabError, missing_extra
-
-
-class Writer(Protocol):
-    """A place that metrics are written to, one file of `writers/` each.
-
-    `build(directory=..., **options)` makes one.
-    """
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of a step."""
-
-    def truncate(self, step: int) -> None:
-        """Drops every step after `step`, from which the run resumes."""
-
-    def close(self) -> None:
-        """Writes what is pending and lets go of the files."""
+from reslab.observe.trackers import Trackers
 
 
 def senders(specs: Sequence[str]) -> Iterator[str]:
@@ -66,31 +50,30 @@ class Writers:
     Args:
       specs: Spec strings of the family `writers`, such as `"tensorboard"`.
       directory: The run directory, which exists.
+      trackers: The writers beside `jsonl`; made from the specs if None.
 
     Attributes:
       lines: The writer of JSON lines.
     """
 
-    def __init__(self, specs: Sequence[str], directory: str):
-        factories = {
-            registry.parse(spec).name: registry.factory("writers", spec)
-            for spec in ("jsonl", *specs)
-        }
-        jsonl, given = factories.pop("jsonl"), surroundings.Writers(directory=directory)
-        # Optional writers first: if a package is missing, nothing is written.
-        others = [build(**given) for build in factories.values()]
-        self.lines = jsonl(**given)
-        self._writers: list[Writer] = [self.lines, *others]
+    def __init__(
+        self, specs: Sequence[str], directory: str, trackers: Trackers | None = None
+    ):
+        # First: if one cannot begin, nothing is written.
+        self._trackers = trackers or Trackers(specs, directory)
+        self.lines = registry.make(
+            "writers", "jsonl", **surroundings.Writers(directory=directory)
+        )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a step everywhere."""
-        for writer in self._writers:
-            writer.write(step, metrics)
+        self.lines.write(step, metrics)
+        self._trackers.write(step, metrics)
 
     def truncate(self, step: int) -> None:
         """Forgets every step after `step` everywhere."""
-        for writer in self._writers:
-            writer.truncate(step)
+        self.lines.truncate(step)
+        self._trackers.truncate(step)
 
     def sync(self) -> None:
         """Waits until the lines of `metrics.jsonl` are on the disk."""
@@ -98,5 +81,5 @@ class Writers:
 
     def close(self) -> None:
         """Closes every writer."""
-        for writer in self._writers:
-            writer.close()
+        self.lines.close()
+        self._trackers.close()

@@ -43,7 +43,7 @@ from reslab.train.cost import training_flops_per_unit
 from reslab.train.evaluate import EvaluationStopped, Evaluator
 from reslab.train.finished import finished, result_of
 from reslab.train.held import Held
-from reslab.train.lines import Lines
+from reslab.train.lines import Lines, begin_trackers
 from reslab.train.memory import check_memory
 from reslab.train.opening import opening
 from reslab.train.probe import Prober
@@ -164,6 +164,7 @@ def train(
         # The process that held the lock may have finished the run.
         if (ended := on_writer(lambda: result_of(run, config))) is not None:
             return _already(run, ended, tracer)
+        trackers = begin_trackers(run, config, is_resumed)
         if is_resumed and is_writer():
             warn_of_machine(run, about)
         stack.enter_context(contextlib.closing(batches))
@@ -195,7 +196,7 @@ def train(
         if tracer:
             tracer.check(begin.step)
             stack.callback(tracer.close)
-        files = Lines(run, config) if is_writer() else Lines()
+        files = Lines(run, config, trackers) if is_writer() else Lines()
         stack.callback(files.close)
         trainer = _Trainer(
             *(setup, checkpoints, held, files, evaluator, prober, dog, tracer),

@@ -9,6 +9,7 @@ import os
 import pathlib
 import secrets
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -232,6 +233,14 @@ class Run:
                 hint="--run DIR",
             ) from None
         return False
+
+    def undo(self) -> None:
+        """Removes what `open` has written for a run that cannot begin."""
+        shutil.rmtree(self.directory / parts.FOLDER, ignore_errors=True)
+        for name in ("config.json", "run.json", "lock"):
+            (self.directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Something else is in it.
+            self.directory.rmdir()
 
     def _check_foreign(self, config: ConfigDict) -> None:
         """Checks that nothing in a directory without a config would be overwritten.

@@ -1,5 +1,6 @@
 """Writers: what is on disk after writes, kills and resumes."""
 
+import hashlib
 import json
 import sys
 import types
@@ -11,6 +12,7 @@ import pytest
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.observe.metrics import Writers
+from reslab.observe.trackers import Trackers
 from reslab.observe.writers import jsonl
 
 
@@ -106,31 +108,115 @@ def test_wrong_option(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_wandb_is_offline_and_resumes_the_same_run(tmp_path, monkeypatch):
-    calls = []
+class Tracker(types.SimpleNamespace):
+    """A package `wandb` that keeps what it is told, and fails where it is told to."""
 
-    class Run:
-        def log(self, metrics, step):
-            calls.append((step, metrics))
+    def __init__(self):
+        super().__init__(runs=[], fails="")
 
-        def finish(self):
-            calls.append("finish")
+    def init(self, **options):
+        if self.fails == "init":
+            raise RuntimeError("api_key not configured (no-tty)\n\n wandb login")
+        self.runs.append(
+            types.SimpleNamespace(options=options, points=[], is_open=True)
+        )
+        return types.SimpleNamespace(log=self.log, finish=self.finish)
 
-    def init(**options):
-        calls.append(options)
-        return Run()
+    def log(self, metrics, step):
+        if self.fails == "log":
+            raise ConnectionError("no route to host")
+        self.runs[-1].points.append((step, metrics))
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    def finish(self):
+        if self.fails == "finish":
+            raise SystemExit(1)
+        self.runs[-1].is_open = False
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    tracker = Tracker()
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    return tracker
+
+
+def write_record(directory, name, depth):
+    directory.mkdir(exist_ok=True)
+    (directory / "run.json").write_text(json.dumps({"id": name}))
+    (directory / "config.json").write_text(json.dumps({"model.depth": depth}))
+
+
+def test_wandb_is_offline_and_resumes_the_same_run(tmp_path, wandb):
+    write_record(tmp_path / "run", "abc", 3)
     for _ in range(2):
-        writers = Writers(["wandb(project='depth')"], str(tmp_path))
-        writers.write(3, {"loss": jnp.float32(1.0)})
+        writers = Writers(["wandb(project='depth')"], str(tmp_path / "run"))
         writers.truncate(2)
+        writers.write(3, {"loss": jnp.float32(1.0)})
         writers.close()
-    first, *rest = calls[:3]
-    assert (first["mode"], first["project"], first["resume"]) == (
-        "offline",
-        "depth",
-        "allow",
-    )
-    assert rest == [(3, {"loss": 1.0}), "finish"]
-    assert calls[3] == first
+    first, second = wandb.runs
+    assert first.options == second.options
+    assert first.options["mode"] == "offline" and first.options["resume"] == "allow"
+    assert first.options["project"] == "depth" and first.options["id"] == "abc"
+    assert first.options["config"] == {"model.depth": 3}
+    assert first.points == [(3, {"loss": 1.0})] and not first.is_open
+
+
+def test_another_run_in_the_same_directory_is_another_one(tmp_path, wandb):
+    for name in ("abc", "def"):
+        write_record(tmp_path / "run", name, 3)
+        Writers(["wandb"], str(tmp_path / "run")).close()
+    assert [run.options["id"] for run in wandb.runs] == ["abc", "def"]
+    # An older version named it by its path.
+    named = hashlib.sha256(str(tmp_path / "run").encode()).hexdigest()[:16]
+    (tmp_path / "run" / "wandb" / f"offline-run-1-{named}").mkdir(parents=True)
+    Writers(["wandb"], str(tmp_path / "run")).close()
+    assert wandb.runs[-1].options["id"] == named
+
+
+def test_two_of_a_kind_are_two(tmp_path, wandb):
+    specs = ["wandb(project='a')", "wandb(project='b')", "wandb(project='a')"]
+    Writers(specs, str(tmp_path)).close()
+    assert [run.options["project"] for run in wandb.runs] == ["a", "b"]
+
+
+def test_points_past_which_a_run_goes_back_are_not_kept(tmp_path, wandb):
+    write_record(tmp_path, "abc", 3)
+    writers = Writers(["wandb"], str(tmp_path))
+    for step in range(1, 5):
+        writers.write(step, {"loss": float(step)})
+    writers.truncate(2)
+    writers.write(3, {"loss": 0.5})
+    writers.close()
+    before, after = wandb.runs
+    assert not before.is_open and after.options["id"] == "abc-1"
+    assert after.options["group"] == before.options["group"] == "abc"
+    losses = [(step, metrics["loss"]) for step, metrics in after.points]
+    assert losses == [(1, 1.0), (2, 2.0), (3, 0.5)]
+    writers = Writers(["wandb"], str(tmp_path))
+    assert wandb.runs[-1].options["id"] == "abc-1"
+    writers.close()
+
+
+@pytest.mark.parametrize("fails", ["log", "finish"])
+def test_a_tracker_that_fails_is_left_out(fails, tmp_path, wandb, capsys):
+    writers = Writers(["wandb"], str(tmp_path))
+    wandb.fails = fails
+    for step in (1, 2):
+        writers.write(step, {"loss": 1.0})
+    writers.truncate(1)
+    writers.write(2, {"loss": 0.5})
+    writers.close()
+    assert [r["loss"] for r in records(tmp_path)] == [1.0, 0.5]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "wandb failed" in line and "goes on without it" in line
+
+
+def test_a_tracker_that_cannot_begin_is_one_line(tmp_path, wandb, capsys):
+    wandb.fails = "init"
+    with pytest.raises(ReslabError, match="api_key not configured") as caught:
+        Writers(["wandb"], str(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
+    trackers = Trackers(["wandb"], str(tmp_path), is_begun=True)
+    trackers.write(1, {"loss": 1.0})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "wandb failed" in line

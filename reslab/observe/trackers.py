@@ -84,7 +84,7 @@ class Trackers:
 
 def _tell(spec: str, error: BaseException) -> None:
     print(
-        f"train.writers: {spec} failed ({_said(error)}); the run goes on without it",
+        f"train.writers: {spec} failed ({_said(error)}); the run continues without it",
         file=sys.stderr,
     )
 

@@ -208,7 +208,7 @@ def test_a_tracker_that_fails_is_left_out(fails, tmp_path, wandb, capsys):
     writers.close()
     assert [r["loss"] for r in records(tmp_path)] == [1.0, 0.5]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "wandb failed" in line and "goes on without it" in line
+    assert "wandb failed" in line and "continues without it" in line
 
 
 def test_a_tracker_that_cannot_begin_is_one_line(tmp_path, wandb, capsys):

@@ -56,4 +56,4 @@ def test_a_run_ends_without_its_tracker(fails, tmp_path, brief_config, wandb, ca
     (tmp_path / "run" / "result.json").unlink()
     wandb.fails = "init"
     assert loop.train(config, tmp_path / "run")["eval_loss"] == result["eval_loss"]
-    assert "the run goes on without it" in capsys.readouterr().err
+    assert "the run continues without it" in capsys.readouterr().err

@@ -57,7 +57,7 @@ class WeightsAndBiases:
 
     @property
     def _part(self) -> int:
-        """How often the run went back, and began another W&B run."""
+        """Number of times the run went back and began another W&B run."""
         try:
             return int(self._part_file.read_text())
         except (OSError, ValueError):

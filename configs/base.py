@@ -113,18 +113,19 @@ def get_config() -> ConfigDict:
     # continues without the step, "rollback(limit=3)" continues with the data after it
     train.on_bad_step = plain("halt", since="halt")
     # steps between evaluations on held-out text
-    train.eval_every = number(250, least=1)
-    train.log_layers = plain(False, since=False)  # whether metrics are also by layer
+    train.eval_every = changeable(number(250, least=1))
+    # whether metrics are also by layer
+    train.log_layers = changeable(plain(False, since=False))
     # besides metrics.jsonl: "tensorboard", "wandb(project='x')"
     train.writers = changeable(spec((), "writers"))
 
     config.probes = probes = ConfigDict(type_safe=False)
     # steps between evaluations of the probes; 0 is never
-    probes.every = number(100, least=0, since=0)
+    probes.every = changeable(number(100, least=0, since=0))
     names = ("stream", "contribution", "gradient", "update")
-    probes.names = spec(names, "probes", since=())  # probes evaluated
+    probes.names = changeable(spec(names, "probes", since=()))  # probes evaluated
     # held-out sequences they see, rounded up to the devices
-    probes.batch = number(8, least=1, since=8)
+    probes.batch = changeable(number(8, least=1, since=8))
 
     config.eval = evaluation = ConfigDict(type_safe=False)
     evaluation.batch = number(64, least=1)  # sequences in an evaluation step

@@ -135,10 +135,15 @@ class _Tokenizing:
         return {"is_done": is_done, "documents": documents, "bytes": size}
 
     def _work(self) -> None:
+        # The folder of all corpora, and the run directory.
+        made = [folder for folder in self._path.parents[:2] if not folder.exists()]
         try:
             if not (self._path / RECORD).is_file():
                 tokenize(self._source, self._tokenizer, self._path, self._tell)
         except BaseException as error:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
             self._error = error
 
     def _tell(self, documents: int, size: int) -> None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -65,22 +66,30 @@ def test_workers_import_nothing_from_the_working_directory(tmp_path, monkeypatch
     assert dict(os.environ) == before
 
 
-def kill_children():
+def kill_a_child(delay):
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for child in multiprocessing.active_children():
+            time.sleep(delay)
             os.kill(child.pid, signal.SIGKILL)
             return
         time.sleep(0.001)
 
 
-def test_a_worker_killed_at_its_start_is_one_line():
-    killer = threading.Thread(target=kill_children)
+DELAYS = [random.Random(seed).expovariate(3.0) for seed in range(6)]
+
+
+@pytest.mark.parametrize(
+    "delay", [0.0, *(pytest.param(d, marks=pytest.mark.conformance) for d in DELAYS)]
+)
+def test_a_worker_killed_at_its_start_or_soon_is_one_line(delay):
+    killer = threading.Thread(target=kill_a_child, args=(delay,))
     began = time.monotonic()
     with TrainBatches(Rows(), 8, 0, worker_count=1) as batches:
         killer.start()
         with pytest.raises(WorkersFailed, match=r"^a data worker ended .*status -9"):
-            next(batches)
+            while True:
+                next(batches)
     killer.join()
     assert time.monotonic() < began + 30
 

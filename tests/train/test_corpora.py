@@ -79,8 +79,9 @@ def test_damaged_tokens_are_refused(tmp_path):
 
 
 def test_a_source_that_fails_is_told(tmp_path):
+    folder = tmp_path / "run" / "corpus"
     with pytest.raises(ReslabError, match="absent"):
-        corpora.shared(tmp_path, "text(path='absent.txt')", "bytes")
+        corpora.shared(folder, "text(path='absent.txt')", "bytes")
     assert not list(tmp_path.iterdir())
 
 

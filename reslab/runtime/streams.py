@@ -1,10 +1,12 @@
 """Standard streams that outlive their reader: a closed pipe does not end the run."""
 
+import contextlib
 import errno
 import io
 import os
 import select
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 # The reader or the terminal is gone; other errors are the machine's.
@@ -93,3 +95,38 @@ def write_failure() -> OSError | None:
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.failure if isinstance(raw, _Output) else None
+
+
+class _Telling:
+    """A stream whose reader may leave; all other properties are the stream's."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes a text, or drops it."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Passes on what has been written."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """Makes standard error of this block a stream that never ends the work.
+
+    For programs that call reslab without `outlive_readers`.
+    """
+    with contextlib.ExitStack() as stack:
+        stream = sys.stderr
+        if stream is None:  # It was closed from the start.
+            stream = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stderr(_Telling(stream)))
+        yield

@@ -33,6 +33,7 @@ from reslab.parallel.hosts import (
     on_writer,
 )
 from reslab.parallel.mesh import device_bytes, make_mesh, place_on, use_mesh
+from reslab.runtime.streams import readers_may_leave
 from reslab.runtime.watchdog import Watchdog, watching
 from reslab.train import identity
 from reslab.train.changes import adopt, warn_of_machine
@@ -103,6 +104,7 @@ def prepare(config: ConfigDict) -> Setup:
     return setup
 
 
+@readers_may_leave()
 def train(
     config: ConfigDict,
     directory: str | pathlib.Path,

@@ -15,6 +15,7 @@ from reslab.core.literals import literal
 from reslab.core.records import read_record
 from reslab.observe.progress import progress
 from reslab.runtime.exits import INTERNAL, explain
+from reslab.runtime.streams import readers_may_leave
 
 PROGRAM = """
 import os, sys
@@ -103,6 +104,20 @@ def test_a_display_that_is_gone_ends_nothing(error, is_terminal):
     with progress(2, stream=Gone(error, is_terminal)) as bar:
         bar.update(1, {"loss": 1.0})
         bar.update(2, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "EIO"), ValueError()])
+def test_a_script_outlives_its_readers_while_it_trains(error, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Gone(error, True))
+    with readers_may_leave(), progress(2) as bar:
+        print("told", file=sys.stderr, flush=True)
+        bar.update(1, {"loss": 1.0})
+        assert sys.stderr.isatty()
+    monkeypatch.setattr(sys, "stderr", None)
+    with readers_may_leave(), progress(2) as bar:
+        print("told", file=sys.stderr, flush=True)
+        bar.update(1, {"loss": 1.0})
+    assert sys.stderr is None
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """`reslab train`: train a model, or resume its training."""
 
 import argparse
+import contextlib
 import pathlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reslab.commands.options import compiling, configurable, number, place, whole
 from reslab.commands.runs import check_is_run, configure, is_of_language
 from reslab.commands.sampling import sample
 from reslab.core.errors import ReslabError
+from reslab.runtime.exits import explain
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -122,14 +125,23 @@ def run(options: argparse.Namespace) -> int:
         if is_writer():
             print(f"{result}\nrun directory  {directory}")
         return 0
-    try:
+    with _whole_without("summary"):
         _summarize(config, directory, result, trained)
-    except ReslabError as error:  # The run is whole without.
-        print(f"no summary: {error}", file=sys.stderr)
     _point_on(
         directory, config, "--from-run" if options.from_run else "--config", source
     )
     return 0
+
+
+@contextlib.contextmanager
+def _whole_without(what: str) -> Iterator[None]:
+    """Tells in a line why something that a finished run does not need is missing."""
+    try:
+        yield
+    except Exception as error:
+        if (explained := explain(error)) is None:
+            raise
+        print(f"no {what}: {explained[1]}", file=sys.stderr)
 
 
 def _summarize(
@@ -190,10 +202,8 @@ def _point_on(directory: Any, config: "ConfigDict", option: str, source: str) ->
     from reslab.study.report import write_report
 
     print(f"run directory  {directory}")
-    try:
+    with _whole_without("report"):
         print(f"report         {write_report([directory])}")
-    except ReslabError as error:  # The run is whole without.
-        print(f"no report: {error}", file=sys.stderr)
     run, source = shlex.quote(str(directory)), shlex.quote(source)
     print("next")
     if is_of_language(config):

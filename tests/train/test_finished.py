@@ -8,6 +8,7 @@ import pytest
 from reslab.cli import main
 from reslab.core.errors import ReslabError
 from reslab.data.tokenizers.bytes import BytesTokenizer
+from reslab.runtime.storage import StorageFailed
 from reslab.train import loop
 
 SMALL = str(pathlib.Path(__file__).parent.with_name("small.py"))
@@ -58,3 +59,20 @@ def test_a_command_encodes_each_document_once(corpus, monkeypatch, capsys):
     corpus.unlink()
     assert main(arguments) == 0
     assert len(calls) == 4 and "this model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error", [ReslabError("gone"), StorageFailed("full"), OSError(28, "full")]
+)
+def test_what_comes_after_the_result_spoils_nothing(error, monkeypatch, capsys):
+    def fail(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(loop, "train", lambda *_, **__: {"eval_bpb": 1.0})
+    monkeypatch.setattr("reslab.commands.train.sample", fail)
+    monkeypatch.setattr("reslab.study.report.write_report", fail)
+    assert main(["train", "--config", SMALL, "--run", "absent"]) == 0
+    said = capsys.readouterr()
+    assert "this model       1.000" in said.out and "reslab show absent" in said.out
+    lines = [line for line in said.err.splitlines() if line.startswith("no ")]
+    assert [line.split(":")[0] for line in lines] == ["no summary", "no report"]

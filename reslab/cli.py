@@ -34,7 +34,13 @@ def program() -> int:
     """Runs the command of this process, even if its output is closed early."""
     outlive_readers()
     leave_absent_tpus()
-    return main()
+    code = main()
+    if code == INTERRUPTED:
+        # Threads of JAX that an interrupt left at work may crash Python's shutdown.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -138,13 +138,22 @@ class _Tokenizing:
         # The folder of all corpora, and the run directory.
         made = [folder for folder in self._path.parents[:2] if not folder.exists()]
         try:
-            if not (self._path / RECORD).is_file():
+            if not self._is_whole():
+                shutil.rmtree(self._path, ignore_errors=True)
                 tokenize(self._source, self._tokenizer, self._path, self._tell)
         except BaseException as error:
             for folder in made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             self._error = error
+
+    def _is_whole(self) -> bool:
+        """Returns whether the corpus is there, with its digests."""
+        try:
+            open_corpus(self._path, self._tokenizer)
+        except (ReslabError, OSError):
+            return False
+        return True
 
     def _tell(self, documents: int, size: int) -> None:
         self._size, self._moved = (documents, size), time.monotonic()

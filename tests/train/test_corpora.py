@@ -68,14 +68,24 @@ def test_a_corpus_is_tokenized_once_and_then_read(tmp_path, calls):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_damaged_tokens_are_refused(tmp_path):
-    corpora.shared(tmp_path, SOURCE, "bytes")
+@pytest.mark.parametrize("damage", ["flip", "remove", "record", "link"])
+def test_damaged_tokens_are_made_again(damage, tmp_path, calls):
+    wanted = corpora.shared(tmp_path, SOURCE, "bytes")
     (path,) = tmp_path.glob("*/train.tokens")
     raw = bytearray(path.read_bytes())
     raw[100] ^= 1
-    path.write_bytes(raw)
-    with pytest.raises(ReslabError, match="the corpus changed since it was tokenized"):
-        corpora.shared(tmp_path, SOURCE, "bytes")
+    if damage == "flip":
+        path.write_bytes(raw)
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "record":
+        path.with_name("corpus.json").write_text("{}")
+    else:
+        path.unlink()
+        path.symlink_to("nowhere")
+    found = corpora.shared(tmp_path, SOURCE, "bytes")
+    assert len(calls) == 80
+    np.testing.assert_array_equal(found.train.tokens, wanted.train.tokens)
 
 
 def test_a_source_that_fails_is_told(tmp_path):

@@ -42,7 +42,8 @@ def gated_delta_rule(
       key: The same shape as `query`; of unit length, for a stable memory.
       value: Shape (batch, length, heads, value_dim).
       beta: Strength of each write (batch, length, heads), in (0, 1) or (0, 2).
-      log_decay: Logarithm of each decay (batch, length, heads), at most 0.
+      log_decay: Logarithm of each decay (batch, length, heads), at most 0; minus
+        infinity forgets everything before.
       state: The memory before the first token (batch, heads, key_dim,
         value_dim); empty if None.
       resets: Where a new document starts (batch, length), booleans; the memory

@@ -1,6 +1,7 @@
 """The gated delta rule in chunks: products of matrices instead of steps in time."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,22 @@ def _inverse_backward(inverse, cotangent):
 inverse_of_unit_lower.defvjp(_inverse_forward, _inverse_backward)
 
 
+def _running_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums of log decays (..., n) over the last axis so far, in two parts.
+
+    Differences of either part lose nothing, whatever the decays before: the first part
+    is of whole multiples of a number so large that all their sums are exact, the second
+    of remainders too small to be rounded noticeably. Decays below the logarithm of the
+    smallest number are 0 all the same and are taken as that.
+    """
+    about = jnp.finfo(log_decay.dtype)
+    least = 2.0 ** math.ceil(math.log2(-math.log(float(about.smallest_subnormal))))
+    unit = least * log_decay.shape[-1] * 2.0 ** -(about.nmant + 1)
+    log_decay = jnp.maximum(log_decay, -least)
+    coarse = jnp.round(log_decay / unit) * unit  # Its gradient is 0.
+    return jnp.cumsum(coarse, axis=-1), jnp.cumsum(log_decay - coarse, axis=-1)
+
+
 def chunked(
     query: jax.Array,
     key: jax.Array,
@@ -100,9 +117,10 @@ def chunked(
         O = diag(exp G) Q S + tril(exp(G[i] - G[j]) q[i] . k[j]) U
         S <- exp(G[last]) S + (diag(exp(G[last] - G)) K)^T U
 
-    No exponent is positive. A reset lets no token see what is before it. For inputs in
-    bfloat16 a TPU's products, but for the inverse, are those of three passes: good to
-    16 bits where their inputs have 8 (tested by their emulation).
+    No exponent is positive, and a decay of any strength, minus infinity as well, leaves
+    those of other tokens exact to rounding. A reset lets no token see what is before
+    it. For inputs in bfloat16 a TPU's products, but for the inverse, are those of three
+    passes: good to 16 bits where their inputs have 8 (tested by their emulation).
 
     Reference: Yang et al., 2024, https://arxiv.org/abs/2412.06464, Section 3.3.
 
@@ -127,11 +145,15 @@ def chunked(
 
     query, key, value = cut(query), cut(key), cut(value)
     # Padding at the end neither writes nor decays.
-    beta, total = cut(beta), jnp.cumsum(cut(log_decay), axis=-1)
+    beta, (coarse, fine) = cut(beta), _running_sums(cut(log_decay))
     query = query * query.shape[-1] ** -0.5
     row, column = jnp.arange(size)[:, None], jnp.arange(size)[None]
-    is_seen = (row >= column)[None, None, None]
-    from_start, to_end = jnp.exp(total), jnp.exp(total[..., -1:] - total)
+    is_seen = (row > column)[None, None, None]
+    from_start = jnp.exp(coarse + fine)
+    # A token itself has not decayed: a constant, so that no rounding error of it is in
+    # the gradient.
+    to_end = (coarse[..., -1:] - coarse) + (fine[..., -1:] - fine)
+    to_end = jnp.exp(jnp.where(jnp.arange(size) < size - 1, to_end, 0))
     if resets is not None:
         # Number of documents begun in the chunk so far: equal for tokens of one
         # document.
@@ -139,8 +161,11 @@ def chunked(
         is_seen = is_seen & (begun[..., :, None] == begun[..., None, :])
         from_start = jnp.where(begun == 0, from_start, 0)
         to_end = jnp.where(begun == begun[..., -1:], to_end, 0)
-    apart = jnp.where(is_seen, total[..., :, None] - total[..., None, :], -jnp.inf)
-    decay = jnp.exp(apart)
+    apart = (coarse[..., :, None] - coarse[..., None, :]) + (
+        fine[..., :, None] - fine[..., None, :]
+    )
+    own = jnp.where(row == column, 0.0, -jnp.inf).astype(wide)
+    decay = jnp.exp(jnp.where(is_seen, apart, own))
     seen = product("nbhik,nbhjk->nbhij", query, key) * decay
     system = product("nbhik,nbhjk->nbhij", key, key) * decay * beta[..., None]
     system = jnp.where((row > column)[None, None, None], system, 0)

@@ -136,8 +136,18 @@ class LanguageModel(Body):
 
         Returns:
           Features (batch, length, embed) and the new state.
+
+        Raises:
+          ReslabError: If `positions` is None and the model has fewer.
         """
         if positions is None:
+            limit = getattr(self.position_encoding, "max_length", None)
+            if limit is not None and tokens.shape[1] > limit:
+                raise ReslabError(
+                    "sequence length",
+                    expected=f"at most {limit}, the positions of the model",
+                    got=str(tokens.shape[1]),
+                )
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
         if self.use_embedding_projection:

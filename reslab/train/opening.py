@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from reslab.core.trees import count_parameters
@@ -25,8 +26,8 @@ def opening(
       step: The step from which it resumes; 0 begins.
 
     Returns:
-      A line each for the model, the devices, the data, the directory and the folder of
-      compiled programs.
+      A line each for the model, the devices, the data, the directory, parameters that
+      lose small updates, and the folder of compiled programs.
     """
     config, devices = setup.config, setup.mesh.devices
     model, precision = config.model, config.precision.parameters
@@ -41,6 +42,11 @@ def opening(
         ("data", f"{config.data.source}{_size(corpus)}"),
         ("run directory", f"{directory}" + (f", from step {step}" if step else "")),
     ]
+    if jnp.finfo(precision).bits < 32:
+        share = round(2 / float(jnp.finfo(precision).eps))
+        told = f"updates below about 1/{share} of a {precision} parameter are rounded"
+        remedy = "away; precision.parameters=float32 keeps them"
+        rows.append(("precision", f"{told} {remedy}"))
     if folder := os.environ.get(FOLDER):
         rows.append(("compile cache", folder))
     return [line.rstrip() for line in aligned(rows)]

@@ -164,6 +164,17 @@ def test_array_record_gives_one_document_a_record(tmp_path):
     assert documents(f"array_record(path={pattern!r})") == expected
 
 
+def test_other_files_beside_array_records_are_passed_over(tmp_path, refused, capsys):
+    write_records(tmp_path / "a.array_record-00000-of-00001", [b"one", b"two"])
+    (tmp_path / "README.md").write_text("# Records\n" * 100)
+    spec = f"array_record(path={str(tmp_path)!r})"
+    assert documents(spec) == [b"one", b"two"]
+    assert "passed over: " in capsys.readouterr().err
+    (tmp_path / "b.array_record").write_text("# Records\n" * 100)
+    with refused("b.array_record"):
+        documents(spec)
+
+
 def test_array_record_reads_more_than_one_chunk(tmp_path):
     records = [b"%d" % index for index in range(2100)]
     write_records(tmp_path / "many.array_record", records)

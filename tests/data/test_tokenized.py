@@ -3,12 +3,14 @@
 import gzip
 import json
 import pickle
+import random
 import sys
 
 import numpy as np
 import pytest
 
 from reslab.cli import main
+from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.data.batches import TrainBatches
 from reslab.data.corpus import load_corpus
@@ -156,3 +158,55 @@ def test_the_command(tmp_path, capsys):
     assert "train " in said and f"tokens(path={out!r})" in said
     assert main(["data", "tokenize", SOURCE, "--out", out]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_white_space_between_lines_is_passed_over(seed, tmp_path):
+    draw = random.Random(seed)
+    rows = [json.dumps({"text": f"line {n} ü"}, ensure_ascii=False) for n in range(30)]
+    blanks = ["\n", "\r\n", " \n", "\t \r\n", "\n\n\n"]
+    text = draw.choice(["", "\ufeff"]) + draw.choice(["", *blanks])
+    for row in rows:
+        text += draw.choice(["", " "]) + row + draw.choice(["\n", "\r\n", *blanks])
+        text += draw.choice(["", "", *blanks]) if text[-1] == "\n" else "\n"
+    raw = (text + draw.choice(["", *blanks])).encode()
+    path = tmp_path / draw.choice(["a.jsonl", "a.jsonl.gz"])
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    source = registry.make("sources", f"jsonl(path={str(path)!r})")
+    assert [d.decode() for d in source.documents()] == [
+        f"line {n} ü" for n in range(30)
+    ]
+
+
+def test_other_files_beside_the_shards_are_passed_over(tmp_path, capsys, refused):
+    row = json.dumps({"text": "a b"}) + "\n"
+    for name in ("a.jsonl", "b.ndjson", "part-00000", "c.json"):
+        (tmp_path / name).write_text("\n" + row * 2)
+    (tmp_path / "README.md").write_text("# Shards\n" + row)
+    (tmp_path / "info.json").write_text('{"rows": 8}')
+    (tmp_path / "_SUCCESS").write_text("")
+    source = registry.make("sources", f"jsonl(path={str(tmp_path)!r})")
+    assert len(list(source.documents())) == 8
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "passed over" in line and "README.md" in line and "info.json" in line
+    assert "_SUCCESS" not in line
+    # By their names these are JSON lines.
+    (tmp_path / "d.jsonl").write_text("# Shards\n")
+    with refused("d.jsonl, line 1: not JSON"):
+        list(source.documents())
+    named = registry.make("sources", f"jsonl(path={str(tmp_path / 'README.md')!r})")
+    with refused("README.md, line 1: not JSON"):
+        list(named.documents())
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "README.md").write_text("# Nothing\n")
+    with refused("source jsonl: expected lines"):
+        list(
+            registry.make(
+                "sources", f"jsonl(path={str(tmp_path / 'none')!r})"
+            ).documents()
+        )
+    # A later line that is wrong is no other file.
+    (tmp_path / "d.jsonl").write_text(row)
+    (tmp_path / "c.json").write_text(row + "half")
+    with refused("c.json, line 2: not JSON"):
+        list(source.documents())

@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from reslab.data.corpus import load_corpus
 from reslab.data.windows import WindowSource
 from reslab.parallel.mesh import make_mesh, place_on, use_mesh
 from reslab.train import loop
+from reslab.train.opening import opening
 from reslab.train.state import make_setup
 from reslab.train.step import make_step
 
@@ -261,3 +263,13 @@ def test_batch_must_divide_the_devices(tmp_path, small_config):
     with pytest.raises(ReslabError, match=r"data.batch: expected a multiple of the 8"):
         loop.train(small_config(data__batch=12), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("parameters", ["float32", "bfloat16"])
+def test_the_opening_tells_of_updates_that_are_lost(brief_config, parameters):
+    setup = loop.prepare(brief_config(precision__parameters=parameters))
+    lines = opening(setup, {}, pathlib.Path("run"), 0)
+    told = [line for line in lines if line.startswith("precision")]
+    assert len(told) == (parameters == "bfloat16")
+    for line in told:
+        assert "below about 1/256 of a bfloat16 parameter are rounded away" in line

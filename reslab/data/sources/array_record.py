@@ -3,13 +3,17 @@
 import contextlib
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 
 from array_record.python import array_record_module
 
 from reslab.core.errors import ReslabError
+from reslab.data.encoding import say_once
 from reslab.data.files import File, matching_files
 
+# Names of such files, as TFDS and others give them.
+NAME = re.compile("array_?record", re.IGNORECASE)
 # Records decoded at a time: bounds the memory, keeps the decoder busy.
 CHUNK = 1024
 
@@ -17,6 +21,8 @@ CHUNK = 1024
 @dataclasses.dataclass(frozen=True)
 class ArrayRecordSource:
     """The records of ArrayRecord files, one document (UTF-8 bytes) a record.
+
+    Other files of a directory are passed over, and told.
 
     Attributes:
       path: A file, a directory (searched recursively) or a glob, here or in a bucket.
@@ -31,8 +37,23 @@ class ArrayRecordSource:
           ReslabError: If the path names no file, or a file has no records or is
             damaged.
         """
+        others, is_empty = [], True
         for file in matching_files(self.path, "source array_record"):
-            yield from _records(file)
+            is_other = file.is_listed and not NAME.search(file.path.name)
+            try:
+                for record in _records(file):
+                    is_other = is_empty = False
+                    yield record
+            except ReslabError:
+                if not is_other:
+                    raise
+                others.append(file.name)
+        if others:
+            say_once(f"not ArrayRecord, passed over: {', '.join(others)}")
+        if is_empty:
+            raise ReslabError(
+                "source array_record", expected="records", got=repr(self.path)
+            )
 
 
 def _records(file: File) -> Iterator[bytes]:

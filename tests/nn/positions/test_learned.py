@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reslab.core.errors import ReslabError
 from reslab.core.trees import unbox
+from reslab.models.lm import LanguageModel
 from reslab.nn.positions.learned import LearnedPosition
 
 
@@ -32,3 +34,21 @@ def test_table_starts_as_asked_for():
     table = np.asarray(table["params"]["embedding"])
     assert table.shape == (512, 64)
     assert float(np.std(table)) == pytest.approx(0.05, rel=0.02)
+
+
+@pytest.mark.parametrize("positions", [range(6), [0, 1, 4], [-1, 0]])
+def test_positions_beyond_the_table_are_refused(positions):
+    positions = jnp.array([positions])
+    x = jnp.zeros((*positions.shape, 8))
+    module = LearnedPosition(max_length=4)
+    with pytest.raises(ReslabError, match=r"position: expected 0 to 3"):
+        module.init(jax.random.key(0), x, positions, method="embed")
+    model = LanguageModel(
+        vocabulary_size=7, features=16, depth=1, position="learned", max_length=4
+    )
+    tokens = jnp.zeros((1, 6), jnp.int32)
+    with pytest.raises(ReslabError, match="sequence length: expected at most 4"):
+        jax.eval_shape(model.init, jax.random.key(0), tokens)
+    # Documents of a packed row may begin again.
+    packed = jnp.array([[0, 1, 2, 0, 1, 2]])
+    jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, positions=packed))

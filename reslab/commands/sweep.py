@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=whole(1), default=1, help="runs at once (default: 1)"
     )
+    parser.add_argument(
+        "--pack",
+        choices=["seeds"],
+        help="train all seeds of a case as one program: much less to compile, and "
+        "small models fill a device better; equal to runs alone up to rounding",
+    )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--only", type=whole(0), metavar="INDEX", help="this run alone")
     chosen.add_argument(
@@ -51,7 +57,13 @@ def run(options: argparse.Namespace) -> int:
         return 0
     runs = choose(planned, options.only, options.shard)
     try:
-        tally = sweep(planned, runs=runs, jobs=options.jobs, is_retrying=options.retry)
+        tally = sweep(
+            planned,
+            runs=runs,
+            jobs=options.jobs,
+            is_retrying=options.retry,
+            is_packing=options.pack == "seeds",
+        )
     except SweepStopped:
         print("stopped and saved; the same command resumes it", file=sys.stderr)
         return STOPPED

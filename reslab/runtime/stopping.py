@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -15,39 +16,47 @@ _SIGNALS = tuple(
 
 
 class StopRequest:
-    """A flag that is set once a stop was requested.
+    """A flag that is set once a stop was requested."""
 
-    Attributes:
-      is_set: Whether a signal has come since `listen`.
-    """
+    # The one that the main thread listens with: only there do signals arrive.
+    _of_main: "StopRequest | None" = None
 
     def __init__(self) -> None:
-        self.is_set = False
+        self._has_come = False
         self._previous: dict[signal.Signals, Any] | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Returns whether a signal has come since `listen`, or the main thread's."""
+        if threading.current_thread() is threading.main_thread():
+            return self._has_come
+        return StopRequest._of_main is not None and StopRequest._of_main._has_come
 
     def listen(self) -> None:
         """Takes the signals from now on; again does nothing."""
         if self._previous is not None:
             return
         self._previous = {}
+        if threading.current_thread() is not threading.main_thread():
+            return
+        StopRequest._of_main = self
         for number in _SIGNALS:
             if signal.getsignal(number) is signal.SIG_IGN:  # Ignored, as under `nohup`.
                 continue
-            try:
-                self._previous[number] = signal.signal(number, self._ask)
-            except ValueError:  # Not in the main thread.
-                return
+            self._previous[number] = signal.signal(number, self._ask)
 
     def close(self) -> None:
         """Gives the signals back."""
         for number, handler in (self._previous or {}).items():
             signal.signal(number, handler)
+        if StopRequest._of_main is self:
+            StopRequest._of_main = None
         self._previous = None
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set and number == signal.SIGINT:
+        if self._has_come and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.is_set = True
+        self._has_come = True
 
 
 @contextlib.contextmanager
@@ -55,7 +64,7 @@ def asked_to_stop(*, is_listening: bool = True) -> Iterator[StopRequest]:
     """Turns SIGTERM, SIGHUP and SIGINT into a request, so that work can be saved.
 
     A second interrupt from the keyboard is not patient: it raises
-    KeyboardInterrupt. Outside of the main thread the caller handles signals.
+    KeyboardInterrupt. Other threads see the request of the main thread.
 
     Args:
       is_listening: Whether to begin at once. Until `listen`, a signal ends the

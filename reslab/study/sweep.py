@@ -27,6 +27,9 @@ from reslab.study.plan import Plan, PlannedRun, read_study
 from reslab.study.pool import Ended, Pool, Worker, wait_for
 from reslab.train.run import Run
 
+# Runs that are trained together: one, or the seeds of a case.
+Pack = tuple[PlannedRun, ...]
+
 
 class SweepStopped(Exception):
     """The sweep was asked to stop; every active run has been saved."""
@@ -51,6 +54,7 @@ def sweep(
     runs: Sequence[PlannedRun] | None = None,
     jobs: int = 1,
     is_retrying: bool = False,
+    is_packing: bool = False,
 ) -> Tally:
     """Does the runs of a study that are not done yet.
 
@@ -64,6 +68,7 @@ def sweep(
       jobs: How many at once. They share the machine: its cores on a CPU, its
         chips one by one on a GPU or TPU.
       is_retrying: Whether to repeat runs that diverged.
+      is_packing: Whether the seeds of a case train together, as one program.
 
     Returns:
       What became of the runs asked for.
@@ -85,10 +90,11 @@ def sweep(
         pool = Pool(scratch, jobs, scratch / "programs")
         slots = _Slots(directory, jobs, cores, pool, stop)
         with contextlib.closing(pool):
-            cost = _check(pending, slots)
+            packs = _packs(pending, is_packing)
+            cost = _check(packs, slots)
             write_record(plan, cores)
             try:
-                _run_all(pending, slots, cost, stop)
+                _run_all(packs, slots, cost, stop)
             finally:
                 slots.stop()
     if stop.is_set:
@@ -158,20 +164,31 @@ def _failure(directory: pathlib.Path) -> str | None:
     return "not finished"
 
 
-def _check(runs: Sequence[PlannedRun], slots: "_Slots") -> dict[str, float]:
+def _packs(runs: Sequence[PlannedRun], is_packing: bool) -> list[Pack]:
+    """Divides runs into those that are trained together."""
+    if not is_packing:
+        return [(run,) for run in runs]
+    cases: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        cases.setdefault(run.case, []).append(run)
+    return [tuple(pack) for pack in cases.values()]
+
+
+def _check(packs: Sequence[Pack], slots: "_Slots") -> dict[str, float]:
     """The FLOPs of a run of every case, after checking that each can be built.
 
     In processes of their own, with a run's share of the machine: on a TPU, a process
     that lists the chips holds them, and JAX can count its CPU devices only once.
     """
-    cases: dict[str, PlannedRun] = {}
-    for run in runs:
-        cases.setdefault(run.case, run)
+    cases: dict[str, Pack] = {}
+    for pack in packs:
+        cases.setdefault(pack[0].case, pack)
     cost, platforms = {}, set()
     # Runs of one process together.
-    ordered = sorted(cases.values(), key=lambda run: run.config.mesh.cpu_devices)
-    for run in ordered:
-        answer = slots.check(0, run)
+    ordered = sorted(cases.values(), key=lambda pack: pack[0].config.mesh.cpu_devices)
+    for pack in ordered:
+        run = pack[0]
+        answer = slots.check(0, pack)
         data, steps = run.config.data, run.config.train.steps
         cost[run.case] = answer["flops_per_token"] * steps * data.batch * data.length
         platforms.add(answer["platform"])
@@ -187,14 +204,16 @@ def _check(runs: Sequence[PlannedRun], slots: "_Slots") -> dict[str, float]:
     return cost
 
 
-def _told(run: PlannedRun, cores: int) -> dict[str, Any]:
+def _told(pack: Pack, cores: int) -> dict[str, Any]:
     """A worker's input: the config, and what a person's study allows."""
+    run = pack[0]
     named = {module for _, module in configs.outside(dict(configs.flatten(run.config)))}
     named |= {*senders(run.config.train.writers)}
     return {
         "config": configs.canonical_json(run.config),
         "allowed": sorted(named | set(imports.allowed())),
         "cores": cores,
+        "pack": len(pack),
     }
 
 
@@ -215,7 +234,7 @@ class _Slots:
         self._cores = cores
         self._pool = pool
         self._log_begins: dict[PlannedRun, int] = {}
-        self._going: dict[int, tuple[PlannedRun, Worker]] = {}
+        self._going: dict[int, tuple[Pack, Worker]] = {}
 
     def __len__(self) -> int:
         return self._jobs
@@ -224,15 +243,16 @@ class _Slots:
         parts = own.digests(configs.modules(run.config))
         return self._pool.worker(slot, run.config.mesh.cpu_devices, parts)
 
-    def check(self, slot: int, run: PlannedRun) -> dict[str, Any]:
-        """Asks the worker of a slot what a run costs.
+    def check(self, slot: int, pack: Pack) -> dict[str, Any]:
+        """Asks the worker of a slot what each run of a pack costs.
 
         Raises:
-          ReslabError: If the run cannot be built.
+          ReslabError: If the runs cannot be built.
           SweepStopped: If the sweep is asked to stop.
         """
+        run = pack[0]
         worker = self._worker(slot, run)
-        worker.ask(_told(run, self._cores))
+        worker.ask(_told(pack, self._cores))
         try:
             while (answer := worker.answer()) is None:
                 wait_for([worker], 0.2)
@@ -250,19 +270,30 @@ class _Slots:
         """Returns the idle slots."""
         return [slot for slot in range(self._jobs) if slot not in self._going]
 
-    def start(self, slot: int, run: PlannedRun) -> None:
-        """Starts a run in a slot; what it says goes to `logs/`."""
-        directory = self._directory / run.directory
-        (directory / "failed.json").unlink(missing_ok=True)
-        log = self._log(run)
-        log.parent.mkdir(exist_ok=True)
-        with open_inside(log, "a") as file:
-            self._log_begins[run] = file.tell()
-        worker = self._worker(slot, run)
-        # Absolute: a part may change the working directory.
-        asked = {"directory": str(directory.resolve()), "log": str(log.resolve())}
-        worker.ask(_told(run, self._cores) | asked)
-        self._going[slot] = run, worker
+    def start(self, slot: int, pack: Pack) -> None:
+        """Starts runs in a slot; what they say goes to `logs/`."""
+        asked = []
+        for run in pack:
+            directory = self._directory / run.directory
+            (directory / "failed.json").unlink(missing_ok=True)
+            log = self._log(run)
+            log.parent.mkdir(exist_ok=True)
+            with open_inside(log, "a") as file:
+                if run is not pack[0]:
+                    first = self._log(pack[0]).name
+                    print(f"trained with seed {pack[0].seed}: see {first}", file=file)
+                self._log_begins[run] = file.tell()
+            asked.append(
+                {
+                    "config": configs.canonical_json(run.config),
+                    # Absolute: a part may change the working directory.
+                    "directory": str(directory.resolve()),
+                    "log": str(log.resolve()),
+                }
+            )
+        worker = self._worker(slot, pack[0])
+        worker.ask(_told(pack, self._cores) | {"runs": asked})
+        self._going[slot] = pack, worker
 
     def wait(self, seconds: float) -> None:
         """Waits until a run has ended, but not longer than that."""
@@ -271,22 +302,25 @@ class _Slots:
     def reap(self) -> list[PlannedRun]:
         """Takes out the runs that have ended, and records those that failed."""
         ended = []
-        for slot, (run, worker) in list(self._going.items()):
+        for slot, (pack, worker) in list(self._going.items()):
             said = ""
             try:
                 if (answer := worker.answer()) is None:
                     continue
-                code = answer["code"]
+                codes = answer["codes"]
             except Ended as end:
                 # A part may end the process with any code, 0 as well.
-                code, said = end.code or INTERNAL, end.said
+                codes, said = [end.code or INTERNAL] * len(pack), end.said
             del self._going[slot]
-            ended.append(run)
-            if code:  # The next run starts in a new process.
+            if any(codes):  # The next run starts in a new process.
                 self._pool.dismiss(slot)
-            # Stopped on request before it could save: not a failure.
-            if code not in (0, STOPPED, -signal.SIGTERM):
-                self._record_failure(run, code, said)
+            for run, code in zip(pack, codes, strict=True):
+                ended.append(run)
+                # Some runs of a process may have ended before it.
+                is_done = Run(self._directory / run.directory).result() is not None
+                # Stopped on request before it could save: not a failure.
+                if code not in (0, STOPPED, -signal.SIGTERM) and not is_done:
+                    self._record_failure(run, code, said)
         return ended
 
     def _log(self, run: PlannedRun) -> pathlib.Path:
@@ -309,7 +343,8 @@ class _Slots:
 
     def fractions(self) -> dict[PlannedRun, float]:
         """Returns the progress of each running run, from 0 to 1."""
-        return {run: _fraction(self._directory, run) for run, _ in self._going.values()}
+        runs = [run for pack, _ in self._going.values() for run in pack]
+        return {run: _fraction(self._directory, run) for run in runs}
 
     def stop(self) -> None:
         """Asks every run to save and stop, and waits for it."""
@@ -332,13 +367,13 @@ def _fraction(directory: pathlib.Path, run: PlannedRun) -> float:
 
 
 def _run_all(
-    pending: Sequence[PlannedRun],
+    packs: Sequence[Pack],
     slots: _Slots,
     cost: Mapping[str, float],
     stop: StopRequest,
 ) -> None:
-    waiting = list(pending)
-    total = sum(cost[run.case] for run in pending) or 1.0
+    waiting = list(packs)
+    total = sum(cost[run.case] for pack in packs for run in pack) or 1.0
     finished, ended = 0.0, 0
     with progress(100, 0, "sweep") as bar:
         going = True

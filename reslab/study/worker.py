@@ -2,8 +2,9 @@
 
 Standard input has one line of JSON for each, standard output one for each answer:
 
-    {"config": TEXT, "allowed": [...], "cores": N}              what a run costs
-    {..., "directory": PATH, "log": FILE}                       trains it
+    {"config": TEXT, "allowed": [...], "cores": N, "pack": M}   what a run costs
+    {..., "runs": [{"config": TEXT, "directory": PATH, "log": FILE}, ...]}
+                                                                trains them, together
 
 A failure of a run is its own: what comes next is done as if by a new process. The end
 of standard input is the end of the sweep, on which a run is saved and stops: a sweep
@@ -18,8 +19,8 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -28,8 +29,12 @@ from reslab.core import imports
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import STOPPED
 from reslab.runtime.inside import open_inside
+from reslab.runtime.stopping import asked_to_stop
 from reslab.runtime.text import warnings_in_one_line
 from reslab.train.run import InUse
+
+if TYPE_CHECKING:
+    from reslab.train.together import Programs
 
 # Cores that this process may use, comma-separated; the sweep sets it.
 CORES = "RESLAB_CORES"
@@ -40,14 +45,21 @@ PATIENCE = 60.0
 WATCHDOG = 300.0
 
 
-def check(config: ConfigDict) -> dict[str, Any]:
-    """Returns what a run of a config costs, or what is wrong with it."""
+def check(config: ConfigDict, pack: int) -> dict[str, Any]:
+    """Returns what a run of a config costs, or what is wrong with it.
+
+    Args:
+      config: The config.
+      pack: Number of runs that are trained together.
+    """
     from reslab.train.cost import training_flops_per_unit
     from reslab.train.loop import prepare
+    from reslab.train.memory import check_memory
     from reslab.train.probe import Prober
 
     try:
         setup = prepare(config)
+        check_memory(setup, runs=pack)
         if config.probes.every:
             Prober(setup, is_lenient=True)
         flops = training_flops_per_unit(setup)
@@ -57,31 +69,78 @@ def check(config: ConfigDict) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def train(config: ConfigDict, directory: str) -> int:
-    """Trains a run; returns the exit code that a process of its own would have."""
+def train(
+    config: ConfigDict, directory: str, programs: "Programs | None" = None
+) -> BaseException | None:
+    """Trains a run; returns what ended it, if not its last step."""
     from reslab.train import loop
+
+    options: dict[str, Any] = {"patience": PATIENCE, "watchdog": WATCHDOG}
+    try:
+        loop.train(config, directory, programs=programs, **options)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return error
+    return None
+
+
+def train_together(
+    configs: Sequence[ConfigDict], directories: Sequence[str]
+) -> list[BaseException | None]:
+    """Trains runs that differ in their seed alone; returns what ended each."""
+    from reslab.train.together import Pack
+
+    pack = Pack([config.seed for config in configs])
+    ends: list[BaseException | None] = [None] * len(configs)
+
+    def train_one(number: int) -> None:
+        programs = pack.member(number)
+        try:
+            ends[number] = train(configs[number], directories[number], programs)
+        finally:
+            pack.leave(number)
+
+    # Only the main thread receives signals; the others ask it.
+    with asked_to_stop():
+        threads = [
+            threading.Thread(target=train_one, args=(number,), daemon=True)
+            for number in range(len(configs))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return ends
+
+
+def _code(error: BaseException | None) -> int:
+    """Says what ended a run; returns the exit code that its own process would have."""
     from reslab.train.ending import end
 
-    try:
-        loop.train(config, directory, patience=PATIENCE, watchdog=WATCHDOG)
-    except InUse as error:  # Another process is doing this run: not a failure.
+    if isinstance(error, InUse):  # Another process is doing this run: not a failure.
         print(error, file=sys.stderr)
         return STOPPED
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
-        return end(error)
-    return 0
+    return 0 if error is None else end(error)
 
 
 def _answer(told: Mapping[str, Any]) -> dict[str, Any]:
     from reslab.parallel.hosts import configure_cpu
 
     with imports.guarded(told["allowed"]):
-        config = configs.from_json(told["config"], "config")
-        configure_cpu(config.mesh.cpu_devices, told["cores"])
-        if "directory" not in told:
-            return check(config)
-        with _writing_to(told["log"]):
-            return {"code": train(config, told["directory"])}
+        asked = told.get("runs", [told])
+        found = [configs.from_json(one["config"], "config") for one in asked]
+        configure_cpu(found[0].mesh.cpu_devices, told["cores"])
+        if "runs" not in told:
+            return check(found[0], told["pack"])
+        with _writing_to(asked[0]["log"]):
+            if len(found) == 1:
+                ends = [train(found[0], asked[0]["directory"])]
+            else:
+                ends = train_together(found, [one["directory"] for one in asked])
+        codes = []
+        for one, error in zip(asked, ends, strict=True):
+            with _writing_to(one["log"]):
+                codes.append(_code(error))
+        return {"codes": codes}
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -30,6 +31,10 @@ from reslab.runtime.storage import StorageFailed, local_path, storage_error
 from reslab.train.abandoned import WithoutLateReports, await_abandoned_reads, quiet
 from reslab.train.digests import Tree, describe, differing, examine, seal
 from reslab.train.identity import compare
+
+# Orbax counts the saves of a process: those of several threads would wait for each
+# other's files.
+_saving = threading.Lock()
 
 
 class DamagedCheckpoint(ReslabError):
@@ -224,9 +229,10 @@ class Checkpoints:
             "summary": dict(summary or {}),
         }
         integrity = {"record": record, "sha256": seal(record)}
-        with self._reporting():
+        is_alone = threading.current_thread() is threading.main_thread()
+        with self._reporting(), _saving:
             # `force` only skips Orbax's own interval, which is decided above.
-            return self._manager.save(
+            is_begun = self._manager.save(
                 step,
                 force=True,
                 args=ocp.args.Composite(
@@ -238,6 +244,9 @@ class Checkpoints:
                     summary=ocp.args.JsonSave(finite),
                 ),
             )
+            if not is_alone:
+                self._manager.wait_until_finished()
+            return is_begun
 
     def steps(self) -> tuple[int, ...]:
         """The committed steps, oldest first, as the directory has them now."""

@@ -50,8 +50,9 @@ from reslab.train.opening import opening
 from reslab.train.probe import Prober
 from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
-from reslab.train.step import HEALTH, jit_step, make_step
+from reslab.train.step import HEALTH, make_step
 from reslab.train.tasks import Batch, Batches, Task
+from reslab.train.together import Programs
 
 _SLOWER = "a lower optim.learning_rate or a longer warmup"
 
@@ -115,6 +116,7 @@ def train(
     profile: str | None = None,
     after_step: Callable[[int], None] | None = None,
     at_end: Callable[[Task], None] | None = None,
+    programs: Programs | None = None,
 ) -> dict[str, Any]:
     """Trains the run in a directory, or resumes it.
 
@@ -134,6 +136,7 @@ def train(
         and what is due after it has begun.
       at_end: Called with the task, its data loaded, once this call has trained the run
         to its end.
+      programs: Makes its compiled programs, which other runs may share.
 
     Returns:
       The run's result: step, held-out loss and bits per byte, tokens per second.
@@ -152,7 +155,8 @@ def train(
     with tokenized_once(run.directory):
         setup = prepare(config)
         batches = setup.task.train_batches()
-    evaluator = Evaluator(setup)
+    programs = programs or Programs()
+    evaluator = Evaluator(setup, programs.sums(setup))
     found, pinned = None, None
     has_begun = on_writer(lambda: any(run.checkpoints.glob("[0-9]*")))
     if config.train.continue_from and not has_begun:
@@ -202,7 +206,7 @@ def train(
         stack.callback(files.close)
         trainer = _Trainer(
             *(setup, checkpoints, held, files, evaluator, prober, dog, tracer),
-            *(after_step, phases),
+            *(after_step, phases, programs.step(setup)),
         )
         # The last step may have been skipped.
         result = _finite(trainer.run(begin, newest, batches))
@@ -260,6 +264,7 @@ class _Trainer:
         tracer: Profile | None,
         after_step: Callable[[int], None] | None,
         phases: Phases,
+        step: Callable[..., Any],
     ):
         self._setup = setup
         self._config = setup.config
@@ -272,7 +277,7 @@ class _Trainer:
         self._after_step = after_step
         self._phase = phases
         self._policy = parse_policy(setup.config.train.on_bad_step)
-        self._step = jit_step(setup)
+        self._step = step
         self._is_told = False  # Whether a zero gradient was reported.
         # Devices of other processes do the same work.
         self._tracer = tracer if is_writer() else None

@@ -87,17 +87,19 @@ def _keeps_every_layer(setup: Setup) -> bool:
     return "reversible" not in parts and "freeze" not in str(config.optim.groups)
 
 
-def check_memory(setup: Setup, *, is_training: bool = True) -> None:
+def check_memory(setup: Setup, *, is_training: bool = True, runs: int = 1) -> None:
     """Checks that a run can fit the devices that are to run it.
 
     Args:
       setup: The run.
       is_training: Whether it is trained, or only evaluated.
+      runs: Number of such runs that are on the devices at once.
 
     Raises:
       ReslabError: If even the lower bound does not fit.
     """
-    parts = least_bytes(setup, is_training=is_training)
+    found = least_bytes(setup, is_training=is_training)
+    parts = {part: runs * size for part, size in found.items()}
     largest = max(parts, key=lambda part: parts[part])
     hint = {
         "activations": "a smaller data.batch, data.length, eval.batch or probes.batch, "

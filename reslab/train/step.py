@@ -29,14 +29,14 @@ from reslab.train.tasks import Batch
 HEALTH = "health"
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]
 Objective = Callable[
     [Any, ModelState, ModelState, Batch, jax.Array, jax.Array],
     tuple[jax.Array, tuple[Metrics, ModelState]],
 ]
 
 
-def step_key(seed: int, step: jax.Array) -> jax.Array:
+def step_key(seed: int | jax.Array, step: jax.Array) -> jax.Array:
     """The random key of a step: of nothing else, so that a resumed run is exact."""
     return jax.random.fold_in(jax.random.key(seed), step)
 
@@ -184,7 +184,8 @@ def make_step(setup: Setup) -> Step:
       A pure function `(state, batch) -> (state, metrics)`; the metrics are scalars:
       those of the task, `learning_rate` and `gradient_norm`, with a guard also
       `skipped_steps`; and `HEALTH`, an array of what every step is judged by. With
-      `train.log_layers` there is an array for each of `layer_metrics`, too.
+      `train.log_layers` there is an array for each of `layer_metrics`, too. A third
+      argument takes the place of the config's seed.
     """
     gradient = gradient_in_parts(
         training_objective(setup), setup.config.train.accumulate
@@ -199,8 +200,10 @@ def make_step(setup: Setup) -> Step:
 
         return cut_gradient
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = step_key(config.seed, state.step)
+    def step(
+        state: TrainState, batch: Batch, seed: int | jax.Array = config.seed
+    ) -> tuple[TrainState, Metrics]:
+        key = step_key(seed, state.step)
         inputs = state.params, state.model_state, batch, key
         if cuts is None:
             gradients, model_state, sums = gradient(*inputs)

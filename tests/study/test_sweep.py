@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from reslab.cli import main
@@ -126,8 +127,8 @@ def environment(folder, shell):
     }
 
 
-def start(folder, environment, *options):
-    asked = [sys.executable, "-m", "reslab", "sweep", "small.py", *options]
+def start(folder, environment, *options, study="small.py"):
+    asked = [sys.executable, "-m", "reslab", "sweep", study, *options]
     return subprocess.Popen(
         asked,
         cwd=folder,
@@ -177,6 +178,28 @@ def test_interrupted_ends_with_the_same_table(folder, environment, whole):
     assert process.returncode == 0, err
     rows = [at_equal_units(read_results([path])) for path in (whole, broken)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.conformance
+def test_seeds_of_a_case_train_together(folder, environment):
+    """One process, one program; what each says of its end is in its own log."""
+    text = STUDY.replace("seeds=(0,)", "seeds=(0, 1, 2)").replace(
+        '"train.steps": 600', '"train.steps": 40'
+    )
+    (folder / "seeds.py").write_text(text)
+    tables = []
+    for out, options in (("alone", ()), ("packed", ("--pack", "seeds"))):
+        process = start(folder, environment, "--out", out, *options, study="seeds.py")
+        said, err = process.communicate(timeout=500)
+        assert process.returncode == 0, err
+        assert "6 of 6 runs are finished" in said
+        tables.append(read_results([folder / out]))
+    for one, other in zip(*(table.runs for table in tables), strict=True):
+        assert (one.case, one.seed) == (other.case, other.seed)
+        np.testing.assert_allclose(one.figure, other.figure, rtol=1e-4)
+    logs = [path.read_text() for path in sorted((folder / "packed/logs").iterdir())]
+    assert sum("trained with seed 0" in log for log in logs) == 4
+    assert sum("compiling the step" in log for log in logs) == 2
 
 
 @pytest.mark.conformance
@@ -261,17 +284,25 @@ sys.exit(worker.main())
 """
 
 
-@pytest.mark.parametrize(
-    "body",
-    ["def train(): return len(sys.stdin.read())", "def train(): return len(input())"],
-)
+READ = """
+def train():
+    assert not sys.stdin.read()
+"""
+ASKED = """
+def train():
+    try:
+        assert not input()
+    except EOFError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("body", [READ, ASKED])
 def test_a_part_that_reads_standard_input_reads_nothing(body, tmp_path):
     """The questions of the sweep are not its own."""
-    if "input" in body:
-        body = "def train():\n    try: input()\n    except EOFError: return 0"
     config = configs.canonical_json(configs.load("tiny"))
-    asked = {"config": config, "allowed": [], "cores": 1, "directory": "x"}
-    line = json.dumps(asked | {"log": str(tmp_path / "log")}) + "\n"
+    run = {"config": config, "directory": "x", "log": str(tmp_path / "log")}
+    line = json.dumps({"allowed": [], "cores": 1, "runs": [run]}) + "\n"
     with subprocess.Popen(
         [sys.executable, "-c", WORKER.format(body=body)],
         stdin=subprocess.PIPE,
@@ -281,7 +312,7 @@ def test_a_part_that_reads_standard_input_reads_nothing(body, tmp_path):
         for _ in range(2):
             process.stdin.write(line)
             process.stdin.flush()
-            assert process.stdout.readline() == '{"code": 0}\n'
+            assert process.stdout.readline() == '{"codes": [0]}\n'
         process.stdin.close()
         # Its end may come before it rests.
         assert process.wait(60) in (0, -signal.SIGTERM)
@@ -304,7 +335,7 @@ def test_a_worker_that_ends_is_a_failed_run_and_is_replaced(code, tmp_path):
     slots = _Slots(tmp_path / "out", 1, 1, Places(), None)
     (tmp_path / "out" / "logs").mkdir(parents=True)
     slots._log(run).write_text("")
-    slots._going[0], slots._log_begins[run] = (run, Dead()), 0
+    slots._going[0], slots._log_begins[run] = ((run,), Dead()), 0
     assert slots.reap() == [run] and dismissed == [0] and slots.free() == [0]
     failed = json.loads((tmp_path / "out" / run.directory / "failed.json").read_text())
     assert failed["exit_code"] == (code or 70)

@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,9 +32,6 @@ from reslab.runtime.inside import open_inside
 from reslab.runtime.stopping import asked_to_stop
 from reslab.runtime.text import warnings_in_one_line
 from reslab.train.run import InUse
-
-if TYPE_CHECKING:
-    from reslab.train.together import Programs
 
 # Cores that this process may use, comma-separated; the sweep sets it.
 CORES = "RESLAB_CORES"
@@ -69,15 +66,13 @@ def check(config: ConfigDict, pack: int) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def train(
-    config: ConfigDict, directory: str, programs: "Programs | None" = None
-) -> BaseException | None:
+def train(config: ConfigDict, directory: str, **options: Any) -> BaseException | None:
     """Trains a run; returns what ended it, if not its last step."""
     from reslab.train import loop
 
-    options: dict[str, Any] = {"patience": PATIENCE, "watchdog": WATCHDOG}
+    options |= {"patience": PATIENCE, "watchdog": WATCHDOG}
     try:
-        loop.train(config, directory, programs=programs, **options)
+        loop.train(config, directory, **options)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         return error
     return None
@@ -95,7 +90,8 @@ def train_together(
     def train_one(number: int) -> None:
         programs = pack.member(number)
         try:
-            ends[number] = train(configs[number], directories[number], programs)
+            config, directory = configs[number], directories[number]
+            ends[number] = train(config, directory, programs=programs)
         finally:
             pack.leave(number)
 

@@ -52,7 +52,7 @@ from reslab.train.run import Run
 from reslab.train.state import Setup, TrainState, check_batch, make_setup
 from reslab.train.step import HEALTH, make_step
 from reslab.train.tasks import Batch, Batches, Task
-from reslab.train.together import Programs
+from reslab.train.together import ALONE, Programs
 
 _SLOWER = "a lower optim.learning_rate or a longer warmup"
 
@@ -116,7 +116,7 @@ def train(
     profile: str | None = None,
     after_step: Callable[[int], None] | None = None,
     at_end: Callable[[Task], None] | None = None,
-    programs: Programs | None = None,
+    programs: Programs = ALONE,
 ) -> dict[str, Any]:
     """Trains the run in a directory, or resumes it.
 
@@ -155,11 +155,10 @@ def train(
     with tokenized_once(run.directory):
         setup = prepare(config)
         batches = setup.task.train_batches()
-    programs = programs or Programs()
     evaluator = Evaluator(setup, programs.sums(setup))
     found, pinned = None, None
-    has_begun = on_writer(lambda: any(run.checkpoints.glob("[0-9]*")))
-    if config.train.continue_from and not has_begun:
+    is_new = on_writer(lambda: not any(run.checkpoints.glob("[0-9]*")))
+    if is_new and config.train.continue_from:
         # Also before anything is written.
         found, pinned = inherited(setup, on_writer(run.pinned))
     prober = Prober(setup, is_lenient=True) if config.probes.every else None
@@ -208,8 +207,7 @@ def train(
             *(setup, checkpoints, held, files, evaluator, prober, dog, tracer),
             *(after_step, phases, programs.step(setup)),
         )
-        # The last step may have been skipped.
-        result = _finite(trainer.run(begin, newest, batches))
+        result = _finite(trainer.run(begin, newest, batches))  # A step may be skipped.
         files.sync()
         checkpoints.wait()
         held.check()

@@ -28,6 +28,9 @@ class Programs:
         return jit_sums(setup)
 
 
+ALONE = Programs()
+
+
 class Pack:
     """Programs of several runs, called by each in a thread of its own.
 

@@ -84,8 +84,11 @@ class SizesById:
         return len(self._tokens)
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """Looks up the sizes of a slice of tokens."""
-        return self._table[self._tokens[part]]
+        """Looks up the sizes of a slice of tokens.
+
+        A file that changes under a run may have any ids; the next save refuses it.
+        """
+        return self._table.take(self._tokens[part], mode="clip")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or self._table.dtype)

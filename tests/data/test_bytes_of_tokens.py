@@ -343,6 +343,11 @@ def test_an_older_corpus_is_exact_or_refused(name, spec, tmp_path, refused):
             open_corpus(folder, tokenizer)
 
 
+def test_ids_of_a_file_that_changes_have_some_size():
+    sizes = SizesById(np.array([1, 2**16 - 1]), np.array([0, 5, 7]))
+    assert np.asarray(sizes).tolist() == [5, 7]
+
+
 class Careless:
     """A tokenizer whose table is wrong."""
 

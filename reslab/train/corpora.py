@@ -79,7 +79,7 @@ def shared(
     work = _Tokenizing(path, source, tokenizer)
     began = told = time.monotonic()
     while not (state := on_writer(work.state))["is_done"]:
-        if time.monotonic() - told >= 2 * PULSE:
+        if time.monotonic() - told >= 6 * PULSE:
             told = time.monotonic()
             whose = "tokenizing" if is_writer() else "waiting for host 0 to tokenize"
             print(

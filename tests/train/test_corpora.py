@@ -96,7 +96,7 @@ def test_a_source_that_fails_is_told(tmp_path):
 
 
 def test_waiting_is_bounded(tmp_path, monkeypatch, capsys):
-    for name, seconds in (("PULSE", 0.01), ("PATIENCE", 0.1), ("VISIBLE", 0.1)):
+    for name, seconds in (("PULSE", 0.01), ("PATIENCE", 0.3), ("VISIBLE", 0.1)):
         monkeypatch.setattr(corpora, name, seconds)
     stuck = threading.Event()
     with monkeypatch.context() as patch:

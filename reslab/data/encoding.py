@@ -232,7 +232,7 @@ class _Losses:
             say_once(
                 f"the tokenizer changes {self._changed:,} of the first "
                 f"{self._documents:,} documents ({text!r} becomes {back!r}): bits per "
-                "byte are the nats of what it keeps by all bytes of the documents"
+                "byte divide the loss of the changed text by the bytes of the original"
             )
         if self._unknown:
             say_once(

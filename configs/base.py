@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
     model.name = spec("lm", "models", since="lm")  # what the parts are put together to
     model.features = number(128, least=1)  # width
     model.depth = number(4, least=1, most=2**14)  # layers with parameters of their own
-    model.mixer = spec("attention(heads=4)", "mixers", is_tiled=True)  # token mixer
+    # token mixer
+    model.mixer = spec("attention(heads=4,qk_norm='rms')", "mixers", is_tiled=True)
     model.ffn = spec("swiglu", "ffns", is_tiled=True)  # feed-forward layer
     model.norm = spec("rms", "norms", is_tiled=True)  # normalization
     model.placement = spec("pre", "placements", is_tiled=True)  # where the norms sit
@@ -48,7 +49,7 @@ def get_config() -> ConfigDict:
     # initial standard deviation of the embedding
     model.embedding_std = number(0.02, least=0)
     # between embedding and first layer; "none" leaves it to the placement
-    model.post_embedding_norm = spec("none", "norms", since="none")
+    model.post_embedding_norm = spec("rms", "norms", since="none")
     model.init_std = number(0.0, least=0)  # of projections; 0 is 1/sqrt(fan in)
     model.scales_output_by_depth = True  # output projections start at 1/sqrt(2 depth)
     # rate on the outputs of sublayers, while training

@@ -23,7 +23,7 @@ from reslab.core.config import load
 def get_config() -> ConfigDict:
     """Returns the tiny run with the three changes."""
     config = load("tiny")
-    config.model.norm = "single_scale"
+    config.model.norm = config.model.post_embedding_norm = "single_scale"
     config.model.use_embedding_projection = True
     config.optim.name = "muon"
     config.optim.learning_rate = 1e-2

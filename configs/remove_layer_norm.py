@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
     last = end(config.model.depth, start=20, ffn_gap=2, mixer_gap=5)
     config.model.norm = f"removable_layer(removed_at={last}, penalty=0.1)"
     config.model.placement = "layer_norm_removal(start=20, ffn_gap=2, mixer_gap=5)"
+    # Every norm goes.
+    config.model.post_embedding_norm = "none"
+    config.model.mixer = "attention(heads=4)"
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "cosine(warmup=25)"
     config.train.steps = 300

@@ -373,7 +373,7 @@ def test_a_study_may_send_metrics():
     config = configs.load(SMALL)
     configs.update(config, [("train.writers", (ONLINE,))])
     planned = PlannedRun(0, "one", 0, config, configs.sha256(config))
-    with imports.guarded(_told(planned, 1)["allowed"]):
+    with imports.guarded(_told((planned,), 1)["allowed"]):
         imports.check_sending("train.writers", "wandb")
     with imports.guarded(), pytest.raises(ReslabError, match="sends metrics to a host"):
         check_writers((ONLINE,))

@@ -109,5 +109,11 @@ def get_study(scale: str = "cpu") -> Study:
         ),
         seeds=(0,) if is_searched else (1, 2, 3),
         baseline="adamw lr=0.003" if is_searched else "adamw",
-        overrides={"train.keep_checkpoints": 1, **SCALES[scale]},
+        overrides={
+            # As in the runs that README.md reports.
+            "model.post_embedding_norm": "none",
+            "data.predicts_end": False,
+            "train.keep_checkpoints": 1,
+            **SCALES[scale],
+        },
     )

@@ -81,6 +81,9 @@ def get_study(scale: str = "cpu") -> Study:
         seeds=(0, 1, 2),
         baseline="plain",
         overrides={
+            # As in the runs that README.md reports.
+            "model.post_embedding_norm": "none",
+            "data.predicts_end": False,
             # Every branch starts at full size, as in the papers.
             "model.mixer": own,
             "probes.names": LOOKS,

@@ -60,5 +60,11 @@ def get_study(scale: str = "cpu") -> Study:
         seeds=(0, 1, 2),
         baseline={"model.placement": "pre", "model.residual": "plain"},
         # Every branch starts at full size, as in the papers.
-        overrides={"model.scales_output_by_depth": False, **SCALES[scale]},
+        overrides={
+            # As in the runs that README.md reports.
+            "model.post_embedding_norm": "none",
+            "data.predicts_end": False,
+            "model.scales_output_by_depth": False,
+            **SCALES[scale],
+        },
     )

@@ -9,6 +9,7 @@ from reslab.runtime.files import make_directory, write_whole
 from reslab.runtime.storage import local_path, storage_error
 from reslab.study import (
     appendix,
+    beginnings,
     figures,
     findings,
     profiles,
@@ -175,6 +176,7 @@ def _document(results: Results, units: Sequence[Row], time: Sequence[Row]) -> Do
             [
                 *findings.verdicts(results, units, time),
                 *findings.survivors(results),
+                *beginnings.warnings(results),
                 *(Text(mark, "mark") for mark in results.marks),
                 tables.of_units(results, units),
                 tables.of_time(results, time),
@@ -186,6 +188,7 @@ def _document(results: Results, units: Sequence[Row], time: Sequence[Row]) -> Do
         Section("Depth over time", profiles.over_time(results, found)),
         Section("Curves", figures.curves(results) or [Text("No run has a curve.")]),
         Section("Depth over steps", profiles.depth_maps(results, found)),
+        Section("Beginnings", [begun] if (begun := beginnings.table(results)) else []),
         Section("Cost", [tables.of_cost(results)]),
         Section("Runs", appendix.runs(results)),
         Section("Configs", appendix.configs(results)),

@@ -370,7 +370,8 @@ class _Trainer:
                 is_last = step == train.steps
                 is_evaluated = is_last or step % train.eval_every == 0
                 unwritten = None
-                if is_evaluated or step % train.log_every == 0:
+                # The first step tells where a run begins.
+                if is_evaluated or step == 1 or step % train.log_every == 0:
                     self._checkpoints.check()
                     row = self._row(step, metrics, meter)
                     average = meter.average() if is_last else {}

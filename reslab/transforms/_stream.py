@@ -18,6 +18,7 @@ import numpy as np
 from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves
+from reslab.nn.base.norm import needs_batch
 
 Leaves = dict[str, np.ndarray]
 Fields = Mapping[str, Any]
@@ -219,6 +220,50 @@ def untie(leaves: Leaves, fields: Fields) -> dict[str, Any]:
         return {}
     leaves["head"] = leaves["embedding"].T
     return {"model.tie_embeddings": False}
+
+
+def fold_embedding_norm(
+    transform: str, leaves: Leaves, fields: Fields
+) -> dict[str, Any]:
+    """Normalizes the rows of the embedding, in place of a norm after it.
+
+    Exact: what the norm sees is a row of the table and nothing else.
+
+    Returns:
+      The fields that this changes.
+
+    Raises:
+      ReslabError: If something stands between the table and the norm, or the norm
+        sees more than one token.
+    """
+    spec = fields["model.post_embedding_norm"]
+    if spec == "none":
+        return {}
+    if not can_fold_embedding_norm(fields):
+        raise ReslabError(
+            f"{transform}: model.post_embedding_norm",
+            expected="'none', or a norm of rows of the embedding alone",
+            got=f"{spec!r} with model.position={fields['model.position']!r}",
+            hint="fold_embedding_projection first, if the model has the projections",
+        )
+    prefix = "embedding_norm/"
+    params = {n.removeprefix(prefix): n for n in leaves if n.startswith(prefix)}
+    with jax.enable_x64(True):
+        given = {name: jnp.asarray(leaves.pop(n)) for name, n in params.items()}
+        norm = registry.make("norms", spec)
+        found: Any = norm.apply({"params": given}, jnp.asarray(leaves["embedding"]))
+        leaves["embedding"] = np.asarray(found)
+    return {"model.post_embedding_norm": "none"}
+
+
+def can_fold_embedding_norm(fields: Fields) -> bool:
+    """Returns whether rows of the embedding are all that the norm after it sees."""
+    is_alone = registry.parse(fields["model.position"]).name != "learned"
+    return (
+        is_alone
+        and not fields["model.use_embedding_projection"]
+        and not needs_batch(fields["model.post_embedding_norm"])
+    )
 
 
 def specs(fields: Fields, part: str) -> tuple[str, ...]:

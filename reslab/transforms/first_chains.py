@@ -87,6 +87,8 @@ def build(
     changes |= _stream.rewrite(fields, "ffn", smaller_ffn)
     changes |= _stream.rewrite(fields, "linear", fewer)
     changes |= _stream.rewrite(fields, "norm", fewer)
+    if fields["model.post_embedding_norm"] != "none":
+        changes |= _stream.rewrite(fields, "post_embedding_norm", fewer)
     new = _stream.give(leaves, variables["params"])
     return {**variables, "params": new}, changes
 
@@ -106,11 +108,13 @@ def _chains(fields: _stream.Fields) -> tuple[tuple[int, ...], bool]:
     check(registry.parse(spec).name == "chain", "linear", "chain")
     chains = tuple(_stream.argument("linears", spec, "chains"))
     is_kv_shared = _stream.argument("linears", spec, "is_kv_shared")
-    for norm in _stream.specs(fields, "norm"):
-        is_same = registry.parse(norm).name == "chain_rms" and chains == tuple(
-            _stream.argument("norms", norm, "chains")
-        )
-        check(is_same, "norm", f"chain_rms(chains={chains})")
+    for part in ("norm", "post_embedding_norm"):
+        for norm in _stream.specs(fields, part):
+            is_same = registry.parse(norm).name == "chain_rms" and chains == tuple(
+                _stream.argument("norms", norm, "chains")
+            )
+            is_none = part == "post_embedding_norm" and norm == "none"
+            check(is_same or is_none, part, f"chain_rms(chains={chains})")
     for mixer in _stream.specs(fields, "mixer"):
         parsed = registry.parse(mixer)
         is_right = parsed.name == "attention" and "linear" not in parsed.arguments

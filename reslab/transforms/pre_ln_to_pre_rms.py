@@ -43,6 +43,7 @@ def build(
     _stream.check("pre_ln_to_pre_rms", fields, ("layer",))
     leaves = _stream.take(variables["params"])
     changes = _stream.untie(leaves, fields)
+    changes |= _stream.fold_embedding_norm("pre_ln_to_pre_rms", leaves, fields)
     if any(
         _stream.argument("norms", spec, "use_bias")
         for spec in _stream.specs(fields, "norm")

@@ -45,10 +45,11 @@ def build(
         if its stream has a mean, as it has in a model trained with `rms`.
     """
     _stream.check("pre_rms_to_pre_crms", fields, ("rms",))
+    is_offset = _is_gain_offset(fields)
     leaves = _stream.take(variables["params"])
     changes = _stream.untie(leaves, fields)
+    changes |= _stream.fold_embedding_norm("pre_rms_to_pre_crms", leaves, fields)
     _check_centred(leaves, named_leaves(variables["params"])["embedding"].dtype)
-    is_offset = _is_gain_offset(fields)
     readers = list(_stream.readers(leaves))
     for reader in readers:
         kernel = leaves[reader.kernel]

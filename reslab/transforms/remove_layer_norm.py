@@ -44,6 +44,8 @@ def build(
     _check_removed(spec, placement, fields, statistics)
     leaves = _stream.take(variables["params"])
     changes = _stream.untie(leaves, fields)
+    if _stream.can_fold_embedding_norm(fields):
+        changes |= _stream.fold_embedding_norm("remove_layer_norm", leaves, fields)
     is_offset = _stream.argument("norms", spec, "is_gain_offset")
     readers = list(_stream.readers(leaves))
     offsets = {

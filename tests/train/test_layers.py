@@ -19,7 +19,7 @@ def test_learning_rate_update_and_gradient_of_every_layer(tmp_path, small_config
     loop.train(config, tmp_path / "run")
     lines = (tmp_path / "run" / "layers.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["step"] for row in rows] == [2, 4]
+    assert [row["step"] for row in rows] == [1, 2, 4]
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     for row, line in zip(rows, map(json.loads, metrics), strict=True):
         assert len(row["update_ratio"]) == len(row["gradient_norm"]) == 2

@@ -21,6 +21,7 @@ from reslab.train.checkpoint import Checkpoints
 from reslab.train.probe import Prober, inspect_run, table
 from reslab.train.run import Run
 from reslab.train.state import make_setup
+from reslab.train.step import jit_step
 
 LOOKING = {"probes__every": 8, "probes__names": ("stream", "gradient", "update")}
 
@@ -54,7 +55,7 @@ def test_the_step_is_the_same_program(small_config, monkeypatch):
 
     def program(config):
         setup = loop.prepare(config)
-        trainer = loop._Trainer(setup, *[None] * 9)
+        trainer = loop._Trainer(setup, *[None] * 9, jit_step(setup))
         batch = jax.eval_shape(
             lambda: {
                 key: jax.numpy.zeros((8, 16), dtype)

@@ -32,8 +32,13 @@ CASES = {
     "gelu, learned positions, tied": {
         "model.ffn": "gelu",
         "model.position": "learned",
+        "model.post_embedding_norm": "none",
         "model.tie_embeddings": True,
         "model.norm": "layer(epsilon=0.01, is_gain_offset=False)",
+    },
+    "tied, layer norm after the embedding": {
+        "model.post_embedding_norm": "layer",
+        "model.tie_embeddings": True,
     },
     "attention with options and biases": {
         "model.mixer": "attention(heads=2, kv_heads=1, head_dim=8, "
@@ -66,6 +71,7 @@ CASES = {
 USUAL = (
     "default",
     "gelu, learned positions, tied",
+    "tied, layer norm after the embedding",
     "attention with options and biases",
     "tiled, looped, no gains",
 )
@@ -269,3 +275,9 @@ def test_keeps_the_dtype_of_the_parameters():
     rms, changes = pre_ln_to_pre_rms.build({"params": params}, fields)
     crms, _ = pre_rms_to_pre_crms.build(rms, fields | changes)
     assert {leaf.dtype for leaf in jax.tree.leaves(crms)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_norm_of_embedding_and_position_is_not_folded(x64):
+    fields = flat(**{"model.norm": "layer", "model.position": "learned"})
+    with pytest.raises(ReslabError, match="post_embedding_norm: expected 'none', or"):
+        convert(pre_ln_to_pre_rms, trained(fields), fields)

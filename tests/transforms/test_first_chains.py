@@ -19,6 +19,7 @@ BASE = {
     "model.mixer": "attention(heads=4)",
     "model.linear": "chain(chains=(1, 1, 2))",
     "model.norm": "chain_rms(chains=(1, 1, 2))",
+    "model.post_embedding_norm": "chain_rms(chains=(1, 1, 2))",
 }
 AIR = {
     "model.mixer": "attention(heads=8, kv_heads=2, is_kv_cyclic=True)",

@@ -181,6 +181,14 @@ def test_drawn_tokenizers_count_every_byte_of_drawn_texts(seed, spec):
             assert sizes.sum() == len(document)
 
 
+def test_errors_that_cancel_are_none_of_the_sizes(spec):
+    """A space is put in front, and one is joined: the sum is right by chance."""
+    tokenizer = registry.make("tokenizers", spec(unigram()))
+    ids, sizes = tokenizer.encode_sized(b"the  norm")
+    assert tokenizer.byte_lengths()[ids].tolist() == [4, 3, 2]
+    assert sizes.tolist() == [3, 4, 2]
+
+
 @pytest.mark.parametrize("document", [b"\xff\xfe\xf0\x9f\x98x", b"a\xe4\xb8", b"\xc3"])
 def test_characters_are_those_that_python_reads(document):
     text = document.decode(errors="replace")

@@ -148,13 +148,16 @@ class HuggingFaceTokenizer:
           sizes where those of `byte_lengths` do.
         """
         ids, pieces = self._encode(document.decode("utf-8", errors="replace"))
-        if int(self._table[ids].sum()) == len(document):
+        by_id = self._table[ids]
+        if self._is_byte_level and int(by_id.sum()) == len(document):
             return ids, None
         starts, is_utf8 = character_starts(document)
         if not is_utf8:
             say_once(f"{self.path}: bytes that are not UTF-8 are read as U+FFFD")
         ends = [begin + end for begin, one in pieces for _, end in one.offsets]
-        return ids, spread(starts[np.asarray(ends, np.int64)], len(document))
+        sizes = spread(starts[np.asarray(ends, np.int64)], len(document))
+        # A sum alone says little here: a space put in front and one joined cancel.
+        return ids, None if np.array_equal(sizes, by_id) else sizes
 
     def _encode(self, text: str) -> tuple[np.ndarray, list[tuple[int, Any]]]:
         """Encodes text: all ids, and its pieces with the places where they begin."""
@@ -199,15 +202,17 @@ class HuggingFaceTokenizer:
         return self._table.copy()
 
     @functools.cached_property
+    def _is_byte_level(self) -> bool:
+        parts = [self._settings.get("pre_tokenizer"), self._settings.get("decoder")]
+        return '"ByteLevel"' in json.dumps(parts)
+
+    @functools.cached_property
     def _table(self) -> np.ndarray:
-        byte_level = '"ByteLevel"' in json.dumps(
-            [self._settings.get("pre_tokenizer"), self._settings.get("decoder")]
-        )
         decoder = self._settings.get("decoder") or {}
         prefix = decoder.get("prefix", "") if decoder.get("type") == "WordPiece" else ""
         lengths = np.zeros(self.vocabulary_size, np.int32)
         for token, index in self._vocabulary.items():
-            if byte_level:  # each character of such a token stands for one byte
+            if self._is_byte_level:  # each character of such a token stands for one byte
                 lengths[index] = len(token)
             elif len(token) == 6 and token.startswith("<0x") and token[-1] == ">":
                 lengths[index] = 1  # byte fallback

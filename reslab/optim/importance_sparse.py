@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reslab.core.bounds import Bounds, Count, NonNegative, Seed, bounded
+from reslab.core.bounds import Bounds, Count, NonNegative, Repeats, Seed, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.precision import scaled
 from reslab.optim.base.leaves import Layouts, map_leaves, resolve
@@ -66,7 +66,7 @@ def importance_sparse(
     layouts: Layouts = None,
     share: Annotated[float, Bounds(above=0, most=1)] = 0.25,
     every: Count = 10,
-    trials: Count = 3,
+    trials: Repeats = 3,
     suppressed: Annotated[float, Bounds(above=0, most=1)] = 0.5,
     factor: NonNegative = 0.25,
     rate: NonNegative = 10.0,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core import registry, surroundings
-from reslab.core.bounds import Count, Momentum, NonNegative, bounded
+from reslab.core.bounds import Momentum, NonNegative, Repeats, bounded
 from reslab.core.layout import Layout
 from reslab.core.precision import statistics_dtype
 from reslab.optim.base.leaves import (
@@ -227,7 +227,7 @@ def muon(
     nesterov: bool = True,
     scale: Scale = "moonlight",
     ns_coeffs: str | tuple = "keller",
-    ns_steps: Count = 5,
+    ns_steps: Repeats = 5,
     products: Products = "bfloat16",
     others: registry.Spec = "adamw",
     others_scale: NonNegative = 1.0,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reslab.core import registry
-from reslab.core.bounds import Count, Momentum, NonNegative, bounded
+from reslab.core.bounds import Momentum, NonNegative, Repeats, bounded
 from reslab.core.layout import Layout
 from reslab.optim.base.leaves import (
     Layouts,
@@ -123,7 +123,7 @@ def normuon(
     nesterov: bool = True,
     scale: Scale = "moonlight",
     ns_coeffs: str | tuple = "polar_express",
-    ns_steps: Count = 5,
+    ns_steps: Repeats = 5,
     products: Products = "bfloat16",
     is_cautious: bool = True,
     others: registry.Spec = "adamw",

@@ -61,6 +61,8 @@ def least_bytes(setup: Setup, *, is_training: bool = True) -> dict[str, int]:
     """
     config, shapes, mesh = setup.config, setup.shapes, setup.mesh
     found = {"parameters": device_bytes(shapes.params)}
+    if running := device_bytes(shapes.model_state):
+        found["running values"] = running
     rows = math.ceil(config.eval.batch / batch_parts(mesh))
     copies = 1
     if is_training:
@@ -104,6 +106,7 @@ def check_memory(setup: Setup, *, is_training: bool = True, runs: int = 1) -> No
     hint = {
         "activations": "a smaller data.batch, data.length, eval.batch or probes.batch, "
         "or a larger train.accumulate",
+        "running values": "a shorter window of the norm",
     }.get(
         largest, "a smaller model.features or model.depth, or mesh.fsdp on more chips"
     )

@@ -111,6 +111,20 @@ def test_every_number_has_a_range():
 
 
 @pytest.mark.parametrize(
+    ("family", "spec"),
+    [
+        ("optimizers", "muon(ns_steps=1000000)"),
+        ("optimizers", "normuon(ns_steps=1000000)"),
+        ("optimizers", "importance_sparse(trials=1000000)"),
+        ("residuals", "mhc(iterations=1000000)"),
+    ],
+)
+def test_a_step_repeats_no_computation_for_hours(family, spec):
+    with pytest.raises(ReslabError, match="at most 256; got 1,000,000"):
+        registry.make(family, spec, learning_rate=lambda step: 0.1)
+
+
+@pytest.mark.parametrize(
     "spec",
     [
         "cosine(final=-1.0)",

@@ -32,6 +32,16 @@ def test_the_parts_of_the_estimate(small_config):
     assert "optimizer state" not in evaluated
 
 
+def test_running_values_of_norms_are_counted(small_config):
+    setup = setup_of(small_config(model__norm="unified(window=1000000)"))
+    norms = 2 * setup.config.model.depth
+    window = 4 * 10**6 * setup.config.model.features
+    assert memory.least_bytes(setup)["running values"] >= norms * window
+    setup = setup_of(small_config(model__norm="unified(window=1000000000)"))
+    with pytest.raises(ReslabError, match=r"running values.* a shorter window"):
+        memory.check_memory(setup)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

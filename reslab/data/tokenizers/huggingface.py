@@ -212,7 +212,9 @@ class HuggingFaceTokenizer:
         prefix = decoder.get("prefix", "") if decoder.get("type") == "WordPiece" else ""
         lengths = np.zeros(self.vocabulary_size, np.int32)
         for token, index in self._vocabulary.items():
-            if self._is_byte_level:  # each character of such a token stands for one byte
+            if (
+                self._is_byte_level
+            ):  # each character of such a token stands for one byte
                 lengths[index] = len(token)
             elif len(token) == 6 and token.startswith("<0x") and token[-1] == ">":
                 lengths[index] = 1  # byte fallback

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Count, bounded
+from reslab.core.bounds import Repeats, bounded
 from reslab.nn.residuals._manifold import ManifoldConnections
 
 
@@ -42,7 +42,7 @@ class ManifoldHyperConnections(ManifoldConnections):
       ReslabError: If `streams` or `iterations` is below 1.
     """
 
-    iterations: Count = 20
+    iterations: Repeats = 20
 
     def first_mix(self, dtype) -> jax.Array:
         """Nearly the identity."""

@@ -74,7 +74,7 @@ class Bounds:
 # Ranges that many parts share. Real numbers end where float32 has room to square them.
 _LARGEST = 10**9
 Count = Annotated[int, Bounds(least=1)]
-# Of one computation, in a single step of a run.
+# Iterations within a step of a run, which a program may unroll.
 Repeats = Annotated[int, Bounds(least=1, most=256)]
 Whole = Annotated[int, Bounds(least=0)]
 Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]

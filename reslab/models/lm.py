@@ -85,6 +85,13 @@ class LanguageModel(Body):
                 expected=f"0 to {self.padded_vocabulary}, the vocabulary",
                 got=str(self.vocabulary_chunks),
             )
+        if self.tie_embeddings and self.head_scale != 1:
+            raise ReslabError(
+                "model.head_scale",
+                expected="1 with model.tie_embeddings: there is no other head",
+                got=str(self.head_scale),
+                hint="model.embedding_std",
+            )
         shape = (self.padded_vocabulary, self.features)
         init = nn.initializers.normal(self.embedding_std)
         self.embedding = parameter(

@@ -302,3 +302,5 @@ def test_an_embedding_of_any_scale_enters_at_the_same_size():
 def test_a_head_of_scale_0_begins_with_equal_logits():
     model = make(head_scale=0.0)
     assert not np.any(apply(model, start(model), TOKENS))
+    with pytest.raises(ReslabError, match="there is no other head"):
+        start(make(head_scale=0.0, tie_embeddings=True))

@@ -72,7 +72,8 @@ class Bounds:
 
 
 # Ranges that many parts share. Real numbers end where float32 has room to square them.
-_LARGEST = 10**9
+# Positive ones begin there, too: 1e-300 is 0 in float32.
+_LARGEST, _SMALLEST = 10**9, 1e-18
 Count = Annotated[int, Bounds(least=1)]
 # Iterations within a step of a run, which a program may unroll.
 Repeats = Annotated[int, Bounds(least=1, most=256)]
@@ -80,7 +81,14 @@ Whole = Annotated[int, Bounds(least=0)]
 Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]
 Real = Annotated[float, Bounds(least=-_LARGEST, most=_LARGEST)]
 NonNegative = Annotated[float, Bounds(least=0, most=_LARGEST)]
-Positive = Annotated[float, Bounds(above=0, most=_LARGEST)]
+Positive = Annotated[
+    float,
+    Bounds(
+        least=_SMALLEST,
+        most=_LARGEST,
+        words=f"above 0 and at most {_LARGEST:,}, and no less than {_SMALLEST}",
+    ),
+]
 Fraction = Annotated[float, Bounds(least=0, most=1)]
 Momentum = Annotated[float, Bounds(least=0, below=1)]
 Epsilon = Annotated[float, Bounds(least=0, most=1)]

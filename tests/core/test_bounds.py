@@ -110,6 +110,12 @@ def test_every_number_has_a_range():
     assert not open_ended and not unchecked
 
 
+def test_a_positive_number_is_one_in_float32_too():
+    for spec in ("mup(wider=1e-300)", "layer_decay(decay=1e-40)"):
+        with pytest.raises(ReslabError, match=r"above 0 and .* no less than 1e-18"):
+            registry.make("scalings", spec)
+
+
 @pytest.mark.parametrize(
     ("family", "spec"),
     [

@@ -34,6 +34,7 @@ SCALES = {
         "model.mixer": "attention(heads=2)",
         "data.length": 64,
         "data.batch": 16,
+        "optim.learning_rate": 3e-3,
         "train.steps": 300,
         "train.eval_every": 50,
         "eval.batches": 4,

@@ -16,6 +16,7 @@ SCALES = {
             "model.mixer": "attention(heads=2)",
             "data.length": 64,
             "data.batch": 16,
+            "optim.learning_rate": 3e-3,
             "train.steps": 500,
             "train.log_every": 10,
             "train.eval_every": 25,

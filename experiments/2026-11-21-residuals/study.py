@@ -14,6 +14,7 @@ SCALES = {
         "model.depth": 6,
         "data.length": 64,
         "data.batch": 16,
+        "optim.learning_rate": 3e-3,
         "train.steps": 300,
         "train.eval_every": 50,
         "eval.batches": 4,

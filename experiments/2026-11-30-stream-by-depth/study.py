@@ -15,6 +15,7 @@ SCALES = {
         "model.mixer": "attention(heads=2)",
         "data.length": 64,
         "data.batch": 8,
+        "optim.learning_rate": 3e-3,
         "train.steps": 200,
         "train.log_every": 10,
         "train.eval_every": 25,

@@ -7,7 +7,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -162,7 +162,7 @@ def train(
         # Also before anything is written.
         found, pinned = inherited(setup, on_writer(run.pinned))
     prober = Prober(setup, is_lenient=True) if config.probes.every else None
-    about = describe(setup) | ({"continued_from": pinned} if pinned else {})
+    about = describe(setup, programs.seeds, pinned)
     is_resumed = on_writer(lambda: run.open(config, about, patience))
     with contextlib.ExitStack() as stack:
         on_writer(lambda: stack.enter_context(run.lock(patience)))
@@ -226,8 +226,16 @@ def _already(run: Run, ended: dict[str, Any], tracer: Profile | None) -> dict[st
     return ended
 
 
-def describe(setup: Setup) -> dict[str, Any]:
-    """Describes a run for `run.json`, besides its config."""
+def describe(
+    setup: Setup, seeds: Sequence[int] = (), continued_from: Any = None
+) -> dict[str, Any]:
+    """Describes a run for `run.json`, besides its config.
+
+    Args:
+      setup: The run.
+      seeds: Those that it trains together with, its own included, if any.
+      continued_from: The checkpoint that its parameters are from, if any.
+    """
     unit = setup.task.unit.removesuffix("s")
     return {
         "environment": environment(),
@@ -244,6 +252,8 @@ def describe(setup: Setup) -> dict[str, Any]:
         "unit": setup.task.unit,
         "units_per_example": setup.task.units_per_example,
         "parts": own.digests(configs.modules(setup.config)),
+        **({"packed_seeds": [*seeds]} if seeds else {}),
+        **({"continued_from": continued_from} if continued_from else {}),
     }
 
 

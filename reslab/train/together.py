@@ -17,7 +17,13 @@ Together = Callable[..., Sequence[Any]]
 
 
 class Programs:
-    """The compiled programs of a run that trains alone."""
+    """The compiled programs of a run that trains alone.
+
+    Attributes:
+      seeds: Seeds of the runs that share them; none if nothing is shared.
+    """
+
+    seeds: tuple[int, ...] = ()
 
     def step(self, setup: Setup) -> Callable[..., Any]:
         """Returns the training step `(state, batch) -> (state, metrics)`."""
@@ -50,7 +56,7 @@ class Pack:
     """
 
     def __init__(self, seeds: Sequence[int]):
-        self._seeds = tuple(seeds)
+        self.seeds = tuple(seeds)
         self._changed = threading.Condition()
         self._members = set(range(len(seeds)))
         self._calls: dict[int, tuple[str, tuple[Any, ...]]] = {}
@@ -71,7 +77,7 @@ class Pack:
         """
         with self._changed:
             if name not in self._programs:
-                self._programs[name] = make(self._seeds)
+                self._programs[name] = make(self.seeds)
 
     def call(self, number: int, name: str, *arguments: Any) -> Any:
         """Calls a program for one run, and waits for the others.
@@ -116,7 +122,7 @@ class Pack:
         rows = [
             # A program consumes its arguments.
             own.get(number) or jax.tree.map(jnp.copy, last)
-            for number in range(len(self._seeds))
+            for number in range(len(self.seeds))
         ]
         answers = self._programs[name](*map(list, zip(*rows, strict=True)))
         return {number: answers[number] for number in own}
@@ -133,6 +139,7 @@ class Member(Programs):
     def __init__(self, pack: Pack, number: int):
         self._pack = pack
         self._number = number
+        self.seeds = pack.seeds
 
     def step(self, setup: Setup) -> Callable[..., Any]:
         """Returns the run's share of the step of all."""

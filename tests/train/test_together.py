@@ -154,6 +154,8 @@ def test_a_pack_of_runs_ends_like_each_alone(configs_of_two, tmp_path):
         alone = loop.train(config, tmp_path / "alone" / str(config.seed))
         found = Run(tmp_path / folder).result()
         assert found["step"] == alone["step"] == 6
+        record = Run(tmp_path / folder).record()
+        assert record["packed_seeds"] == [0, 1], "run.json tells that they were packed"
         for name in ("loss", "gradient_norm", "eval_bpb"):
             np.testing.assert_allclose(found[name], alone[name], rtol=1e-5)
     # Finished: nothing is computed.

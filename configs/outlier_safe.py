@@ -1,7 +1,8 @@
 """Pre-training without activation outliers (Park et al., 2025), small.
 
 Command:   reslab train --config configs/outlier_safe.py
-Beside it: --set model.norm=rms --set model.use_embedding_projection=False, and
+Beside it: --set model.norm=rms --set model.post_embedding_norm=rms,
+           --set model.use_embedding_projection=False, and
            --set optim.name=adamw --set optim.learning_rate=3e-3
 Look at:   reslab inspect RUN --probe kurtosis
 Expected:  1.620 bits per byte held out (tiny.py 1.731; which of the changes does it

@@ -48,8 +48,8 @@ def asking(monkeypatch):
     def plant(*batches):
         seen, init = [], Evaluator.__init__
 
-        def counted(self, setup):
-            init(self, setup)
+        def counted(self, setup, *others):
+            init(self, setup, *others)
             sums = self._sums
 
             def one(variables, batch):

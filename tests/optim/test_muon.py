@@ -194,7 +194,7 @@ def test_sizes_of_updates():
         ("muon(scale='keler')", "'keller'"),
         ("muon(products='float16')", "'bfloat16'"),
         ("muon(ns_coeffs='polar')", "unknown table 'polar'"),
-        ("muon(ns_steps=0)", "at least 1; got 0"),
+        ("muon(ns_steps=0)", "at least 1 and at most 256; got 0"),
         (
             "muon(ns_steps=1, ns_coeffs=((1, 2, 3), (1, 2, 3)))",
             "at most one row per step",

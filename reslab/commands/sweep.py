@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pack",
         choices=["seeds"],
-        help="train all seeds of a case as one program: much less to compile, and "
-        "small models fill a device better; equal to runs alone up to rounding",
+        help="train all seeds of a case as one program, for small models that do not "
+        "fill an accelerator; equal to runs alone up to rounding",
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--only", type=whole(0), metavar="INDEX", help="this run alone")

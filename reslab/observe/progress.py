@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
 from reslab.observe.meter import duration
+from reslab.runtime.streams import Telling
 
 
 class Progress(Protocol):
@@ -66,7 +67,7 @@ def progress(
     if stream is None:  # Closed before Python started.
         yield _Nothing()
         return
-    shown: Any = _Shown(stream)
+    shown: Any = Telling(stream)
     pace = _Pace(total, clock)
     if not shown.isatty():
         lines = _Lines(total, label, every, shown, clock, pace)
@@ -90,34 +91,6 @@ def progress(
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     ) as bar:
         yield _Bar(bar, bar.add_task("", total=total, completed=start), pace)
-
-
-class _Shown:
-    """A stream whose failure is silence: a display never ends the work.
-
-    Its reader may leave, its terminal be closed.
-    """
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        try:
-            return self._stream.isatty()
-        except (OSError, ValueError):
-            return False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class _Nothing:

@@ -97,8 +97,12 @@ def write_failure() -> OSError | None:
     return raw.failure if isinstance(raw, _Output) else None
 
 
-class _Telling:
-    """A stream whose reader may leave; all other properties are the stream's."""
+class Telling:
+    """A stream whose failure is silence: its reader may leave, its terminal close.
+
+    Args:
+      stream: The stream, which has all other properties.
+    """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -114,6 +118,13 @@ class _Telling:
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
+    def isatty(self) -> bool:
+        """Returns whether it is a terminal that is open."""
+        try:
+            return self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -128,5 +139,5 @@ def readers_may_leave() -> Iterator[None]:
         stream = sys.stderr
         if stream is None:  # It was closed from the start.
             stream = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(contextlib.redirect_stderr(_Telling(stream)))
+        stack.enter_context(contextlib.redirect_stderr(Telling(stream)))
         yield

@@ -79,18 +79,18 @@ def train(config: ConfigDict, directory: str, **options: Any) -> BaseException |
 
 
 def train_together(
-    configs: Sequence[ConfigDict], directories: Sequence[str]
+    runs: Sequence[ConfigDict], directories: Sequence[str]
 ) -> list[BaseException | None]:
     """Trains runs that differ in their seed alone; returns what ended each."""
     from reslab.train.together import Pack
 
-    pack = Pack([config.seed for config in configs])
-    ends: list[BaseException | None] = [None] * len(configs)
+    pack = Pack([config.seed for config in runs])
+    ends: list[BaseException | None] = [None] * len(runs)
 
     def train_one(number: int) -> None:
         programs = pack.member(number)
         try:
-            config, directory = configs[number], directories[number]
+            config, directory = runs[number], directories[number]
             ends[number] = train(config, directory, programs=programs)
         finally:
             pack.leave(number)
@@ -99,7 +99,7 @@ def train_together(
     with asked_to_stop():
         threads = [
             threading.Thread(target=train_one, args=(number,), daemon=True)
-            for number in range(len(configs))
+            for number in range(len(runs))
         ]
         for thread in threads:
             thread.start()

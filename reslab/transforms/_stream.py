@@ -223,23 +223,34 @@ def untie(leaves: Leaves, fields: Fields) -> dict[str, Any]:
 
 
 def fold_embedding_norm(
-    transform: str, leaves: Leaves, fields: Fields
+    transform: str, leaves: Leaves, fields: Fields, *, may_stay: bool = False
 ) -> dict[str, Any]:
     """Normalizes the rows of the embedding, in place of a norm after it.
 
     Exact: what the norm sees is a row of the table and nothing else.
 
+    Args:
+      transform: Name of the transform, for errors.
+      leaves: All parameters; the embedding changes, and the norm's go.
+      fields: The config.
+      may_stay: Whether a norm of one token stays where something stands between the
+        table and it; otherwise it is refused.
+
     Returns:
       The fields that this changes.
 
     Raises:
-      ReslabError: If something stands between the table and the norm, or the norm
-        sees more than one token.
+      ReslabError: If the norm can neither go nor stay.
     """
     spec = fields["model.post_embedding_norm"]
     if spec == "none":
         return {}
-    if not can_fold_embedding_norm(fields):
+    is_alone = registry.parse(fields["model.position"]).name != "learned"
+    is_alone = is_alone and not fields["model.use_embedding_projection"]
+    is_of_one_token = not needs_batch(spec)
+    if may_stay and is_of_one_token and not is_alone:
+        return {}
+    if not (is_alone and is_of_one_token):
         raise ReslabError(
             f"{transform}: model.post_embedding_norm",
             expected="'none', or a norm of rows of the embedding alone",
@@ -254,16 +265,6 @@ def fold_embedding_norm(
         found: Any = norm.apply({"params": given}, jnp.asarray(leaves["embedding"]))
         leaves["embedding"] = np.asarray(found)
     return {"model.post_embedding_norm": "none"}
-
-
-def can_fold_embedding_norm(fields: Fields) -> bool:
-    """Returns whether rows of the embedding are all that the norm after it sees."""
-    is_alone = registry.parse(fields["model.position"]).name != "learned"
-    return (
-        is_alone
-        and not fields["model.use_embedding_projection"]
-        and not needs_batch(fields["model.post_embedding_norm"])
-    )
 
 
 def specs(fields: Fields, part: str) -> tuple[str, ...]:

@@ -60,8 +60,7 @@ def build(
     }
     changes = _stream.rewrite(fields, "norm", _what_is_left)
     changes |= _stream.untie(leaves, fields)
-    if _stream.can_fold_embedding_norm(fields):
-        changes |= _stream.fold_embedding_norm("fuse_norm", leaves, fields)
+    changes |= _stream.fold_embedding_norm("fuse_norm", leaves, fields, may_stay=True)
     readers = list(_stream.readers(leaves))
     maps = {
         norm: affine_map(spec, _below(leaves, norm), _below(statistics, norm))

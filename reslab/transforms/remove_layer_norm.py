@@ -44,8 +44,9 @@ def build(
     _check_removed(spec, placement, fields, statistics)
     leaves = _stream.take(variables["params"])
     changes = _stream.untie(leaves, fields)
-    if _stream.can_fold_embedding_norm(fields):
-        changes |= _stream.fold_embedding_norm("remove_layer_norm", leaves, fields)
+    changes |= _stream.fold_embedding_norm(
+        "remove_layer_norm", leaves, fields, may_stay=True
+    )
     is_offset = _stream.argument("norms", spec, "is_gain_offset")
     readers = list(_stream.readers(leaves))
     offsets = {

@@ -97,6 +97,21 @@ def test_logits_are_the_same_without_a_norm(x64, transform, changes):
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * size)
 
 
+def test_a_norm_of_embedding_and_position_stays(x64):
+    fields = flat(**{"model.norm": "batch", "model.position": "learned"})
+    variables = trained(fields)
+    new, changed = fuse_norm.build(variables, fields)
+    assert "embedding_norm/gain" in named_leaves(new["params"])
+    before, after = logits(fields, variables), logits(fields | changed, new)
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * np.abs(before).max())
+
+
+def test_a_norm_of_a_batch_after_the_embedding_is_refused(x64):
+    fields = flat(**{"model.norm": "batch", "model.post_embedding_norm": "batch"})
+    with pytest.raises(ReslabError, match=r"fuse_norm: model\.post_embedding_norm"):
+        fuse_norm.build(trained(fields), fields)
+
+
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_logits_are_the_same_without_the_projections(x64, is_tied):
     fields = flat(

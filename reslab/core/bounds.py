@@ -28,6 +28,7 @@ class Bounds:
       above: The largest number below it.
       most: The largest number in it.
       below: The smallest number above it.
+      also: A number outside that is in it, too.
       words: Description for errors; "" names the ends.
 
     >>> print(Bounds(least=1, most=256))
@@ -40,14 +41,18 @@ class Bounds:
     above: float | None = None
     most: float | None = None
     below: float | None = None
+    also: float | None = None
     words: str = ""
 
     def __contains__(self, value: float) -> bool:
         return math.isfinite(value) and (
-            (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
+            value == self.also
+            or (
+                (self.least is None or value >= self.least)
+                and (self.above is None or value > self.above)
+                and (self.most is None or value <= self.most)
+                and (self.below is None or value < self.below)
+            )
         )
 
     def __str__(self) -> str:
@@ -129,9 +134,9 @@ def bounded(build: Build) -> Build:
     """Checks arguments with `Bounds` or a `Literal` whenever a part is built.
 
     Args:
-      build: A Linen module or a function, with arguments of type
-        `Annotated[..., Bounds(...)]` or `Literal[...]`. Subclasses of the module are
-        checked, too.
+      build: A Linen module, a class that is then made a dataclass, or a function, with
+        arguments of type `Annotated[..., Bounds(...)]` or `Literal[...]`. Subclasses of
+        a module are checked, too.
 
     Returns:
       The same module, or a function that checks first.
@@ -139,14 +144,15 @@ def bounded(build: Build) -> Build:
     if not inspect.isclass(build):
         return typing.cast(Build, _bounded_function(build))
     module: Any = build
-    after = module.__post_init__
+    after = getattr(module, "__post_init__", None)
     if getattr(after, "is_checking", False):
         return build  # A decorated base class also checks its subclasses.
 
     def __post_init__(self: Any) -> None:
         kind = type(self)
         _check(kind, {name: getattr(self, name) for name in bounds_of(kind)})
-        after(self)
+        if after is not None:
+            after(self)
 
     checked: Any = __post_init__
     checked.is_checking = True

@@ -4,35 +4,31 @@
 `get_config()`; a recorded config is JSON and is read as data, never executed.
 """
 
-import contextlib
 import difflib
 import functools
 import hashlib
 import json
 import math
-import pathlib
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from reslab.core import foreign, imports, own, registry
+from reslab.core import imports, own, registry
+from reslab.core.config_files import call_in_file, find, folders
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.literals import check_plain, literal
+from reslab.core.notices import warn
 from reslab.core.records import parse_record
-from reslab.core.schema import ALWAYS, GROUP_FAMILIES, Field
-
-# Earlier names of shipped configs, each with the present one.
-RENAMED = {"small_124m": "small_85m"}
+from reslab.core.schema import ALWAYS, GROUP_FAMILIES, Field, source_family
 
 
 def load(name: str) -> ConfigDict:
     """Loads a config by file path, or by name from the configs of reslab.
 
     Args:
-      name: A path such as `configs/tiny.py`, or a name such as `tiny`.
+      name: A path such as `configs/tiny.py`, or a name such as `tiny`; with `:SIZE`
+        after it, `get_config(SIZE)` is called.
 
     Returns:
       The config; its values may be changed, but no field may be added.
@@ -40,8 +36,8 @@ def load(name: str) -> ConfigDict:
     Raises:
       ReslabError: If there is no such file, or it cannot be executed.
     """
-    path = _find(name)
-    config = call_in_file(f"config {name}", path, "get_config")
+    path, sizes = find(name)
+    config = call_in_file(f"config {name}", path, "get_config", *sizes)
     if not isinstance(config, ConfigDict):
         raise ReslabError(
             f"config {name}: get_config()",
@@ -59,7 +55,8 @@ def load(name: str) -> ConfigDict:
 @functools.cache
 def schema() -> Mapping[str, Field]:
     """The fields of `configs/base.py`, by dotted name."""
-    config = call_in_file("config base", _find("base"), "get_config")
+    path, _ = find("base")
+    config = call_in_file("config base", path, "get_config")
     return {
         name: field if isinstance(field, Field) else Field(field)
         for name, field in flatten(config)
@@ -73,68 +70,6 @@ def _defaults(config: ConfigDict) -> ConfigDict:
         elif isinstance(field, Field):
             config[key] = field.default
     return config
-
-
-def call_in_file(what: str, path: pathlib.Path, function: str, *arguments: Any) -> Any:
-    """Executes a Python file, with all that Python can do, and calls a function of it.
-
-    Args:
-      what: What to call the file in errors.
-      path: The file.
-      function: The function's name.
-      *arguments: Its arguments.
-
-    Returns:
-      What it returns.
-
-    Raises:
-      ReslabError: If the file cannot be executed or has no such function.
-    """
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-
-    def execute() -> Any:
-        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
-        exec(code, namespace)
-        if function not in namespace:
-            raise ReslabError(what, expected=f"a function {function}()")
-        return namespace[function](*arguments)
-
-    folder = path.resolve().parent
-    if folder in folders():
-        return foreign.call(what, path, execute)
-    # Appended, so that files beside the config can be imported but shadow nothing.
-    sys.path.append(str(folder))
-    try:
-        with imports.from_working_directory():
-            return foreign.call(what, path, execute)
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-
-
-def folders() -> list[pathlib.Path]:
-    """Folders in which configs are found by name: installed, or in the checkout."""
-    package = pathlib.Path(__file__).resolve().parent.parent
-    candidates = [package / "configs", package.parent / "configs"]
-    return [folder for folder in candidates if (folder / "base.py").is_file()]
-
-
-def _find(name: str) -> pathlib.Path:
-    path = pathlib.Path(name)
-    if path.suffix == ".py" and path.is_file():
-        return path.resolve()
-    # Shipped configs are found by name, and by the path they have in a checkout.
-    is_shipped = path.parent in (pathlib.Path("."), pathlib.Path("configs"))
-    stem = path.name.removesuffix(".py")
-    if is_shipped and (now := RENAMED.get(stem)):
-        warnings.warn(f"config {stem!r} is now {now!r}", FutureWarning, stacklevel=3)
-        stem = now
-    for folder in folders() if is_shipped else ():
-        candidate = folder / f"{stem}.py"
-        if candidate.is_file():
-            return candidate
-    known = {p.stem for folder in folders() for p in folder.glob("*.py")}
-    raise ReslabError(f"no config {name!r}", hint=nearest(path.stem, known))
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -302,10 +237,10 @@ def from_json(text: str | bytes, where: str, *, is_inert: bool = False) -> Confi
     fields = added | fields
     missing = sorted(set(dict(flatten(config))) - set(fields))
     if missing:
-        raise ReslabError(
-            f"{where} has no field {missing[0]!r}",
-            hint="it was written by another version of reslab",
-        )
+        hint = "it was written by another version of reslab"
+        if "model_type" in fields:
+            hint = "`reslab import`: it is a checkpoint's config, not a run's"
+        raise ReslabError(f"{where} has no field {missing[0]!r}", hint=hint)
     try:
         update(config, fields.items())
     except ReslabError as error:
@@ -325,7 +260,7 @@ def renamed(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     names = {field.was: name for name, field in schema().items() if field.was}
     for old in names.keys() & fields.keys():
         told = f"{where}: field {old!r} is now {names[old]!r}"
-        warnings.warn(told, FutureWarning, stacklevel=2)
+        warn(told, FutureWarning)
     return {names.get(name, name): value for name, value in fields.items()}
 
 
@@ -369,15 +304,13 @@ def check(config: ConfigDict) -> None:
       ReslabError: If a spec cannot be resolved or a size is out of range.
     """
     fields: dict[str, Any] = dict(flatten(config))
-    # The model decides whether a source yields documents or images.
-    model = registry.module("models", registry.parse(fields["model.name"]).name).build
-    is_text = getattr(model, "task", "language") == "language"
+    sources = source_family(fields["model.name"], fields["train.task"])
     for key, field in schema().items():
         value = fields[key]
         if field.family:
             family = field.family
-            if family == "sources" and not is_text:
-                family = "images"
+            if family == "sources":
+                family = sources
             for spec in value if isinstance(value, tuple) else (value,):
                 registry.factory(family, spec)
         if field.bounds:

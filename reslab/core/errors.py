@@ -86,17 +86,24 @@ class ReslabError(ValueError):
         what = one_line(what)
         super().__init__(f"{what}: {'; '.join(details)}" if details else what)
 
+    def _render_traceback_(self) -> list[str]:
+        """Shows the message alone in a notebook, which calls this by name."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint: the known name that was probably meant, and all that are known.
 
     >>> nearest("hypr", ["hyper", "plain"])
     "'hyper' (known: hyper, plain)"
+    >>> nearest("plain", ["flain", "plain_text"])
+    "'plain_text' (known: flain, plain_text)"
     >>> nearest("abc", ["hyper", "plain"])
     'one of hyper, plain'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    longer = [one for one in known if name and one.startswith(f"{name}_")]
+    close = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     listing = ", ".join(known)
     return f"{close[0]!r} (known: {listing})" if close else f"one of {listing}"
 

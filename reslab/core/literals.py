@@ -4,6 +4,8 @@ import ast
 import math
 from typing import Any
 
+from reslab.core import syntax
+
 # Longer texts are not written by hand.
 LONGEST = 20_000
 # Range that JSON, NumPy and checkpoints can hold.
@@ -31,7 +33,7 @@ def literal(text: str) -> Any:
     if len(text) > LONGEST:
         raise ValueError(f"a literal of {len(text):,} characters")
     try:
-        value = ast.literal_eval(text)
+        value = ast.literal_eval(syntax.expression(text.lstrip(" \t")))
     except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("not a literal") from error
     return check_plain(value)

@@ -20,7 +20,8 @@ def add_loss(module: nn.Module, name: str, value: jax.Array) -> None:
       name: What it is called.
       value: The scalar, already weighted.
     """
-    module.sow(LOSSES, name, value)
+    if not module.is_initializing():  # It is no variable of the module.
+        module.sow(LOSSES, name, value)
 
 
 def total_loss(collections: Mapping[str, Any]) -> jax.Array:

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 
-from reslab.core import imports
+from reslab.core import imports, syntax
 
 
 def files(modules: Iterable[str]) -> dict[str, pathlib.Path]:
@@ -70,7 +70,7 @@ def _add(
         return
     found[module] = path
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = syntax.module(path.read_bytes())
     except (SyntaxError, ValueError):
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]

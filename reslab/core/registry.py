@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from reslab.core import extension, foreign, imports, renames
+from reslab.core import extension, foreign, imports, renames, syntax
 from reslab.core.bounds import Choices
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.literals import LONGEST, check_plain
@@ -45,6 +45,8 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "tasks": "reslab.train.tasks",
         "tokenizers": "reslab.data.tokenizers",
         "images": "reslab.data.images",
+        "series": "reslab.data.series",
+        "problems": "reslab.data.problems",
         "writers": "reslab.observe.writers",
         "probes": "reslab.observe.probes",
         "transforms": "reslab.transforms",
@@ -89,6 +91,16 @@ def parse(spec: str) -> Parsed:
         raise _malformed(spec) from None
 
 
+def spec_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """Writes a spec string; the inverse of `parse`.
+
+    >>> spec_text("rms", {"epsilon": 1e-05})
+    'rms(epsilon=1e-05)'
+    """
+    written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"{name}({written})" if written else name
+
+
 def _malformed(spec: Any) -> ReslabError:
     form = "name or name(key=literal, ...)"
     return ReslabError("malformed spec", expected=form, got=repr(spec))
@@ -100,7 +112,7 @@ def _parsed(spec: str) -> Parsed:
     try:
         if len(spec) > LONGEST:
             raise ValueError(f"{len(spec):,} characters")
-        node = ast.parse(spec.strip(), mode="eval").body
+        node = syntax.expression(spec.strip())
         call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
         if call.args or not isinstance(call.func, ast.Name | ast.Attribute):
             raise ValueError("only keyword arguments")
@@ -135,7 +147,7 @@ def _files(family: str) -> Mapping[str, pathlib.Path]:
 
 def _defines_build(path: pathlib.Path) -> bool:
     """Returns whether a file defines `build`; helpers beside variants do not."""
-    for node in ast.parse(path.read_bytes()).body:
+    for node in syntax.module(path.read_bytes()).body:
         if isinstance(node, ast.FunctionDef) and node.name == "build":
             return True
         if isinstance(node, ast.Assign) and any(
@@ -163,13 +175,29 @@ def module(family: str, name: str) -> types.ModuleType:
                 f"unknown {family} {name!r}", hint=nearest(name, names(family))
             )
         return importlib.import_module(f"{FAMILIES[family]}.{name}")
-    what = f"{family} {name!r}"
+    found = own_module(f"{family} {name!r}", name, "build")
+    extension.register(family, found)
+    return found
+
+
+def own_module(what: str, name: str, function: str) -> types.ModuleType:
+    """Imports a caller's own module, which must define a function.
+
+    Args:
+      what: The part that needs the module, for errors.
+      name: Full name of the module.
+      function: Name of the function.
+
+    Raises:
+      ReslabError: If it may not be imported, does not exist, or has no such function.
+    """
     imports.check(what, name)
     with imports.from_working_directory():
         found = foreign.call(what, None, _import, what, name)
-    if not hasattr(found, "build"):
-        raise ReslabError(f"{what}, {found.__file__}", expected="a module with `build`")
-    extension.register(family, found)
+    if not callable(getattr(found, function, None)):
+        raise ReslabError(
+            f"{what}, {found.__file__}", expected=f"a module with `{function}`"
+        )
     return found
 
 
@@ -279,9 +307,10 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
     written: dict[str, Any] = {}
     for key, value in parsed.arguments.items():
         if key not in accepted:
+            known = accepted.keys() - _reserved(family)
             raise ReslabError(
                 f"{family} {parsed.name!r} has no argument {key!r}",
-                hint=nearest(key, accepted),
+                hint=nearest(key, known) if known else "it takes none",
             )
         if key in _reserved(family):
             raise ReslabError(

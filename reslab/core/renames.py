@@ -11,11 +11,11 @@ says that the argument is now the choice of a variant, by its value.
 """
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from reslab.core.errors import ReslabError
+from reslab.core.notices import warn
 
 
 def current(
@@ -50,7 +50,7 @@ def current(
                 raise ReslabError(f"{what}: {old}", expected=expected, got=repr(value))
             variant = new[value]
             told = f"{what}: {old}={value!r} is now {variant!r}"
-            warnings.warn(told, FutureWarning, stacklevel=4)
+            warn(told, FutureWarning, depth=3)
             continue
         name, _, inner = new.partition(".")
         if inner:
@@ -61,7 +61,7 @@ def current(
             raise ReslabError(f"{what}: {name}", expected="one value", got=old)
         found[name] = value
         told = f"{name}={value!r}" if inner else name
-        warnings.warn(f"{what}: {old!r} is now {told}", FutureWarning, stacklevel=4)
+        warn(f"{what}: {old!r} is now {told}", FutureWarning, depth=3)
     return variant, found
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from reslab.core import registry
 from reslab.core.bounds import Bounds
 
 # Marks fields that every version has had.
@@ -62,16 +63,40 @@ def number(
     default: float,
     *,
     least: float | None = None,
+    above: float | None = None,
     most: float | None = None,
     below: float | None = None,
     since: Any = ALWAYS,
 ) -> Any:
     """A field that takes numbers within bounds."""
-    return Field(
-        default, bounds=Bounds(least=least, most=most, below=below), since=since
-    )
+    bounds = Bounds(least=least, above=above, most=most, below=below)
+    return Field(default, bounds=bounds, since=since)
+
+
+def parts(default: int, *, since: Any = ALWAYS) -> Any:
+    """A field that takes the size of an axis of the mesh."""
+    words = "at least 1, or -1 for the devices that are left"
+    bounds = Bounds(least=1, also=-1, words=words)
+    return changeable(Field(default, bounds=bounds, since=since))
 
 
 def plain(default: Any, *, since: Any = ALWAYS) -> Any:
     """A field that takes any value of its default's type."""
     return Field(default, since=since)
+
+
+def source_family(model: str, task: str) -> str:
+    """The family of `data.source`, which the task decides.
+
+    Args:
+      model: Spec of the model.
+      task: Spec of the task; "auto" is the model's.
+
+    Returns:
+      "sources" (documents), "images", "series" or "problems".
+    """
+    name = registry.parse(task).name
+    if name == "auto":
+        build = registry.module("models", registry.parse(model).name).build
+        name = getattr(build, "task", "language")
+    return getattr(registry.module("tasks", name).build, "source_family", "sources")

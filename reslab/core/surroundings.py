@@ -4,6 +4,7 @@ Callers build parts with these forms. A spec string cannot set what a form passe
 except fields of `Context` that are not `Given`: defaults for all parts.
 """
 
+import collections
 import dataclasses
 import functools
 import types
@@ -31,7 +32,8 @@ class Context:
 
     Attributes:
       depth: Number of layers applied, counting every pass of a loop.
-      passes: Number of times that each layer is applied.
+      passes: Number of times that a layer is applied, at most.
+      route: Numbers of the layers applied, in order; () is all of them in each pass.
       sites: First site of every layer applied, and one past the last; () is unknown
         (see `reslab.nn.base.sites`).
       dtype: Compute dtype.
@@ -46,12 +48,14 @@ class Context:
       inner_norm: Norm before the projection into the stream; "" disables it.
       qkv_norm: Norm of every query, key and value head; "" disables it.
       is_causal: Whether a position may see those before it alone.
+      grid: Rows and columns of the tokens of an image; () where they are a sequence.
       dropout: Rate at which outputs of sublayers are dropped during training.
       kernels: Implementation of the operations that have a kernel.
     """
 
     depth: Given[int] = 1
     passes: Given[int] = 1
+    route: Given[tuple[int, ...]] = ()
     sites: Given[tuple[int, ...]] = ()
     dtype: Given[Any] = jnp.float32
     param_dtype: Given[Any] = jnp.float32
@@ -64,8 +68,46 @@ class Context:
     inner_norm: Given[Spec] = ""
     qkv_norm: Spec = ""
     is_causal: Given[bool] = True
+    grid: Given[tuple[int, ...]] = ()
     dropout: float = 0.0
     kernels: Given[str] = "auto"
+
+    @property
+    def layers(self) -> int:
+        """Number of layers with parameters of their own."""
+        if self.route:
+            return max(self.route) + 1
+        return max(self.depth // self.passes, 1)
+
+    def layer_and_pass(self, applied: Any) -> tuple[Any, Any]:
+        """Number of a layer among those with parameters of their own, and of its pass.
+
+        Args:
+          applied: Number of the layer among those applied; may be traced.
+        """
+        if self.passes == 1:
+            return applied, 0
+        if not self.route:
+            return applied % self.layers, applied // self.layers
+        tables = self.route, _passes(self.route)
+        if isinstance(applied, int):
+            return tables[0][applied], tables[1][applied]
+        layers, passes = (jnp.asarray(table, jnp.int32)[applied] for table in tables)
+        return layers, passes
+
+
+@functools.cache
+def _passes(route: tuple[int, ...]) -> tuple[int, ...]:
+    """Counts the earlier applications of each layer of a route.
+
+    >>> _passes((0, 1, 2, 1, 2, 3))
+    (0, 0, 0, 1, 1, 0)
+    """
+    known, found = collections.Counter[int](), []
+    for layer in route:
+        found.append(known[layer])
+        known[layer] += 1
+    return tuple(found)
 
 
 class Norms(TypedDict):
@@ -151,6 +193,13 @@ class Tasks(TypedDict):
     config: Any
 
 
+class Transforms(TypedDict):
+    """A transform of a run: its variables, and its config by dotted name."""
+
+    variables: Any
+    fields: Mapping[str, Any]
+
+
 class Writers(TypedDict):
     """A writer into a run directory."""
 
@@ -176,6 +225,7 @@ FORMS: Mapping[str, tuple[type, ...]] = types.MappingProxyType(
         "schedules": (Schedules,),
         "tasks": (Tasks,),
         "writers": (Writers,),
+        "transforms": (Transforms,),
     }
 )
 

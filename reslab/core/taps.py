@@ -92,6 +92,11 @@ def recording(names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
     return _setting(_recorded, frozenset(names))
 
 
+def is_recorded(name: str) -> bool:
+    """Returns whether activations of a name are shown to the watcher."""
+    return name in _recorded.get()
+
+
 def is_changing() -> bool:
     """Returns whether an intervention may change activations."""
     return bool(_changes.get())
@@ -138,6 +143,6 @@ def editable(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
       The activation to go on with.
     """
     value = changed(name, value)
-    if name in _recorded.get():
+    if is_recorded(name):
         tap(module, name, value)
     return value

@@ -46,8 +46,10 @@ LOGICAL_AXES = (
     "mlp",
     "heads",
     "head_dim",
+    "inner",
     "vocab",
     "layers",
+    "experts",
     "streams",
     "window_rows",
     "window_columns",
@@ -55,11 +57,13 @@ LOGICAL_AXES = (
 )
 
 # Axes of a device mesh, and the ones that spread a batch and heads. More axes exist
-# only on request: "sequence" spreads the tokens of a row.
+# only on request: "sequence" spreads the tokens of a row, and "expert" the experts of
+# a layer, and the batch elsewhere.
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
-HEAD_AXES = ("tensor",)
 SEQUENCE_AXIS = "sequence"
+EXPERT_AXIS = "expert"
+BATCH_AXES = ("data", "fsdp", EXPERT_AXIS)
+HEAD_AXES = ("tensor",)
 
 
 class Norm(Protocol):
@@ -156,7 +160,10 @@ class Mixer(Protocol):
     `writes_shared` names the entries of the depth memory that a layer may write.
     Later layers may overwrite only entries that the optional `renews_shared` names.
     One with `passes_padding = True` takes no token into its state where `segments` is
-    0, so that rows of one batch may differ in length while generating.
+    0, so that rows of one batch may differ in length while generating. One with
+    `keeps_every_token = True` has a state with a place for each token, as a cache. One
+    with
+    `is_bidirectional = True` reads later tokens; causal models refuse it.
     """
 
     writes_shared: Collection[str]
@@ -232,7 +239,8 @@ class Block(Protocol):
 class Stack(Protocol):
     """Blocks laid along depth, between the two ends of a residual.
 
-    `passes` says how often each layer is applied.
+    `passes` says how often each layer is applied; the optional `route` lists the
+    numbers of all layers applied, in order, where that differs between them.
     """
 
     passes: int
@@ -294,7 +302,10 @@ class ValuePath(Protocol):
 
 
 class Position(Protocol):
-    """Position encoding: added to embeddings, or applied to queries and keys."""
+    """Position encoding: added to embeddings, or applied to queries and keys.
+
+    One may also have `slopes(heads)`: the fall of scores with distance (heads,).
+    """
 
     def embed(self, x: Array, positions: Array) -> Array:
         """Adds to the embeddings (batch, length, embed)."""

@@ -42,10 +42,11 @@ def test_every_bound_is_checked(family, name, argument, bounds):
         "stacks": {"blocks": (), "depth": 1},
         "models": {"vocabulary_size": 8},
         "transforms": {"variables": {}, "fields": {}},
+        "series": {"path": "series.csv"} if name == "csv" else {},
     }
     if name == "resnet":
         context["models"] = {"classes": 2, "image_shape": (8, 8, 1)}
-    if name == "vit":
+    if name in ("vit", "forecaster", "frames"):
         context["models"] = {}
     for value in outside(bounds):
         with pytest.raises(ReslabError) as error:
@@ -58,11 +59,15 @@ def test_every_bound_is_checked(family, name, argument, bounds):
 
 # Numbers in tuples, which the parts themselves compare with what they are given.
 COMPARED = {
-    ("stacks", "path", "order"),
+    ("stacks", "path", "layers"),
+    # A name or a number, compared with the names.
+    ("linears", "lora", "task"),
     ("sources", "mixture", "weights"),
     ("models", "resnet", "image_shape"),
     ("models", "vit", "image_shape"),
+    ("models", "frames", "image_shape"),
     ("transforms", "share_kv", "share"),
+    ("transforms", "to_path", "layers"),
 }
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from reslab.core import config as configs
+from reslab.core.config_files import short_name
 from reslab.core.errors import ReslabError
 
 
@@ -13,6 +14,41 @@ def test_every_shipped_config_passes_its_check():
     assert {"base", "tiny", "small_85m"} <= names
     for name in names:
         configs.check(configs.load(name))
+
+
+def test_a_config_may_have_sizes(tmp_path):
+    path = tmp_path / "sized.py"
+    path.write_text(
+        "from typing import Literal\n"
+        "from reslab.core.config import load\n"
+        "def get_config(size: Literal['small', 'large'] = 'small'):\n"
+        "    config = load('base')\n"
+        "    config.model.depth = {'small': 2, 'large': 9}[size]\n"
+        "    return config\n"
+    )
+    assert configs.load(str(path)).model.depth == 2
+    assert configs.load(f"{path}:large").model.depth == 9
+    for name, message in {
+        f"{path}:huge": "size: expected 'small' or 'large'; got 'huge'",
+        f"{path}:": "no config",
+        "tiny:large": r"config tiny:large: expected get_config\(\); got too many",
+        "gpt2": "try: frontier/gpt2$",
+        "frontier/../tiny": "no config",
+        "": "no config ''",
+    }.items():
+        with pytest.raises(ReslabError, match=message):
+            configs.load(name)
+
+
+def test_a_name_for_directories_tells_the_size():
+    for name, wanted in {
+        "configs/tiny.py": "tiny",
+        "tiny": "tiny",
+        "a/b.py:large": "b-large",
+        "frontier/gpt2:large": "gpt2-large",
+        "a:b/c.d.py": "c.d",
+    }.items():
+        assert short_name(name) == wanted
 
 
 def test_a_misspelt_field_of_a_loaded_config_is_refused_at_once():

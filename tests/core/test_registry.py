@@ -35,6 +35,20 @@ def test_malformed_specs(spec):
         registry.parse(spec)
 
 
+@pytest.mark.parametrize(
+    ("family", "spec", "line"),
+    [
+        ("transforms", "share_kv(layers=2)", "'layers': try: one of share$"),
+        ("transforms", "share_kv(fields=2)", "fields is not set in a spec"),
+        ("probes", "stream(foo=1)", "no argument 'foo': try: it takes none$"),
+        ("stacks", "uniform(foo=1)", "no argument 'foo': try: it takes none$"),
+    ],
+)
+def test_only_arguments_of_a_spec_are_proposed(family, spec, line):
+    with pytest.raises(ReslabError, match=line):
+        registry.factory(family, spec)
+
+
 def test_nothing_is_evaluated(tmp_path):
     target = tmp_path / "made"
     with pytest.raises(ReslabError):

@@ -9,6 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from reslab.ops.delta_rule import pallas_tpu as delta_tpu
+from reslab.ops.delta_rule import shapes as delta_shapes
+from reslab.ops.delta_rule.chunked import chunked
 from reslab.ops.depth_attention import mix_tpu
 from reslab.ops.depth_attention import pallas_tpu as depth_tpu
 from reslab.ops.depth_attention import shapes as depth_shapes
@@ -186,10 +189,46 @@ def stream_mix(
     )
 
 
+def delta_rule(name: str, shape: Mapping[str, int], dtype: str) -> Case:
+    """The delta rule with decays of heads."""
+    tokens = (shape["batch"], shape["length"], shape["heads"])
+    key = _array(*tokens, shape["key_dim"], dtype=dtype)
+    value = _array(*tokens, shape["value_dim"], dtype=dtype)
+    line = _array(*tokens)
+
+    def bounded(key, beta, log_decay):
+        """Makes any numbers ones of a memory that stays finite."""
+        size = jnp.sum(jnp.square(key.astype(jnp.float32)), axis=-1, keepdims=True)
+        key = (key * jax.lax.rsqrt(size)).astype(dtype)
+        return key, jax.nn.sigmoid(beta), -jax.nn.softplus(log_decay)
+
+    def run(form, query, key, value, beta, log_decay, **options):
+        key, beta, log_decay = bounded(key, beta, log_decay)
+        state = (shape["batch"], shape["heads"], shape["key_dim"], shape["value_dim"])
+        given = query, key, value, beta, log_decay, jnp.zeros(state)
+        return form(*given, None, **options)[0].astype(dtype)
+
+    arguments = (key, key, value, line, line)
+    chunks = -(-shape["length"] // delta_tpu.CHUNK)
+    key_dim, value_dim = shape["key_dim"], shape["value_dim"]
+    at_once = delta_tpu.heads_of_step(shape["heads"], key_dim, value_dim, dtype)
+    steps = shape["batch"] * shape["heads"] // at_once * chunks
+    return Case(
+        *("delta_rule", name, dtype),
+        functools.partial(run, functools.partial(chunked, size=delta_tpu.CHUNK)),
+        functools.partial(run, delta_tpu.delta_rule_kernel),
+        arguments,
+        _size(*arguments, value),
+        2 * _size(*arguments) + _size(value),
+        (Loop(steps, 1),) * 2,
+    )
+
+
 _MAKERS: Mapping[str, tuple[Run, Mapping[str, Any]]] = {
     "depth_read": (depth_read, depth_shapes.READS),
     "block_read": (depth_read, depth_shapes.BLOCKS),
     "depth_mix": (depth_mix, depth_shapes.MIXES),
+    "delta_rule": (delta_rule, delta_shapes.SHAPES),
     "stream_mix": (stream_mix, stream_shapes.SHAPES),
     "stream_mix_of_tokens": (
         functools.partial(stream_mix, is_static=False),

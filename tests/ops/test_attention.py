@@ -1,5 +1,7 @@
 """Attention: every implementation against loops in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -420,3 +422,14 @@ def test_bad_input_is_one_line():
         with pytest.raises(ReslabError, match=text):
             call()
     assert set(IMPLEMENTATIONS) == {"auto", "reference", "xla", "splash"}
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_values_may_be_narrower_than_keys(implementation):
+    query, key, value = np.random.default_rng(0).normal(size=(3, 1, 5, 2, 4))
+    query, key, value = (jnp.asarray(a, jnp.float32) for a in (query, key, value))
+    run = functools.partial(attention, implementation=implementation)
+    whole, narrow = run(query, key, value), run(query, key, value[..., :3])
+    np.testing.assert_allclose(narrow, whole[..., :3], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ReslabError, match="or narrower"):
+        run(query, key, jnp.concatenate([value, value], -1))

@@ -27,6 +27,7 @@ def attention(
     first_key: int | jax.Array = 0,
     softcap: float | None = None,
     scale: float | None = None,
+    slopes: jax.Array | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
     implementation: str = "auto",
@@ -57,7 +58,7 @@ def attention(
     Args:
       query: Shape (batch, length, heads, head_dim).
       key: Shape (batch, key_length, kv_heads, head_dim).
-      value: The same shape as `key`.
+      value: The same shape as `key`, but for its last axis, which may be smaller.
       segments: Document of each token (batch, length), integers; only where
         queries and keys are the same tokens.
       query_offset: Index of the first query among the keys; an int, or an int32
@@ -72,6 +73,8 @@ def attention(
         a cache.
       softcap: Bound of the scores.
       scale: Factor on the scores; head_dim ** -0.5 if None.
+      slopes: Subtracted from the scores of each head (heads,) for every place between
+        query and key (Press et al., 2021, https://arxiv.org/abs/2108.12409).
       dropout: Rate at which entries of the softmax are dropped, and the others scaled
         up, where there is a `dropout_key`.
       dropout_key: Random key; None drops nothing.
@@ -80,7 +83,7 @@ def attention(
         takes the fastest that does what is asked.
 
     Returns:
-      Shape and dtype of `query`.
+      Dtype and shape of `query`, but for the last axis, as in `value`.
 
     Raises:
       ReslabError: If shapes do not fit, or if the chosen implementation
@@ -98,9 +101,15 @@ def attention(
     drops = dropout > 0 and dropout_key is not None
     obstacles = {
         "reference": None,
-        "xla": "dropout" if drops else _xla_obstacle(query, softcap),
+        "xla": "dropout"
+        if drops
+        else "slopes"
+        if slopes is not None
+        else _xla_obstacle(query, softcap),
         "splash": "dropout"
         if drops
+        else "slopes"
+        if slopes is not None
         else "first_key"
         if hides_keys
         else obstacle(query, key, query_offset=query_offset),
@@ -118,19 +127,26 @@ def attention(
             f"{obstacles[implementation]}",
             hint="implementation='auto'",
         )
+    size, width = value.shape[-1], key.shape[-1]
+    if implementation != "reference" and size < width:
+        value = jnp.pad(value, ((0, 0), (0, 0), (0, 0), (0, width - size)))
     if implementation == "splash":
-        return splash(query, key, value, softcap=softcap, scale=scale, **mask)
+        y = splash(query, key, value, softcap=softcap, scale=scale, **mask)
+        return y[..., :size] if size < width else y
     mask["first_key"] = first_key
     mask["query_index"] = query_index
     if implementation == "xla":
-        return _xla(query, key, value, query_offset, scale=scale, **mask)
+        y = _xla(query, key, value, query_offset, scale=scale, **mask)
+        return y[..., :size] if size < width else y
     mask |= {"softcap": softcap, "scale": scale}
+    if slopes is not None:
+        mask["slopes"] = slopes
     if is_divided(query, key, query_offset, hides_keys):
-        if drops:
+        if drops or slopes is not None:
             raise ReslabError(
-                "attention: dropout",
-                expected="0 on a mesh that divides the tokens of a row",
-                got=str(dropout),
+                "attention: dropout" if drops else "attention: slopes",
+                expected="none on a mesh that divides the tokens of a row",
+                got=str(dropout) if drops else "some",
             )
         del mask["query_index"]  # Not supported on this path.
         return divided_attention(query, key, value, **mask)
@@ -214,8 +230,8 @@ def _check(query, key, value, segments, window):
             f"({batch}, key_length, a divisor of {heads}, {head_dim})",
             key.shape,
         )
-    if value.shape != key.shape:
-        refuse("value", f"the shape of key, {key.shape}", value.shape)
+    if value.shape[:3] != key.shape[:3] or not value.shape[3:] <= key.shape[3:]:
+        refuse("value", f"the shape of key, {key.shape}, or narrower", value.shape)
     if not query.dtype == key.dtype == value.dtype:
         refuse("dtypes", "one", f"{query.dtype}, {key.dtype}, {value.dtype}")
     if segments is not None and segments.shape != (batch, length):

@@ -72,6 +72,7 @@ def reference_attention(
     first_key: int | jax.Array,
     softcap: float | None,
     scale: float,
+    slopes: jax.Array | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -91,6 +92,12 @@ def reference_attention(
     )
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
+    if slopes is not None:
+        rows = jnp.arange(length, dtype=jnp.int32)[None] + query_offset
+        rows = rows if query_index is None else query_index
+        columns = jnp.arange(key_length, dtype=jnp.int32)[None, None, None]
+        apart = (columns - rows[:, None, :, None]).astype(wide)
+        scores = scores + slopes.astype(wide)[None, :, None, None] * apart
     visible = visibility(
         length,
         key_length,

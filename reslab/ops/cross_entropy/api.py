@@ -18,6 +18,7 @@ def token_losses(
     *,
     vocabulary_size: int | None = None,
     chunks: int = 0,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the cross-entropy of each token.
 
@@ -39,6 +40,8 @@ def token_losses(
       chunks: Parts in which the vocabulary is taken; 0 is 1 up to a padded
         vocabulary of 8192, and from there the power of two that keeps a part
         within that.
+      softcap: Bound of the logits, which are then softcap * tanh(products / softcap);
+        0 disables it.
 
     Returns:
       Negative log-likelihood in nats and log-normalizer, shaped like `targets`.
@@ -83,10 +86,10 @@ def token_losses(
     targets = jnp.where(targets < vocabulary_size, targets.astype(jnp.int32), -1)
     chunks = chunks or automatic_chunks(columns)
     if chunks == 1:
-        return whole(features, kernel, targets, vocabulary_size)
+        return whole(features, kernel, targets, vocabulary_size, softcap)
     # The gradient of a kernel shared by all devices is summed in the transpose of this.
     features, kernel = varying_like((features, kernel), features, kernel, targets)
-    return chunked(features, kernel, targets, vocabulary_size, chunks)
+    return chunked(features, kernel, targets, vocabulary_size, chunks, softcap)
 
 
 def automatic_chunks(columns: int) -> int:

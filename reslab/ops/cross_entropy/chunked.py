@@ -7,15 +7,17 @@ import jax.numpy as jnp
 
 from reslab.core.precision import statistics_dtype
 from reslab.core.varying import varying_like
+from reslab.ops.cross_entropy.reference import capped
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def chunked(
     features: jax.Array,
     kernel: jax.Array,
     targets: jax.Array,
     vocabulary_size: int,
     chunks: int,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Scans over chunks with a running maximum and sum; see `api.token_losses`.
 
@@ -23,15 +25,16 @@ def chunked(
     then each device of a vocabulary spread in contiguous parts has an equal
     share of every chunk. The backward pass computes each chunk's logits again.
     """
-    return _forward(features, kernel, targets, vocabulary_size, chunks)[0]
+    return _forward(features, kernel, targets, vocabulary_size, chunks, softcap)[0]
 
 
-def _forward(features, kernel, targets, vocabulary_size, chunks):
+def _forward(features, kernel, targets, vocabulary_size, chunks, softcap):
     wide = statistics_dtype(features.dtype)
+    known = targets, vocabulary_size, chunks, softcap
 
     def step(carry, chunk):
         maximum, total, target = carry
-        logits, is_target = _logits(features, targets, vocabulary_size, chunks, chunk)
+        logits, is_target = _logits(features, chunk, *known)
         larger = jnp.maximum(maximum, jnp.max(logits, axis=-1))
         terms = jnp.exp(logits - larger[..., None])
         total = total * jnp.exp(maximum - larger) + jnp.sum(terms, axis=-1)
@@ -48,17 +51,22 @@ def _forward(features, kernel, targets, vocabulary_size, chunks):
     return outputs, (features, kernel, targets, log_normalizer)
 
 
-def _backward(vocabulary_size, chunks, saved, cotangents):
+def _backward(vocabulary_size, chunks, softcap, saved, cotangents):
     features, kernel, targets, log_normalizer = saved
     nll_bar, log_normalizer_bar = (x[..., None] for x in cotangents)
     wide = log_normalizer.dtype
     tokens = tuple(range(targets.ndim))
+    known = targets, vocabulary_size, chunks, softcap
 
     def step(features_bar, chunk):
-        logits, is_target = _logits(features, targets, vocabulary_size, chunks, chunk)
+        logits, is_target = _logits(features, chunk, *known)
         probability = jnp.exp(logits - log_normalizer[..., None])
         logits_bar = (nll_bar + log_normalizer_bar) * probability
         logits_bar = logits_bar - jnp.where(is_target, nll_bar, 0.0)
+        if softcap:
+            # The derivative of the cap; columns of padding have no gradient.
+            slope = 1 - jnp.square(logits / softcap)
+            logits_bar = jnp.where(jnp.isfinite(logits), logits_bar * slope, 0.0)
         logits_bar = logits_bar.astype(features.dtype)
         _, part = chunk
         features_bar = features_bar + jnp.matmul(
@@ -87,11 +95,12 @@ def _split(kernel: jax.Array, chunks: int) -> tuple[jax.Array, jax.Array]:
     return jnp.arange(chunks, dtype=jnp.int32), parts
 
 
-def _logits(features, targets, vocabulary_size, chunks, chunk):
+def _logits(features, chunk, targets, vocabulary_size, chunks, softcap):
     """Logits of a chunk, and whether each is its token's target."""
     index, part = chunk
     wide = statistics_dtype(features.dtype)
-    logits = jnp.matmul(features, part, preferred_element_type=wide)
+    products = jnp.matmul(features, part, preferred_element_type=wide)
+    logits = capped(products, softcap)
     # Padded columns have ids from vocabulary_size on.
     row = jnp.arange(part.shape[1], dtype=targets.dtype)
     ids = (row * chunks + index).reshape((1,) * targets.ndim + (-1,))

@@ -6,12 +6,22 @@ import jax.numpy as jnp
 from reslab.core.precision import statistics_dtype
 
 
+def capped(logits: jax.Array, softcap: float) -> jax.Array:
+    """Bounds logits smoothly, softcap * tanh(logits / softcap); 0 leaves them alone."""
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+
+
 def whole(
-    features: jax.Array, kernel: jax.Array, targets: jax.Array, vocabulary_size: int
+    features: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    vocabulary_size: int,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes every logit of every token; see `api.token_losses`."""
     wide = statistics_dtype(features.dtype)
-    logits = jnp.matmul(features, kernel, preferred_element_type=wide)
+    products = jnp.matmul(features, kernel, preferred_element_type=wide)
+    logits = capped(products, softcap)
     ids = jnp.arange(kernel.shape[1], dtype=targets.dtype).reshape(
         (1,) * targets.ndim + (-1,)
     )

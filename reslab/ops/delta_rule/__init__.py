@@ -1,0 +1,1 @@
+"""The delta rule: an associative memory that forgets and overwrites."""

@@ -1,0 +1,1 @@
+"""Linear recurrences with a decay per channel: functions and their forms."""

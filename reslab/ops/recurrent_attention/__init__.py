@@ -1,0 +1,1 @@
+"""Attention to what a layer has put out for earlier tokens."""

@@ -1,0 +1,1 @@
+"""Linear attention with a decay per head: one function, several forms."""

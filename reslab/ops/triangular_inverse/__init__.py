@@ -1,0 +1,1 @@
+"""Inverses of unit lower triangular matrices, by methods of several kinds."""

@@ -246,5 +246,5 @@ def test_layers_that_share_a_norm(small_model, drawn, tokens):
     updates = {k: v for k, v in named_leaves(state).items() if k.endswith("updates")}
     assert {int(np.max(v)) for k, v in updates.items() if "layers" in k} == {2}
     model = small_model(norm="power", stack="looped(loops=2)", depth=1)
-    with pytest.raises(ReslabError, match="backward pass keeps statistics"):
+    with pytest.raises(ReslabError, match="statistics of its backward pass"):
         model_gradient(model, drawn(model, tokens), tokens, parts=1)

@@ -16,11 +16,24 @@ OPTIONS = (
     "attention(heads=4, kv_heads=2, window=3, qk_norm='rms', use_bias=True)",
     "attention(heads=2, head_dim=4, softcap=3.0, value_path='value_residual')",
     "attention(kv_heads=1, value_path='satformer')",
-    "gated_delta(heads=2, head_dim=4, value_expansion=1.0)",
+    "attention(heads=2, qk_norm='rms', qk_norm_axis='width', is_qk_norm_last=True, "
+    "use_output_gate=True, position='rope(fraction=0.5)')",
+    "gated_delta(heads=4, head_dim=4, key_heads=2, is_convolution_combined=True, "
+    "allow_negative_eigenvalues=True)",
+    "delta(heads=2, use_gate=True)",
+    "kda(heads=2, lower_bound=-5.0, is_gate_low_rank=False, use_gate_bias=True)",
 )
 
 
-@pytest.fixture(scope="module", params=(*registry.names("mixers"), *OPTIONS))
+# Those that read later tokens have a suite of their own.
+CAUSAL = [
+    name
+    for name in registry.names("mixers")
+    if not getattr(registry.unbound("mixers", name), "is_bidirectional", False)
+]
+
+
+@pytest.fixture(scope="module", params=(*CAUSAL, *OPTIONS))
 def spec(request):
     return request.param
 

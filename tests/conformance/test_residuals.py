@@ -16,6 +16,7 @@ OPTIONS = (
     "delta_attnres(gate='alpha', block=2, use_null=True)",
     "ddl(values=2, form='sigmoid')",
     "hyper(streams=2, is_dynamic=True)",
+    "mhc(streams=2, iterations=2, weight_epsilon=1e-6, collapse='weighted')",
 )
 # A usual run leaves them out.
 MORE_OPTIONS = (

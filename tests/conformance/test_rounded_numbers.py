@@ -12,6 +12,7 @@ import pytest
 
 from reslab.core import registry
 from reslab.models._classifier import as_floats
+from reslab.models.vit import VisionTransformer
 
 KINDS = ("norm", "placement", "residual", "ffn", "mixer", "linear", "position", "block")
 # With the number of heads that fits, and no norm that contains an activation.
@@ -19,6 +20,9 @@ SPECS = {
     "attention": "attention(heads=2, head_dim=6)",
     "gated_delta": "gated_delta(heads=2, head_dim=6)",
     "memory_lookup": "memory_lookup(bits=2)",
+    "manhattan": "manhattan(heads=2)",
+    "retention": "retention(heads=2)",
+    "interleaved": "interleaved(heads=2)",
 }
 CASES = [
     (kind, SPECS.get(name, name))
@@ -26,7 +30,7 @@ CASES = [
     for name in registry.names(f"{kind}s")
     if not (kind == "norm" and name.startswith("evonorm"))
 ]
-CASES += [("stack", name) for name in registry.names("stacks")]
+CASES += [("stack", SPECS.get(name, name)) for name in registry.names("stacks")]
 CASES += [
     ("mixer", f"attention(heads=2, head_dim=6, value_path='{name}')")
     for name in registry.names("value_paths")
@@ -103,9 +107,20 @@ def rounded_numbers(closed):
     return found
 
 
+def is_bidirectional(spec):
+    return getattr(registry.unbound("mixers", spec), "is_bidirectional", False)
+
+
 @pytest.mark.parametrize("kind, spec", CASES)
 def test_of_a_model(kind, spec, small_model, tokens):
-    depth = 3 if kind in ("placement", "residual") else 1
+    if kind == "mixer" and is_bidirectional(spec):
+        fields = {"features": 12, "depth": 1, "dtype": jnp.bfloat16, kind: spec}
+        model = VisionTransformer(**fields, is_unrolled=True)
+        images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.uint8)
+        run = jax.make_jaxpr(lambda key, images: model.init_with_output(key, images))
+        assert not rounded_numbers(run(jax.random.key(0), images))
+        return
+    depth = 3 if kind in ("placement", "residual", "stack") else 1
     fields = {"features": 12, "depth": depth, "dtype": jnp.bfloat16, kind: spec}
     if spec == "reversible":
         fields |= {"residual": spec, "block": spec}

@@ -61,10 +61,10 @@ class Place:
           documents: Document of each token (batch, length), 0 for padding, or None.
           shared: The depth memory.
         """
-        each = max(context.depth // context.passes, 1)
+        own, pass_index = context.layer_and_pass(layer)
         return cls(
-            layer=layer % each if context.passes > 1 else layer,
-            pass_index=layer // each if context.passes > 1 else 0,
+            layer=own,
+            pass_index=pass_index,
             site=sites.first_of(layer, context.sites, sublayers),
             sublayer=0,
             mask=None if documents is None else documents > 0,

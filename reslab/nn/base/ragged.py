@@ -13,6 +13,19 @@ def real_tokens(segments: jax.Array | None) -> jax.Array | None:
     return None if segments is None else segments > 0
 
 
+def starts(segments: jax.Array) -> jax.Array:
+    """Marks the first tokens of documents that follow another one in their row.
+
+    Args:
+      segments: Document of each token (batch, length).
+
+    Returns:
+      Booleans (batch, length); false for the first token of a row.
+    """
+    before = jnp.pad(segments, ((0, 0), (1, 0)), mode="edge")[:, :-1]
+    return before != segments
+
+
 def ranks(is_real: jax.Array | None, batch: int, length: int) -> jax.Array:
     """Number of each token among the real ones of its row, int32 (batch, length).
 

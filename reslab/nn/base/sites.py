@@ -42,13 +42,7 @@ def of_model(
     Raises:
       ReslabError: If they are too many to be traced.
     """
-    passes = registry.unbound("stacks", stack, blocks=(), depth=1).passes
-    if passes * depth > DEEPEST:
-        raise ReslabError(
-            "model.depth",
-            expected=f"at most {DEEPEST:,} layers, in all passes of the stack",
-            got=f"{passes * depth:,}",
-        )
+    route = route_of(stack, depth)
     made = [registry.unbound("blocks", spec) for spec in blocks]
     counts = [getattr(block, "sublayers", USUAL) for block in made]
     if max(counts) > DEEPEST:
@@ -57,7 +51,31 @@ def of_model(
             expected=f"at most {DEEPEST:,} sublayers in a layer",
             got=f"{max(counts):,}",
         )
-    return table(passes * [counts[layer % len(counts)] for layer in range(depth)])
+    laid = registry.unbound("stacks", stack, blocks=(), depth=depth)
+    added = getattr(laid, "added_sublayers", lambda layer: 0)
+    return table(counts[layer % len(counts)] + added(layer) for layer in route)
+
+
+def route_of(stack: registry.Spec, depth: int) -> tuple[int, ...]:
+    """Numbers of the layers that a stack applies, in order.
+
+    A stack says so in `route`; without one, all layers are applied `passes` times.
+
+    Args:
+      stack: Spec of the stack.
+      depth: Layers with parameters of their own.
+
+    Raises:
+      ReslabError: If they are too many to be traced.
+    """
+    made = registry.unbound("stacks", stack, blocks=(), depth=depth)
+    if made.passes * depth > DEEPEST:
+        raise ReslabError(
+            "model.depth",
+            expected=f"at most {DEEPEST:,} layers, in all passes of the stack",
+            got=f"{made.passes * depth:,}",
+        )
+    return getattr(made, "route", made.passes * tuple(range(depth)))
 
 
 def count(sites: Sequence[int], depth: int) -> int:

@@ -192,6 +192,20 @@ class SublayerBlock(nn.Module):
         parts = self.unbound_mixer, ffn
         return [name for part in parts for name in getattr(part, trait, None) or ()]
 
+    def in_groups(self, group: int, exchange: Any) -> Callable[..., Any]:
+        """Returns the factory of this layer within groups of tokens.
+
+        Args:
+          group: Tokens of a group.
+          exchange: A module that follows as one more sublayer, or None.
+
+        Raises:
+          ReslabError: If the layer is more than its sublayers.
+        """
+        from reslab.nn.blocks._grouped import in_groups
+
+        return in_groups(self, group, exchange)
+
     def init_state(
         self,
         batch: int,
@@ -205,8 +219,26 @@ class SublayerBlock(nn.Module):
         return self.unbound_mixer.init_state(batch, length, features, **found)
 
     def mixing_flops(self, length: int, features: int) -> int:
-        """The mixer's matrix-product FLOPs per token beyond its kernels'."""
-        return self.unbound_mixer.mixing_flops(length, features)
+        """Matrix-product FLOPs per token of its parts, beyond their kernels'."""
+        flops = self.unbound_mixer.mixing_flops(length, features)
+        ffn = self._unbound_ffn
+        if hasattr(ffn, "mixing_flops"):
+            flops += self.feed_forwards * ffn.mixing_flops(length, features)
+        return flops
+
+    def asked_parameters(self, features: int, times: int = 1) -> int:
+        """The most parameters of experts that a token asks, over several passes."""
+        ffn = self._unbound_ffn
+        if not hasattr(ffn, "asked_parameters"):
+            return 0
+        return self.feed_forwards * ffn.asked_parameters(features, times)
+
+    @property
+    def _unbound_ffn(self) -> Any:
+        """One of its feed-forward layers outside of any module."""
+        count = max(self.feed_forwards, 1)
+        share = surroundings.FeedForwards(hidden_scale=1 / count)
+        return self._part("ffn", registry.unbound, **share)
 
     @nn.compact
     def __call__(
@@ -246,6 +278,20 @@ class SublayerBlock(nn.Module):
             )
             return y
 
+        stream = self.run(stream, mixer, place)
+        return stream, place.shared, state
+
+    def run(
+        self, stream: Stream, mixer: Branch, place: Place, count: int | None = None
+    ) -> Stream:
+        """Applies the sublayers to the stream, with their placements and residuals.
+
+        Args:
+          stream: The residual stream.
+          mixer: The mixer's branch.
+          place: The place of the first sublayer.
+          count: Number of sublayers, from the first; None is all.
+        """
         around = vars(self.context) | {"norm": self.norm}
         parts = self.trained_branches(mixer)
         residuals = [
@@ -265,8 +311,9 @@ class SublayerBlock(nn.Module):
         if hasattr(residuals[0], "read_ahead"):
             stream = residuals[0].read_ahead(stream, residuals[1:], site=place.site)
         with telling(place):
-            for (name, kind, branch), residual in zip(parts, residuals, strict=True):
+            steps = list(zip(parts, residuals, strict=True))
+            for (name, kind, branch), residual in steps[:count]:
                 placement = self.make_placement(kind, name=f"{name}_placement")
                 stream = placement(stream, residual, branch, site=place.site)
                 place.next()
-        return stream, place.shared, state
+        return stream

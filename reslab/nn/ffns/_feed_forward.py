@@ -1,5 +1,6 @@
 """Base of feed-forward layers: a hidden width between two projections."""
 
+import functools
 import math
 from typing import ClassVar
 
@@ -54,14 +55,19 @@ class FeedForward(ProjectingModule):
         )
 
 
-@jax.checkpoint
-def gelu(h: jax.Array) -> jax.Array:
+@functools.partial(jax.checkpoint, static_argnums=1)
+def gelu(h: jax.Array, is_exact: bool = False) -> jax.Array:
     """The GELU by its tanh approximation, in float32 at least and rounded once.
 
     In bfloat16 its constants would be rounded as well. The backward pass computes it
     again from `h`, so that nothing in float32 is kept for it.
+
+    Args:
+      h: Any array.
+      is_exact: Whether to take the error function instead of its approximation.
     """
-    return nn.gelu(h.astype(statistics_dtype(h.dtype))).astype(h.dtype)
+    wide = h.astype(statistics_dtype(h.dtype))
+    return nn.gelu(wide, approximate=not is_exact).astype(h.dtype)
 
 
 class TwoMatrixFeedForward(FeedForward):
@@ -105,11 +111,16 @@ class GatedFeedForward(FeedForward):
         """The function of the gate; keeps shape and dtype."""
         raise NotImplementedError
 
+    def gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """One half gated by the other; keeps shape and dtype."""
+        return self.activate(gate) * up
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, length, embed) to the same shape."""
         features = x.shape[-1]
         wanted = features * 8 / 3 * self.hidden_scale
         hidden = self.hidden or 32 * math.ceil(wanted / 32)
-        gate = self.activate(self.project_up("gate", x, hidden))
-        return self.project_down(gate * self.project_up("up", x, hidden), features)
+        gate = self.project_up("gate", x, hidden)
+        h = self.gated(gate, self.project_up("up", x, hidden))
+        return self.project_down(h, features)

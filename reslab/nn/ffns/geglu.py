@@ -10,19 +10,22 @@ class GEGLU(GatedFeedForward):
 
         y = (gelu(x . W_gate) * (x . W_up)) . W_down
 
-    The GELU is its tanh approximation, taken in float32 at least and rounded to
-    `dtype`; everything else is computed in `dtype`.
+    The GELU is its tanh approximation unless `is_exact`, taken in float32 at least and
+    rounded to `dtype`; everything else is computed in `dtype`.
 
     Reference: Shazeer, 2020, https://arxiv.org/abs/2002.05202, Eq. 6. Written from the
     equation; there is no golden file of the author's code.
 
     Attributes:
-      (those of `GatedFeedForward`)
+      is_exact: Whether the GELU is exact.
+      (and those of `GatedFeedForward`)
     """
+
+    is_exact: bool = False
 
     def activate(self, h: jax.Array) -> jax.Array:
         """The GELU."""
-        return gelu(h)
+        return gelu(h, self.is_exact)
 
 
 build = GEGLU

@@ -7,29 +7,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core import registry, surroundings
-from reslab.core.bounds import Bounds, Count, Momentum, NonNegative, Whole, bounded
+from reslab.core import registry
+from reslab.core.bounds import Bounds, Momentum, NonNegative, Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.randomness import training_key
 from reslab.core.taps import editable
 from reslab.core.types import Inputs, Shared, State
 from reslab.nn.base import ragged
-from reslab.nn.base.norm import make_norm
-from reslab.nn.base.projection import ProjectingModule
+from reslab.nn.base.heads import HeadsModule, slopes_of
 from reslab.ops.attention.api import attention
 
 _WINDOW = Bounds(least=0, words="at least 1, or 0 for all tokens")
 
 
 @bounded
-class Attention(ProjectingModule):
+class Attention(HeadsModule):
     """Grouped-query softmax attention over the earlier tokens of a document.
 
         y[t] = sum_(s <= t) softmax_s(q[t] . k[s] / sqrt(head_dim)) v[s] . W_o
 
     Each key-value head serves `heads / kv_heads` query heads. Queries and keys
-    are normalized (if asked) before the position is applied. Softmax is taken
-    in float32, projections in `dtype`; the output has `dtype`.
+    are normalized (if asked) before the position is applied, unless told otherwise.
+    Softmax is taken in float32, projections in `dtype`; the output has `dtype`. With an
+    output gate, y is multiplied by sigmoid(x . W_g) before W_o, feature by feature.
 
     A `value_path` decides what the keys and values of a layer owe to those of earlier
     ones: ResFormer's mixture with the first layer's values, another layer's keys and
@@ -41,7 +41,8 @@ class Attention(ProjectingModule):
 
     Reference: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, Eq. 1;
     grouped queries: Ainslie et al., 2023, https://arxiv.org/abs/2305.13245;
-    windows: Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, Section 3.1.
+    windows: Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, Section 3.1;
+    output gate: Qiu et al., 2025, https://arxiv.org/abs/2505.06708, Section 2.2.
 
     Attributes:
       heads: Number of query heads.
@@ -51,14 +52,23 @@ class Attention(ProjectingModule):
         kv_heads).
       head_dim: Size of a head; 0 is features / heads.
       window: Number of latest tokens visible, the own one included; 0 is all.
+      group: Size of groups of neighbouring tokens within which later tokens are
+        visible too; 0 hides them.
       qk_norm: Spec of a norm over the features of each query and key head; ""
         disables it.
       qkv_norm: The same for value heads too; it takes the place of `qk_norm`.
+      qk_norm_axis: Features that `qk_norm` is over: those of each "head", with one gain
+        for all heads, or those of all heads together, the "width" of the projection.
+      is_qk_norm_last: Whether queries and keys are normalized after the position is
+        applied.
+      score_scale: Factor on the scores; 0 is 1/sqrt(head_dim).
       softcap: Bound of the logits, softcap * tanh(logits / softcap); 0 disables it.
+      use_output_gate: Whether a sigmoid of the input gates what the heads return.
       value_path: What keys and values owe to earlier layers.
       attention_dropout: Rate at which entries of the softmax are dropped during
         training; kernels have no form for it, so scores are then held in memory.
       use_bias: Whether the projections have biases.
+      use_output_bias: Whether the output projection has one in any case.
       position: Position encoding.
       depth: Number of layers applied.
       linear: What a projection is.
@@ -73,24 +83,25 @@ class Attention(ProjectingModule):
         window is negative.
     """
 
-    heads: Count = 4
     kv_heads: Whole = 0
     is_kv_cyclic: bool = False
-    head_dim: Whole = 0
     window: Annotated[int, _WINDOW] = 0
-    qk_norm: str = ""
-    qkv_norm: registry.Spec = ""
+    group: Whole = 0
     softcap: NonNegative = 0.0
+    use_output_gate: bool = False
     value_path: registry.Spec = "none"
     attention_dropout: Momentum = 0.0
-    use_bias: bool = False
-    position: registry.Spec = "none"
     is_causal: bool = True
     depth: int = 1
     implementation: str = "auto"
 
     takes_inputs: ClassVar[bool] = True
     passes_padding: ClassVar[bool] = True
+
+    @property
+    def keeps_every_token(self) -> bool:
+        """Returns whether its state is a cache with a place for each token."""
+        return not self.window
 
     def _path(self, make: Callable[..., Any] = registry.unbound, **keywords) -> Any:
         return make(
@@ -189,37 +200,7 @@ class Attention(ProjectingModule):
         inputs = x if isinstance(x, Inputs) else Inputs(x, x, x)
         x = inputs.query
         heads, kv_heads, head_dim = self.sizes(x.shape[-1])
-        new_state = {}
-
-        def heads_of(name, count, scale=1.0):
-            axes = ("embed", "heads", "head_dim")
-            read, size = getattr(inputs, name), (count, head_dim)
-            return self.project(
-                name, read, size, axes, use_bias=self.use_bias, scale=scale
-            )
-
-        def normalize(spec, name, h):
-            if not spec:
-                return h
-            return make_norm(
-                spec,
-                **surroundings.Norms(logical_axis="head_dim"),
-                param_dtype=self.param_dtype,
-                parent=self,
-                name=name,
-            )(h)
-
-        position = registry.unbound("positions", self.position)
-
-        def rotated(name, count):
-            h = normalize(
-                self.qkv_norm or self.qk_norm, f"{name}_norm", heads_of(name, count)
-            )
-            return position.rotate(h, positions)
-
-        def values():
-            h = heads_of("value", kv_heads, self.inner_scale)
-            return normalize(self.qkv_norm, "value_norm", h)
+        size, new_state = (kv_heads, head_dim), {}
 
         is_real = None if state is None else ragged.real_tokens(segments)
         rank = ragged.ranks(is_real, *x.shape[:2])
@@ -239,11 +220,11 @@ class Attention(ProjectingModule):
             new_state[name] = state[name].at[row, place].set(new, mode="drop")
             return new_state[name]
 
-        query = rotated("query", heads)
+        query = self.rotated("query", x, (heads, head_dim), positions)
         key, value, shared = self._path(registry.make, name="value_path")(
             x,
-            key=lambda: rotated("key", kv_heads),
-            value=values,
+            key=lambda: self.rotated("key", inputs.key, size, positions),
+            value=lambda: self.values(inputs.value, size),
             keep=keep,
             shared=dict(shared or {}),
         )
@@ -258,9 +239,13 @@ class Attention(ProjectingModule):
                 place["query_index"] = (slots + padding)[:, None] + rank
                 place["first_key"] = padding + jnp.maximum(slots - length, 0)
             state = {**new_state, "length": length + count}
+        if self.group:
+            index = place.get("query_index", rank)
+            place["query_index"] = (index // self.group + 1) * self.group - 1
         if self.is_kv_cyclic:
             query = _swap_groups(query, heads // kv_heads)
-        y = attention(
+        y = self.attend(
+            attention,
             query,
             key,
             value,
@@ -268,6 +253,8 @@ class Attention(ProjectingModule):
             is_causal=self.is_causal,
             window=self.window or None,
             softcap=self.softcap or None,
+            scale=self.score_scale or None,
+            slopes=slopes_of(registry.unbound("positions", self.position), heads),
             dropout=self.attention_dropout,
             dropout_key=training_key(self) if self.attention_dropout else None,
             # Kernels support neither caches nor the short input of `init`.
@@ -277,17 +264,10 @@ class Attention(ProjectingModule):
         )
         if self.is_kv_cyclic:
             y = _swap_groups(y, kv_heads)
+        if self.use_output_gate:
+            y = y * jax.nn.sigmoid(self.to_heads("gate", x, (heads, head_dim)))
         y = editable(self, "heads", y)
-        joined = self.normalize_inner(y.reshape(*x.shape[:-1], -1), "heads")
-        y = self.project(
-            "output",
-            joined.reshape(y.shape),
-            x.shape[-1],
-            ("heads", "head_dim", "embed"),
-            use_bias=self.use_bias,
-            scale=self.output_scale,
-        )
-        return y, shared, state
+        return self.from_heads(y, x.shape[-1]), shared, state
 
     def _is_rolling(self, slots: int) -> bool:
         """Returns whether a cache of this length drops tokens outside the window."""

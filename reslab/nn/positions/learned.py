@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reslab.core.bounds import NonNegative, bounded
+from reslab.core.bounds import NonNegative, Whole, bounded
 from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.nn.positions.none import NoPosition
@@ -26,14 +26,21 @@ class LearnedPosition(NoPosition):
     3.1.
 
     Attributes:
-      max_length: Number of positions in the table.
+      max_length: Number of positions that the model needs.
+      length: Number of positions in the table; 0 is `max_length`.
       embedding_std: Initial standard deviation of the table.
       param_dtype: Dtype in which the table is stored.
     """
 
     max_length: int = 1024
+    length: Whole = 0
     embedding_std: NonNegative = 0.02
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.length:
+            self.max_length = self.length
+        super().__post_init__()
 
     @nn.compact
     def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:

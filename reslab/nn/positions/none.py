@@ -22,5 +22,10 @@ class NoPosition(nn.Module):
         del positions
         return x
 
+    def slopes(self, heads: int) -> jax.Array | None:
+        """The fall of scores with distance (heads,): there is no fall."""
+        del heads
+        return None
+
 
 build = NoPosition

@@ -73,14 +73,7 @@ def pass_through(
     gradient, are one operation that has a kernel (`stream_mix`).
     """
     dtype = read[0].dtype
-
-    # Sums of scaled streams, not a matrix product: n is far below the width of a
-    # matrix unit, and these fuse into one pass over the streams.
-    def mixed(weights):
-        terms = [w * h.astype(dtype) for w, h in zip(weights, stream, strict=True)]
-        return functools.reduce(jnp.add, terms)
-
-    reading = computed_once(mixed(read).astype(stream[0].dtype))
+    reading = computed_once(weighted_sum(read, stream).astype(stream[0].dtype))
     output = computed_once(branch(reading))
     rows = [*(one for row in mix for one in row), *write]
     lead = output.shape[:-1] if read[0].ndim else ()
@@ -91,6 +84,18 @@ def pass_through(
         return stream_mix(stream, output, together, implementation="pallas")[0]
     output = output.astype(dtype)
     return tuple(
-        (mixed(row) + one * output).astype(h.dtype)
+        (weighted_sum(row, stream) + one * output).astype(h.dtype)
         for row, one, h in zip(mix, write, stream, strict=True)
     )
+
+
+def weighted_sum(
+    weights: jax.Array | Sequence[jax.Array], stream: Streams
+) -> jax.Array:
+    """Sums scaled streams, in the dtype of the weights.
+
+    It is no matrix product: there are far fewer streams than a matrix unit is wide,
+    and these sums fuse into one pass over the streams.
+    """
+    pairs = zip(weights, stream, strict=True)
+    return functools.reduce(jnp.add, [w * h.astype(w.dtype) for w, h in pairs])

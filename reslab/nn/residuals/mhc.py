@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Repeats, bounded
+from reslab.core.bounds import Epsilon, Repeats, bounded
 from reslab.nn.residuals._manifold import ManifoldConnections
 
 
@@ -32,10 +32,14 @@ class ManifoldHyperConnections(ManifoldConnections):
     Reference: Xie et al., 2025, https://arxiv.org/abs/2512.24880, Eq. 7-9. No code
     of these authors is public: tested against a transcription of their equations;
     initial values and `sinkhorn` also against the code of Yang & Gao, which divides
-    rows before columns.
+    rows before columns. With `weight_epsilon=1e-6` and `collapse="weighted"` it is
+    tested against the code of DeepSeek-V4 in transformers; GLM-5's code has
+    `collapse="mean"` instead. Both store `mix` transposed.
 
     Attributes:
       iterations: Number of iterations.
+      weight_epsilon: Added to the weights of readings, to the entries of `mix` after
+        the first division, and to all sums that divide after it.
       (and those of `ManifoldConnections`)
 
     Raises:
@@ -43,6 +47,7 @@ class ManifoldHyperConnections(ManifoldConnections):
     """
 
     iterations: Repeats = 20
+    weight_epsilon: Epsilon = 0.0
 
     def first_mix(self, dtype) -> jax.Array:
         """Nearly the identity."""
@@ -51,17 +56,23 @@ class ManifoldHyperConnections(ManifoldConnections):
     def mixture(self, logits: jax.Array) -> jax.Array:
         """Sinkhorn's iteration on exp(logits)."""
         square = logits.reshape(self.streams, self.streams, *logits.shape[1:])
-        return jax.checkpoint(functools.partial(sinkhorn, iterations=self.iterations))(
-            square
+        scale = functools.partial(
+            sinkhorn, iterations=self.iterations, epsilon=self.weight_epsilon
         )
+        return jax.checkpoint(scale)(square)
+
+    def reading(self, logits: jax.Array) -> jax.Array:
+        """Logits (streams, ...) to the weights of a reading."""
+        return super().reading(logits) + self.weight_epsilon
 
 
-def sinkhorn(logits: jax.Array, iterations: int) -> jax.Array:
+def sinkhorn(logits: jax.Array, iterations: int, epsilon: float = 0.0) -> jax.Array:
     """Scales exp(logits) until rows and columns sum to one, nearly.
 
     Args:
       logits: Matrices (rows, columns, ...).
       iterations: How often columns, then rows, are divided by their sums.
+      epsilon: Added to the entries after the first division, and to every later sum.
 
     Returns:
       Matrices of that shape; rows sum to one up to rounding.
@@ -76,7 +87,17 @@ def sinkhorn(logits: jax.Array, iterations: int) -> jax.Array:
             logits = logits - jax.nn.logsumexp(logits, axis=axis, keepdims=True)
         return logits, None
 
-    return jnp.exp(jax.lax.scan(once, logits, None, length=iterations)[0])
+    if not epsilon:
+        return jnp.exp(jax.lax.scan(once, logits, None, length=iterations)[0])
+
+    def divided(matrix, axis):
+        return matrix / (jnp.sum(matrix, axis=axis, keepdims=True) + epsilon)
+
+    def once_more(matrix, _):
+        return divided(divided(matrix, 0), 1), None
+
+    start = divided(jax.nn.softmax(logits, axis=0) + epsilon, 1)
+    return jax.lax.scan(once_more, start, None, length=iterations - 1)[0]
 
 
 build = ManifoldHyperConnections

@@ -1,7 +1,7 @@
 """The loop over layers that stacks are made of."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,27 @@ from reslab.nn.stacks._loops.span import (
     unbound,
     written,
 )
+
+
+def check_numbers(what: str, layers: Sequence[Any], depth: int) -> None:
+    """Checks numbers of layers that a caller has named.
+
+    Args:
+      what: The argument.
+      layers: The numbers.
+      depth: Number of layers.
+
+    Raises:
+      ReslabError: If there is no layer of a number.
+    """
+    for layer in layers:
+        is_number = isinstance(layer, int) and not isinstance(layer, bool)
+        if not is_number or not 0 <= layer < depth:
+            raise ReslabError(
+                what,
+                expected=f"numbers of layers, from 0 to {depth - 1}",
+                got=repr(layer),
+            )
 
 
 class Layers(nn.Module):
@@ -74,6 +95,14 @@ class Layers(nn.Module):
             for span, (block, periods) in path.parts(plan, self.order)
         ]
 
+    def mixing_flops(self, length: int, features: int) -> int:
+        """Matrix-product FLOPs per token beyond the kernels', over all that applies."""
+        return sum(
+            count * unbound(block).mixing_flops(length, features)
+            for blocks, count in self.applied()
+            for block in blocks
+        )
+
     def init_state(
         self, batch: int, length: int, features: int, *, is_shared: bool = True
     ) -> State:
@@ -106,8 +135,20 @@ class Layers(nn.Module):
         state: State,
         positions: jax.Array,
         segments: jax.Array | None,
+        shared: Shared | None = None,
+        runner: Callable[..., tuple[Stream, list[Change]]] | None = None,
     ) -> tuple[Stream, State]:
         """Applies every layer; returns the stream and the new state.
+
+        Args:
+          stream: The stream.
+          first_layer: Number of the first layer among all that are applied.
+          state: State to continue from, or None.
+          positions: Position of each token in its document (batch, length).
+          segments: Document of each token, or None.
+          shared: Entries of the depth memory that the first layer finds.
+          runner: Applies spans instead of the loop that the layers choose:
+            `(spans, stream, shared) -> (stream, changes)`.
 
         Raises:
           ReslabError: If `remat` names no policy, or no loop can carry what the
@@ -119,7 +160,8 @@ class Layers(nn.Module):
                 hint=nearest(self.remat, REMAT_POLICIES),
             )
         if self.is_initializing():
-            return self._create(stream, first_layer, positions, segments), state
+            rest = first_layer, positions, segments, dict(shared or {})
+            return self._create(stream, *rest), state
         kind, found = "segment", self._spans(first_layer, positions, segments)
         if self.order:
             kind, parts = "part", path.parts(self.plan(), self.order)
@@ -129,7 +171,8 @@ class Layers(nn.Module):
             dataclasses.replace(span, keys=self._keys(span.count), state=own)
             for span, own in zip(found, states, strict=True)
         ]
-        stream, changes = self._run(found, stream)
+        run = self._run if runner is None else runner
+        stream, changes = run(found, stream, dict(shared or {}))
         for index, change in enumerate(changes):
             for collection, tree in change.collections.items():
                 self.put_variable(collection, f"{kind}_{index}", tree)
@@ -169,7 +212,7 @@ class Layers(nn.Module):
         return {DROPOUT: jax.random.split(self.make_rng(DROPOUT), count)}
 
     def _run(
-        self, spans: Sequence[Span], stream: Stream
+        self, spans: Sequence[Span], stream: Stream, shared: Shared
     ) -> tuple[Stream, list[Change]]:
         """Applies spans by the loop that keeps least and carries what they have."""
         frozen = frozen_layers()
@@ -181,7 +224,7 @@ class Layers(nn.Module):
                     got="stack 'path'",
                     hint="stack uniform, or another optimizer",
                 )
-            stream, _, changes = path.run(spans, stream, {})
+            stream, _, changes = path.run(spans, stream, shared)
             return stream, changes
         if not append_only.refusal(spans, stream):
             if frozen:
@@ -193,9 +236,8 @@ class Layers(nn.Module):
                 )
             is_listed = not listed.refusal(spans, stream)
             run = listed.run if is_listed else append_only.run
-            stream, _, changes = run(spans, stream, {})
+            stream, _, changes = run(spans, stream, shared)
             return stream, changes
-        shared: Shared = {}
         changes = []
         for span in spans:
             size = len(span.blocks)
@@ -211,9 +253,8 @@ class Layers(nn.Module):
             changes.append(change)
         return stream, changes
 
-    def _create(self, stream, first_layer, positions, segments) -> Stream:
+    def _create(self, stream, first_layer, positions, segments, shared) -> Stream:
         """Makes the variables of every layer, in a lifted scan over each span."""
-        shared: Shared = {}
         applied = 0
         for index, (blocks, count) in enumerate(self.plan()):
 

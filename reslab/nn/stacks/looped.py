@@ -1,96 +1,51 @@
 """A stack whose layers are applied several times with the same weights."""
 
-from typing import Any
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
-from reslab.core.bounds import Count, bounded
-from reslab.core.errors import ReslabError
-from reslab.core.freezing import frozen_layers
-from reslab.core.losses import LOSSES
-from reslab.core.model_state import BATCH_STATS, CONSTANTS, GRADIENT_STATS
-from reslab.core.randomness import DROPOUT
-from reslab.core.taps import TAPS
-from reslab.core.types import State
-from reslab.nn.stacks.uniform import UniformStack
+from reslab.core.bounds import Count, Whole, bounded
+from reslab.nn.stacks._repeating import RepeatingStack, Stage, staged
 
 
 @bounded
-class LoopedStack(UniformStack):
-    """Applies all its layers `loops` times over.
+class LoopedStack(RepeatingStack):
+    """Applies all its layers, or those in the middle, `loops` times over.
 
-        x = layers(layers(... layers(x)))
+        e = prelude(x),   s_0 = e
+        s_t = layers(inject(s_(t-1), e) + step[t])
+        y = coda(s_loops)
 
-    Parameters do not grow with `loops`. The depth memory starts empty in each
-    pass, and each pass keeps a state of its own while generating. Layers are
-    counted over all passes, for parts that scale by depth.
+    where `inject` gives its first argument, their sum, or `[s, e] . W_i`. Parameters do
+    not grow with `loops`, but for one vector of each step. The depth memory starts
+    empty in each pass, and each pass keeps a state of its own while generating. Layers
+    are counted over all passes, for parts that scale by depth. Of several streams, each
+    is changed alike.
 
-    Reference: Dehghani et al., 2018, https://arxiv.org/abs/1807.03819, Section
-    2.1 (fixed number of steps, without step embeddings).
+    References: Dehghani et al., 2018, https://arxiv.org/abs/1807.03819, Section 2.1
+    (fixed number of steps; step embeddings, here learned); Yang et al., 2023, arXiv
+    2311.12424 (the input added in each pass); Geiping et al., 2025, arXiv 2502.05171,
+    Section 3 (an adapter of both; prelude and coda).
 
     Attributes:
       loops: Number of passes.
-      (and those of `UniformStack`)
+      prelude: Number of first layers that are applied once.
+      coda: Number of last layers that are applied once.
+      (and those of `RepeatingStack`)
 
     Raises:
-      ReslabError: If `loops` is below 1.
+      ReslabError: If `loops` is below 1, or prelude and coda leave no layer between.
     """
 
     loops: Count = 2
+    prelude: Whole = 0
+    coda: Whole = 0
 
     @property
     def passes(self) -> int:
-        """Number of times that each layer is applied."""
+        """Number of times that each layer of the loop is applied."""
         return self.loops
 
-    def init_state(
-        self, batch: int, length: int, features: int, **keywords: Any
-    ) -> State:
-        """The state of every layer in every pass, stacked over passes."""
-        state = super().init_state(batch, length, features, **keywords)
-        return jax.tree.map(
-            lambda a: jnp.broadcast_to(a, (self.loops, *a.shape)), state
-        )
-
-    def apply_layers(self, stream, state, positions, segments):
-        """Applies the layers `loops` times."""
-        layers = self.make_layers(name="body")
-        if self.is_initializing():
-            # One pass creates every parameter: initial values may depend on the layer,
-            # which a loop cannot distinguish by pass.
-            once = jax.tree.map(lambda a: a[0], state)
-            return layers(stream, 0, once, positions, segments)[0], state
-
-        if frozen_layers():
-            raise ReslabError(
-                "a backward pass that ends at a layer",
-                expected="layers that are applied once",
-                got="stack 'looped'",
-                hint="stack uniform, or another optimizer",
-            )
-        if GRADIENT_STATS in layers.variables:
-            raise ReslabError(
-                "stacks 'looped': a norm whose backward pass keeps statistics",
-                expected="one that is applied once a step, as the passes share it",
-                hint="norm batch, or stack uniform",
-            )
-
-        def one_pass(layers, stream, scanned):
-            first_layer, state = scanned
-            return layers(stream, first_layer, state, positions, segments)
-
-        scan = nn.scan(
-            one_pass,
-            variable_axes={TAPS: 0, LOSSES: 0},
-            variable_broadcast=["params", CONSTANTS],
-            variable_carry=BATCH_STATS,
-            split_rngs={"params": False, DROPOUT: True},
-            length=self.loops,
-            unroll=self.loops if self.is_unrolled else 1,
-        )
-        return scan(layers, stream, (self.depth * jnp.arange(self.loops), state))
+    @property
+    def stages(self) -> list[Stage]:
+        """Prelude, loop and coda; the first and the last only where they are."""
+        return staged(self.depth, self.prelude, self.coda, self.loops)
 
 
 build = LoopedStack

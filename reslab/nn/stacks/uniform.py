@@ -1,5 +1,6 @@
 """The ordinary stack: every layer once, one after the other."""
 
+import collections
 from typing import Any
 
 import flax.linen as nn
@@ -32,13 +33,53 @@ class UniformStack(nn.Module):
     remat: str = "none"
 
     @property
+    def unbound_residual(self) -> Any:
+        """The residual outside of any module."""
+        return registry.unbound("residuals", self.residual, **vars(self.context))
+
+    @property
     def passes(self) -> int:
         """Number of times that each layer is applied."""
         return 1
 
-    def make_layers(self, **keywords) -> Layers:
-        """The loop over the layers, for stacks that apply them otherwise."""
-        return Layers(self.blocks, self.depth, self.is_unrolled, self.remat, **keywords)
+    @property
+    def route(self) -> tuple[int, ...]:
+        """Numbers of the layers applied, in order."""
+        return self.passes * tuple(range(self.depth))
+
+    def applications(self, name: str) -> int:
+        """Number of times that a kernel is applied to a token, by its name."""
+        del name
+        return self.passes
+
+    def applied_entries(self, name: str, entries: int, rows: int) -> int:
+        """Entries of a kernel, as often as they are applied to a token.
+
+        Args:
+          name: Its name in the parameters.
+          entries: Entries in one pass.
+          rows: Length of its first axis.
+        """
+        del rows
+        return entries * self.applications(name)
+
+    @property
+    def stored_blocks(self) -> tuple[BlockFactory, ...]:
+        """Factories of the blocks, tiled over depth, as they are made."""
+        return self.blocks
+
+    def make_layers(self, layers: range | None = None, **keywords) -> Layers:
+        """The loop over the layers, or over some, for stacks that apply them otherwise.
+
+        Args:
+          layers: Numbers of consecutive layers; None is all.
+          **keywords: Further arguments of `Layers`.
+        """
+        blocks, depth = self.stored_blocks, self.depth
+        if layers is not None:
+            blocks = tuple(blocks[layer % len(blocks)] for layer in layers)
+            depth = len(layers)
+        return Layers(blocks, depth, self.is_unrolled, self.remat, **keywords)
 
     def init_state(
         self, batch: int, length: int, features: int, **keywords: Any
@@ -49,11 +90,17 @@ class UniformStack(nn.Module):
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Matrix-product FLOPs per token beyond the kernels', over all layers."""
-        return self.passes * sum(
-            count * unbound(block).mixing_flops(length, features)
-            for blocks, count in self.make_layers(parent=None).applied()
-            for block in blocks
-        )
+        layers = self.make_layers(parent=None)
+        return self.passes * layers.mixing_flops(length, features)
+
+    def asked_parameters(self, features: int) -> int:
+        """The most parameters of experts that a token asks, over all layers."""
+        total = 0
+        for layer, times in collections.Counter(self.route).items():
+            block = unbound(self.blocks[layer % len(self.blocks)])
+            if hasattr(block, "asked_parameters"):
+                total += block.asked_parameters(features, times)
+        return total
 
     @nn.compact
     def __call__(

@@ -42,3 +42,13 @@ def test_default_hidden_width_is_four_times_the_features():
     shapes = jax.eval_shape(GELUFeedForward().init, jax.random.key(0), x)
     kernels = [leaf.shape for leaf in named_leaves(shapes).values()]
     assert sorted(kernels) == [(8, 32), (32, 8)]
+
+
+def test_is_the_gaussian_itself_where_asked(x64):
+    x = np.linspace(-5, 5, 101).reshape(1, 101, 1)
+    kernels = {name: {"kernel": np.ones((1, 1))} for name in ("up", "down")}
+    double = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    ffn = GELUFeedForward(hidden=1, is_exact=True, **double)
+    exact = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x.ravel()]
+    y = ffn.apply({"params": kernels}, x)
+    np.testing.assert_allclose(np.ravel(y), exact, atol=1e-12)

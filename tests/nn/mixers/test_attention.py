@@ -23,7 +23,19 @@ def rotated(x, position):
     return np.concatenate([number.real, number.imag])
 
 
-def oracle(params, x, positions, segments, *, window=0, softcap=0.0, is_rotary=False):
+def oracle(
+    params,
+    x,
+    positions,
+    segments,
+    *,
+    window=0,
+    softcap=0.0,
+    scale=0.0,
+    axis="head",
+    is_last=False,
+    is_rotary=False,
+):
     """One query at a time, over the list of keys that it may see."""
 
     def project(name, shape):
@@ -33,9 +45,26 @@ def oracle(params, x, positions, segments, *, window=0, softcap=0.0, is_rotary=F
     query, key, value = (
         project(name, "ble,ehd->blhd") for name in ("query", "key", "value")
     )
-    if "query_norm" in params:
-        query = rms(query, params["query_norm"]["gain"])
-        key = rms(key, params["key_norm"]["gain"])
+
+    def turned(h):
+        places = np.broadcast_to(np.asarray(positions)[..., None], h.shape[:3])
+        spots = np.ndindex(h.shape[:3])
+        rows = [rotated(h[spot], places[spot]) for spot in spots]
+        return np.reshape(rows, h.shape)
+
+    def normed(h, name):
+        if f"{name}_norm" not in params:
+            return h
+        gain = params[f"{name}_norm"]["gain"]
+        if axis == "width":
+            return rms(h.reshape(*h.shape[:2], -1), gain).reshape(h.shape)
+        return rms(h, gain)
+
+    if is_rotary and is_last:
+        query, key = turned(query), turned(key)
+    query, key = normed(query, "query"), normed(key, "key")
+    if is_rotary and not is_last:
+        query, key = turned(query), turned(key)
     heads, head_dim = query.shape[2:]
     group = heads // key.shape[2]
     mixed = np.zeros_like(query)
@@ -46,17 +75,14 @@ def oracle(params, x, positions, segments, *, window=0, softcap=0.0, is_rotary=F
             if segments[b, s] == segments[b, t] and (not window or s > t - window)
         ]
         q, keys = query[b, t, h], [key[b, s, h // group] for s in visible]
-        if is_rotary:
-            q = rotated(q, positions[b, t])
-            keys = [
-                rotated(k, positions[b, s]) for k, s in zip(keys, visible, strict=True)
-            ]
-        scores = np.array([q @ k for k in keys]) / np.sqrt(head_dim)
+        scores = np.array([q @ k for k in keys]) * (scale or head_dim**-0.5)
         if softcap:
             scores = softcap * np.tanh(scores / softcap)
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
         mixed[b, t, h] = weights @ np.stack([value[b, s, h // group] for s in visible])
+    if "gate" in params:
+        mixed = mixed / (1 + np.exp(-project("gate", "ble,ehd->blhd")))
     output = params["output"]
     return np.einsum("blhd,hde->ble", mixed, output["kernel"]) + output["bias"]
 
@@ -68,6 +94,9 @@ def oracle(params, x, positions, segments, *, window=0, softcap=0.0, is_rotary=F
         {"heads": 4, "kv_heads": 2, "position": "rope"},
         {"heads": 4, "kv_heads": 1, "head_dim": 6, "window": 3},
         {"heads": 2, "softcap": 2.0, "qk_norm": "rms", "position": "rope"},
+        {"heads": 4, "kv_heads": 2, "qk_norm": "rms", "qk_norm_axis": "width"},
+        {"qk_norm": "rms", "is_qk_norm_last": True, "position": "rope"},
+        {"heads": 2, "score_scale": 0.7, "use_output_gate": True},
     ],
     ids=str,
 )
@@ -93,6 +122,9 @@ def test_equation(x64, fields):
         segments,
         window=fields.get("window", 0),
         softcap=fields.get("softcap", 0.0),
+        scale=fields.get("score_scale", 0.0),
+        axis=fields.get("qk_norm_axis", "head"),
+        is_last="is_qk_norm_last" in fields,
         is_rotary="position" in fields,
     )
     np.testing.assert_allclose(y, wanted, rtol=1e-9, atol=1e-9)

@@ -52,3 +52,11 @@ def test_positions_beyond_the_table_are_refused(positions):
     # Documents of a packed row may begin again.
     packed = jnp.array([[0, 1, 2, 0, 1, 2]])
     jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, positions=packed))
+
+
+def test_a_table_longer_than_the_model_needs():
+    position = LearnedPosition(max_length=4, length=9)
+    x, places = jnp.zeros((1, 9, 2)), jnp.arange(9)[None]
+    variables = position.init(jax.random.key(0), x, places, method="embed")
+    assert variables["params"]["embedding"].shape == (9, 2)
+    assert position.max_length == 9

@@ -7,7 +7,7 @@ import pytest
 
 from reslab.core import registry
 from reslab.core.errors import ReslabError
-from reslab.core.losses import total_loss
+from reslab.core.losses import LOSSES, total_loss
 from reslab.nn.base.history import History
 from reslab.nn.residuals._depth_attention import DepthAttention
 from reslab.nn.residuals.attnres import AttentionResiduals
@@ -90,6 +90,48 @@ def test_golden_network(golden, x64, kind):
     for key, value in gradient.items():
         wanted = data[f"{case}_grad_p_{key}"]
         np.testing.assert_allclose(value, wanted, rtol=1e-7, atol=1e-9, err_msg=key)
+
+
+def test_golden_readings_of_the_released_order(golden, x64):
+    data = golden("attnres_kimi_k3_from_equations")
+    names = ("x", "W", "gains", "queries", "output_gain", "output_query")
+    sites = len(data["W"])
+
+    def network(given, **changed):
+        options = {"block_layers": 2, "epsilon": 1e-5} | changed
+        residual = make(depth=sites // 2, **options)
+        readings = []
+
+        def reader(gain, query):
+            return {"params": {"read": {"gain": gain - 1, "query": query}}}
+
+        stream = residual.widen(given["x"]).listed()
+        for site in range(sites):
+
+            def branch(h, kernel=given["W"][site]):
+                readings.append(h)
+                return jnp.tanh(h @ kernel)
+
+            params = reader(given["gains"][site], given["queries"][site])
+            stream = residual.apply(params, stream, branch, site=site)
+        last = reader(given["output_gain"], given["output_query"])
+        return residual.apply(last, stream, method="narrow"), jnp.stack(readings)
+
+    def run(given):
+        y, pull, readings = jax.vjp(network, given, has_aux=True)
+        return y, readings, pull(jnp.asarray(data["cot"]))[0]
+
+    given = {name: data[name] for name in names}
+    y, readings, gradients = jax.jit(run)(given)
+    np.testing.assert_allclose(y, data["out"], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(readings, data["readings"], rtol=1e-10, atol=1e-10)
+    for name, gradient in gradients.items():
+        wanted = data[f"grad_{name}"]
+        np.testing.assert_allclose(gradient, wanted, atol=1e-10, err_msg=name)
+    others = ({"epsilon": 1e-6}, {"block_layers": 1}, {"source": "cumulative"})
+    for changed in others:
+        other, _ = jax.jit(lambda given, c=changed: network(given, **c))(given)
+        assert np.max(np.abs(other - data["out"])) > 1e-8, changed
 
 
 @pytest.mark.parametrize("variant", ["", "delta_", "deltanull_"])
@@ -240,6 +282,7 @@ def learned(residual, largest=1.0):
     "routing, same",
     [
         ("replace", {"block": 1}),
+        ("replace", {"block_layers": 0}),
         ("replace", {"window": 6}),
         ("add", {"window": 6}),
         ("add", {"window": 99}),
@@ -283,13 +326,16 @@ def test_a_large_null_logit_reads_nothing_else(x64):
 def test_the_bonus_is_the_mean_entropy_over_readings(x64, routing, counts):
     residual = make(depth=2, routing=routing, entropy_bonus=2.0)
     stream, added = residual.widen(jnp.ones((1, 2, 4))), 0.0
+
+    def collect(*inputs, **options):
+        made = residual.init(jax.random.key(0), *inputs, **options)
+        y, written = residual.apply(made, *inputs, mutable=[LOSSES], **options)
+        return y, total_loss(written)
+
     for site in range(4):
-        stream, written = residual.init_with_output(
-            jax.random.key(0), stream, lambda h: 2 * h, site=site
-        )
-        added += total_loss(written)
-    _, written = residual.init_with_output(jax.random.key(0), stream, method="narrow")
-    added += total_loss(written)
+        stream, added_here = collect(stream, lambda h: 2 * h, site=site)
+        added += added_here
+    added += collect(stream, method="narrow")[1]
     # At first all that is seen weighs the same.
     np.testing.assert_allclose(added, -2.0 * np.mean(np.log(counts)), rtol=1e-9)
 

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,3 +140,115 @@ def test_one_stream_is_kept():
 def test_refuses_less_than_one(field):
     with pytest.raises(ReslabError, match=rf"{field}: expected at least 1\b.*; got 0"):
         ManifoldHyperConnections(**{field: 0})
+
+
+def published(given, names=("read", "write", "mix"), prefix="p_"):
+    """Our parameters from those of a published layer, whose `mix` is transposed."""
+    cuts = 4 * np.arange(1, len(names))
+    kernels = jnp.split(given[f"{prefix}fn"], cuts)
+    statics = jnp.split(given[f"{prefix}base"], cuts)
+    params = {}
+    for index, (name, kernel, static) in enumerate(
+        zip(names, kernels, statics, strict=True)
+    ):
+        if name == "mix":
+            kernel = kernel.reshape(4, 4, -1).swapaxes(0, 1).reshape(16, -1)
+            static = static.reshape(4, 4).T.reshape(16)
+        params[name] = static
+        params[f"{name}_projection"] = kernel.T.reshape(4, -1, len(kernel))
+        params[f"{name}_scale"] = given[f"{prefix}scale"][index]
+    return params
+
+
+def single(data):
+    """Published layers compute in float32."""
+    return {k: v.astype(np.float32) for k, v in data.items() if np.ndim(v)}
+
+
+def close(actual, wanted, name):
+    size = max(np.max(np.abs(wanted)), 1.0)
+    np.testing.assert_allclose(actual, wanted, atol=1e-5 * size, err_msg=name)
+
+
+def layer_with_gradients(residual, data):
+    """Reading, weights and new streams of a published layer, and all gradients."""
+
+    def network(given):
+        seen = {}
+
+        def keep(call, arguments, keywords, context):
+            seen[context.method_name] = result = call(*arguments, **keywords)
+            return result
+
+        def branch(h):
+            seen["branch"] = h
+            return given["x1"]
+
+        with nn.intercept_methods(keep):
+            stream = residual.apply(
+                {"params": published(given)}, split(given["x0"]), branch, site=0
+            )
+        write = jnp.moveaxis(seen["writing"], 0, -1)
+        comb = jnp.moveaxis(seen["mixture"], (0, 1), (-1, -2))
+        return seen["branch"], write, comb, jnp.stack(stream, axis=-2)
+
+    given = {k: v for k, v in data.items() if k.startswith(("p_", "x"))}
+    outputs, pull = jax.vjp(network, given)
+    return outputs, pull(tuple(data[f"cot{index}"] for index in range(4)))[0]
+
+
+def test_golden_of_a_published_layer(golden):
+    data = single(golden("mhc_deepseek_v4"))
+    layer = jax.jit(layer_with_gradients, static_argnums=0)
+    residual = ManifoldHyperConnections(weight_epsilon=1e-6)
+    outputs, gradients = layer(residual, data)
+    for index, output in enumerate(outputs):
+        close(output, data[f"out{index}"], f"out{index}")
+    for name, gradient in gradients.items():
+        close(gradient, data[f"grad_{name.removeprefix('p_')}"], name)
+    for changed in ({"epsilon": 1e-2}, {"weight_epsilon": 1e-3}, {"iterations": 1}):
+        residual = ManifoldHyperConnections(**{"weight_epsilon": 1e-6} | changed)
+        other, _ = layer(residual, data)
+        assert any(
+            np.max(np.abs(one - wanted)) > 1e-4
+            for one, wanted in zip(other, outputs, strict=True)
+        ), changed
+
+
+def test_golden_of_published_last_reading(golden):
+    data = single(golden("mhc_head_deepseek_v4"))
+    data = {k.replace("hc_", ""): v for k, v in data.items()}
+    residual = ManifoldHyperConnections(weight_epsilon=1e-6, collapse="weighted")
+
+    @jax.jit
+    def run(given):
+        def network(given):
+            params = {"last": published(given, ("end",))}
+            return residual.apply(
+                {"params": params}, split(given["x0"]), method="narrow"
+            )
+
+        y, pull = jax.vjp(network, given)
+        return y, pull(data["cot0"])[0]
+
+    y, gradients = run({k: v for k, v in data.items() if k.startswith(("p_", "x"))})
+    close(y, data["out0"], "out0")
+    for name, gradient in gradients.items():
+        close(gradient, data[f"grad_{name.removeprefix('p_')}"], name)
+
+
+def test_collapses_to_the_mean():
+    stream = tuple(jax.random.normal(jax.random.key(0), (4, 2, 3, 8)))
+    residual = ManifoldHyperConnections(collapse="mean")
+    mean = residual.apply({}, stream, method="narrow")
+    np.testing.assert_allclose(mean, sum(stream) / 4, rtol=1e-6, atol=1e-6)
+    residual = ManifoldHyperConnections(collapse="weighted")
+    half, _ = residual.init_with_output(jax.random.key(0), stream, method="narrow")
+    np.testing.assert_allclose(half, sum(stream) / 2, rtol=1e-6, atol=1e-6)
+
+
+def test_an_epsilon_of_nothing_is_none():
+    logits = 3 * jax.random.normal(jax.random.key(0), (4, 4, 5))
+    np.testing.assert_allclose(
+        sinkhorn(logits, 20, 1e-12), sinkhorn(logits, 20), rtol=1e-4, atol=1e-6
+    )

@@ -107,3 +107,37 @@ def test_every_pass_keeps_a_state_of_its_own():
 def test_refuses_no_passes():
     with pytest.raises(ReslabError, match="loops: expected at least 1; got 0"):
         make("looped(loops=0)")
+
+
+@pytest.mark.parametrize(
+    "injection", ["none", "add", pytest.param("concat", marks=pytest.mark.conformance)]
+)
+def test_each_pass_sees_its_step_and_the_input(injection):
+    spec = f"looped(loops=3, has_step_embedding=True, injection='{injection}')"
+    stack, uniform = make(spec), make("uniform")
+    params = start(stack)
+    steps = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
+    params["step_embedding"] = steps
+    layers = {k: v for k, v in params.items() if k in start(uniform)}
+    s = X
+    for step in steps:
+        if injection == "add":
+            s = s + X
+        if injection == "concat":
+            first, second = params["injection_kernel"]
+            s = s @ first + X @ second
+        s, _ = uniform.apply(
+            {"params": layers}, s + step[None, None], positions=POSITIONS
+        )
+    slopes, y = run(stack, params)
+    np.testing.assert_allclose(y, s, rtol=1e-4, atol=1e-4)
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(slopes))
+    # As many parameters whatever the number of passes, but for the steps.
+    other = start(make(spec.replace("loops=3", "loops=7")))
+    assert count_parameters(other) == count_parameters(params) + 4 * 8
+
+
+def test_several_streams_are_entered_alike():
+    stack = make("looped(loops=2, injection='add')", residual="hyper(streams=2)")
+    _, y = run(stack, start(stack))
+    assert np.all(np.isfinite(y))

@@ -13,9 +13,12 @@ from reslab.core.freezing import freezing_layers
 from reslab.core.losses import LOSSES, add_loss, total_loss
 from reslab.core.model_state import BATCH_STATS
 from reslab.core.randomness import DROPOUT
+from reslab.core.routes import Route, routing
 from reslab.core.trees import named_leaves, nested_leaves, unbox
+from reslab.models.cost import forward_flops_per_token
 from reslab.models.lm import LanguageModel
 from reslab.nn.ffns.gelu import build as Gelu
+from reslab.observe.flops import count_flops
 
 TOKENS = np.random.default_rng(3).integers(0, 24, (2, 6), dtype=np.int32)
 
@@ -175,14 +178,14 @@ def test_a_path_is_the_stack_of_its_layers(x64, name, is_unrolled):
     straight = make(**fields | {"depth": len(order), "mixer": mixers})
     like = unbox(jax.eval_shape(straight.init, jax.random.key(0), TOKENS))["params"]
     wanted = straight.apply({"params": along(params, order, like)}, TOKENS)
-    model = make(**fields, stack=f"path(order={order})", is_unrolled=is_unrolled)
+    model = make(**fields, stack=f"path(layers={order})", is_unrolled=is_unrolled)
     found = jax.jit(lambda p: model.apply({"params": p}, TOKENS))(params)
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
 
 
 def test_a_path_generates_what_it_computes():
     single = {"dtype": jnp.float32, "param_dtype": jnp.float32}
-    model = make(stack="path(order=(0, 2, 2, 1))", **single)
+    model = make(stack="path(layers=(0, 2, 2, 1))", **single)
     variables = variables_of(model)
     wanted = model.apply(variables, TOKENS)
     state = model.init_state(2, 6)
@@ -211,7 +214,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_path_names_what_it_cannot_carry(x64, name):
     fields, message = REFUSED[name]
-    model = make(**fields, stack="path(order=(1, 0))")
+    model = make(**fields, stack="path(layers=(1, 0))")
     shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
 
     def apply(variables):
@@ -221,14 +224,51 @@ def test_a_path_names_what_it_cannot_carry(x64, name):
         jax.eval_shape(apply, shapes)
 
 
-@pytest.mark.parametrize("order", ["(0, 4)", "(-1,)", "(0, 1.0)"])
+@pytest.mark.parametrize("name", PATHS)
+def test_a_route_is_the_path_that_it_names(x64, name):
+    order, fields = PATHS[name].order, PATHS[name].fields
+    variables = variables_of(make(**fields))
+    wanted = make(**fields, stack=f"path(layers={order})").apply(variables, TOKENS)
+    model, traces = make(**fields, stack="path"), []
+
+    @jax.jit
+    def run(variables, layers, count):
+        traces.append(0)
+        with routing(Route(layers, count)):
+            return model.apply(variables, TOKENS)
+
+    most = np.zeros(8, np.int32)
+    most[: len(order)] = order
+    np.testing.assert_allclose(run(variables, most, len(order)), wanted, rtol=1e-10)
+    first = make(**fields, stack=f"path(layers={order[:1]})").apply(variables, TOKENS)
+    np.testing.assert_allclose(run(variables, most, 1), first, rtol=1e-10)
+    assert len(traces) == 1
+
+
+def test_a_path_costs_what_it_applies(x64):
+    model = make(**PATHS["a pattern"].fields, stack="path(layers=(0, 1, 1, 3, 1))")
+    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+    said = forward_flops_per_token(model, shapes["params"], TOKENS.shape[1])
+    assert count_flops(model.apply, shapes, TOKENS) == TOKENS.size * said
+
+
+def test_a_path_had_an_order(x64):
+    with pytest.warns(FutureWarning, match="'order' is now layers"):
+        old = make(stack="path(order=(1, 0))")
+        variables = variables_of(make())
+        found = old.apply(variables, TOKENS)
+    wanted = make(stack="path(layers=(1, 0))").apply(variables, TOKENS)
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("order", ["(0, 4)", "(-1,)", "(0, 1.0)", "(True,)"])
 def test_a_path_has_layers_alone(x64, order):
-    model = make(stack=f"path(order={order})")
+    model = make(stack=f"path(layers={order})")
     with pytest.raises(ReslabError, match="numbers of layers, from 0 to 3; got"):
         jax.eval_shape(model.init, jax.random.key(0), TOKENS)
 
 
-@pytest.mark.parametrize("stack", ["looped(loops=2)", "path(order=(0, 1, 2, 3))"])
+@pytest.mark.parametrize("stack", ["looped(loops=2)", "path(layers=(0, 1, 2, 3))"])
 def test_a_cut_wants_layers_that_are_applied_once_in_their_order(x64, stack):
     model = make(stack=stack)
     with pytest.raises(ReslabError, match="a backward pass that ends at a layer"):

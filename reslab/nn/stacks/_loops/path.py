@@ -4,10 +4,12 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, GRADIENT_STATS
+from reslab.core.routes import Route
 from reslab.core.types import Shared, Stream
 from reslab.nn.base.history import History
 from reslab.nn.stacks._loops import scan
@@ -45,6 +47,12 @@ def run(
     Raises:
       ReslabError: If the spans have what this loop cannot carry.
     """
+    check(spans, stream)
+    return scan.run(spans, stream, shared)
+
+
+def check(spans: Sequence[Span], stream: Stream) -> None:
+    """Raises if the spans have what no path can carry."""
     if reason := refusal(spans, stream):
         raise ReslabError(
             "a path through the layers",
@@ -52,7 +60,51 @@ def run(
             got=reason,
             hint="stack uniform",
         )
-    return scan.run(spans, stream, shared)
+
+
+def run_route(
+    route: Route, spans: Sequence[Span], stream: Stream, shared: Shared
+) -> tuple[Stream, list[Change]]:
+    """Applies layers along a route that is an array: one program for every route.
+
+    Only the layers of the route are computed. There is no gradient, no cache, and
+    nothing that layers write is kept.
+
+    Args:
+      route: The layers.
+      spans: All layers of the stack, in their order.
+      stream: The stream.
+      shared: The depth memory.
+
+    Raises:
+      ReslabError: If the spans have what no path can carry.
+    """
+    check(spans, stream)
+    kinds = [(i, b) for i, span in enumerate(spans) for b in range(len(span.blocks))]
+    home = [
+        (kinds.index((i, block)), period)
+        for i, span in enumerate(spans)
+        for period in range(span.count)
+        for block in range(len(span.blocks))
+    ]
+    kind_of, period_of = jnp.asarray(home, jnp.int32).T
+
+    def branch(index, block):
+        one = part(spans[index], block, range(spans[index].count))
+
+        def apply(stream, period):
+            variables, x = jax.tree.map(lambda leaf: leaf[period], one.xs)
+            return one.step(variables, stream, shared, x)[0]
+
+        return apply
+
+    branches = [branch(*kind) for kind in kinds]
+
+    def body(index, stream):
+        layer = route.layers[index]
+        return jax.lax.switch(kind_of[layer], branches, stream, period_of[layer])
+
+    return jax.lax.fori_loop(0, route.count, body, stream), []
 
 
 def parts(

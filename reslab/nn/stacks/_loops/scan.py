@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from reslab.core.types import Shared, Stream
+from reslab.core.varying import varying_like
 from reslab.nn.stacks._loops.span import Change, Span
 
 
@@ -37,6 +38,7 @@ def scan(span: Span, stream: Stream, shared: Shared) -> tuple[Stream, Shared, Ch
     is_carried = {key: key in span.renews for key in shared}
     fixed = {key: shared[key] for key in shared if not is_carried[key]}
     carried = {key: shared[key] for key in sorted(shared) if is_carried[key]}
+    stream, carried = varying_like((stream, carried), stream, shared)
     step = span.remembered()
 
     def body(carry, scanned):

@@ -183,7 +183,10 @@ class Span:
 
     def rows(self, index: slice | jax.Array) -> "Span":
         """The same span with some of its periods, in any order."""
-        variables, (layers, state) = jax.tree.map(lambda leaf: leaf[index], self.xs)
+        # NumPy arrays cannot be indexed by traced numbers.
+        variables, (layers, state) = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf)[index], self.xs
+        )
         collections, keys = variables
         return dataclasses.replace(
             self, collections=collections, keys=keys, layers=layers, state=state

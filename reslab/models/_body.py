@@ -1,5 +1,6 @@
 """Base of models with layers: parts by name, and the stack of them."""
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -82,6 +83,11 @@ class Body(NamedModule):
         return True
 
     @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of the tokens of an image, or ()."""
+        return ()
+
+    @property
     def passes_padding(self) -> bool:
         """Returns whether rows of one batch may differ in length while generating."""
         mixers = [registry.unbound("mixers", spec) for spec in tiled(self.mixer)]
@@ -114,9 +120,12 @@ class Body(NamedModule):
         """Builds the stack; with `parent=None`, one that is not bound to `self`."""
         build_stack = registry.factory("stacks", self.stack)
         sites = sites_of.of_model(self.stack, tiled(self.block), self.depth)
+        route = sites_of.route_of(self.stack, self.depth)
+        passes = max(collections.Counter(route).values())
         context = Context(
-            depth=len(sites) - 1,
-            passes=(len(sites) - 1) // self.depth,
+            depth=len(route),
+            passes=passes,
+            route=() if route == passes * (*range(self.depth),) else route,
             sites=sites,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -124,6 +133,7 @@ class Body(NamedModule):
             linear=self.linear,
             position=self.position,
             is_causal=self.is_causal,
+            grid=self.grid,
             dropout=self.dropout,
             kernels=self.kernels,
             init_std=self.init_std,
@@ -169,7 +179,7 @@ class Body(NamedModule):
         )
 
     def check_depth(self) -> None:
-        """Checks depth >= 1, the name in `kernels`, and that the stream stays finite.
+        """Checks depth, `kernels`, the mixers, and that the stream stays finite.
 
         Raises:
           ReslabError: If a check fails.
@@ -182,13 +192,26 @@ class Body(NamedModule):
                 expected=", ".join(IMPLEMENTATIONS),
                 got=repr(self.kernels),
             )
+        for spec in tiled(self.mixer):
+            # A part of the caller's is not built before its placement was asked.
+            is_named = isinstance(spec, str)
+            mixer = registry.unbound("mixers", spec) if is_named else spec
+            if self.is_causal and getattr(mixer, "is_bidirectional", False):
+                raise ReslabError(
+                    f"model.mixer {spec!r} reads later tokens",
+                    expected="a causal mixer, in a model that predicts and generates",
+                    hint="model.name=vit, where every token is given",
+                )
         # Raises for more layers than can be traced one by one.
         sites_of.of_model(self.stack, tiled(self.block), self.depth)
-        passes = registry.unbound("stacks", self.stack, blocks=(), depth=1).passes
-        specs = [tiled(kind) for kind in (self.norm, self.ffn, self.block)]
+        norm, ffn, block = (tiled(kind) for kind in (self.norm, self.ffn, self.block))
         check_growth(
-            tuple(kind[layer % len(kind)] for kind in specs)
-            for layer in passes * [*range(self.depth)]
+            (
+                norm[layer % len(norm)],
+                ffn[layer % len(ffn)],
+                block[layer % len(block)],
+            )
+            for layer in sites_of.route_of(self.stack, self.depth)
             if getattr(self.placement_of(layer), "has_norms", True)
         )
 

@@ -96,7 +96,7 @@ def example(
         "linears": {"features": width},
         "value_paths": {"depth": 2},
         "blocks": {"context": context},
-        "stacks": {"blocks": (block,), "depth": 2, "context": context},
+        "stacks": {"blocks": (block,), "depth": 3, "context": context},
     }.get(family, {})
     module = registry.make(family, spec, **known | surroundings)
     return Example(module, CALLS[family])

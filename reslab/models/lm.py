@@ -1,29 +1,35 @@
 """The decoder language model: embedding, stack, final norm, head."""
 
+import contextlib
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import Count, Momentum, NonNegative, Whole, bounded
+from reslab.core.bounds import Count, Momentum, NonNegative, Positive, Whole, bounded
 from reslab.core.errors import ReslabError
+from reslab.core.losses import add_loss
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import State
 from reslab.models._body import Body
 from reslab.nn.base.dropout import dropout
+from reslab.nn.base.exits import Exits, Taught, collecting_exits
 from reslab.nn.base.norm import mask_for
+from reslab.nn.base.read_out import reading_out
 from reslab.ops.cross_entropy.api import token_losses
+from reslab.ops.cross_entropy.divergence import token_divergences
+from reslab.ops.cross_entropy.reference import capped
 
 
 @bounded
 class LanguageModel(Body):
     """A causal language model of any residual-stream design.
 
-        x      = embedding[tokens] + position
+        x      = embedding_scale * embedding[tokens] + position
         x      = stack(x)
         logits = norm(x) . head (+ bias)
 
@@ -35,6 +41,10 @@ class LanguageModel(Body):
       vocabulary_size: Number of token ids.
       max_length: Longest sequence, for position tables.
       tie_embeddings: Whether the head is the transposed embedding.
+      embedding_scale: Factor on the embedded tokens, before anything else; the head of
+        tied embeddings is without it.
+      logit_softcap: Bound of the logits, softcap * tanh(logits / softcap); 0 disables
+        it.
       embedding_dropout: Rate at which entries of the embedded tokens are dropped
         during training.
       head_scale: Factor on the initial standard deviation of a head of its own; 0
@@ -55,6 +65,8 @@ class LanguageModel(Body):
     max_length: int = 1024
     tie_embeddings: bool = False
     head_scale: NonNegative = 1.0
+    embedding_scale: Positive = 1.0
+    logit_softcap: NonNegative = 0.0
     embedding_dropout: Momentum = 0.0
     use_head_bias: bool = False
     use_embedding_projection: bool = False
@@ -156,16 +168,48 @@ class LanguageModel(Body):
                     got=str(tokens.shape[1]),
                 )
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = self.embed(tokens, positions=positions, segments=segments)
+        with self._known_head():
+            x, state = self.layers(
+                x, positions=positions, segments=segments, state=state
+            )
+        mask = mask_for(self.last("norm"), segments)
+        return self._projected(self.final_norm(x, **mask)), state
+
+    def embed(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
+        """Features (batch, length, embed) of tokens, before the first layer.
+
+        Args:
+          tokens: Token ids (batch, length).
+          positions: Position of each token in its document.
+          segments: As in `hidden`.
+        """
         x = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+        if self.embedding_scale != 1:
+            x = x * jnp.asarray(self.embedding_scale, x.dtype)
         if self.use_embedding_projection:
             x = x @ self.embedding_projection.astype(self.dtype)
         x = self.position_encoding.embed(x, positions)
         x = self.embedding_norm(x, **mask_for(self.first_norm, segments))
         x = dropout(self, x, self.embedding_dropout)
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
-        x, state = self.layers(x, positions=positions, segments=segments, state=state)
-        mask = mask_for(self.last("norm"), segments)
-        return self._projected(self.final_norm(x, **mask)), state
+        return nn.with_logical_constraint(x, ("batch", "length", None))
+
+    def _known_head(self) -> contextlib.AbstractContextManager[None]:
+        """Makes the head known to a stack that asks for logits inside."""
+        if self.is_initializing() or not getattr(self.layers, "reads_out", False):
+            return contextlib.nullcontext()
+        model, variables = self.unbind()
+
+        def head(x: jax.Array) -> Any:
+            return model.apply(variables, x, method="read_out")
+
+        return reading_out(head)
 
     def _square(self, name: str) -> jax.Array:
         return parameter(
@@ -218,7 +262,7 @@ class LanguageModel(Body):
         """Float32 logits of features that `hidden` returned."""
         wide = statistics_dtype(self.dtype)
         y = jnp.matmul(*self._factors(x), preferred_element_type=wide)
-        return y[..., : self.vocabulary_size]
+        return capped(y[..., : self.vocabulary_size], self.logit_softcap)
 
     def losses(
         self,
@@ -237,15 +281,46 @@ class LanguageModel(Body):
           segments: As in `hidden`.
 
         Returns:
-          Negative log-likelihood in nats and log-normalizer, (batch, length).
+          Negative log-likelihood in nats and log-normalizer, (batch, length); where the
+          stack offers outputs of several depths, their weighted sums.
         """
-        x, _ = self.hidden(tokens, positions=positions, segments=segments)
-        return token_losses(
-            *self._factors(x),
-            targets,
-            vocabulary_size=self.vocabulary_size,
-            chunks=self.vocabulary_chunks,
+        with collecting_exits() as found:
+            x, _ = self.hidden(tokens, positions=positions, segments=segments)
+        options = {
+            "vocabulary_size": self.vocabulary_size,
+            "chunks": self.vocabulary_chunks,
+            "softcap": self.logit_softcap,
+        }
+        exits = found[-1] if found else None
+        if isinstance(exits, Taught):
+            self._teach(exits, segments)
+        if not isinstance(exits, Exits):
+            return token_losses(*self._factors(x), targets, **options)
+        features, weights = exits
+        x = self._projected(self.final_norm(features.reshape(-1, *features.shape[-2:])))
+        every = jnp.tile(targets, (len(features), 1))
+        nll, normalizer = (
+            jnp.sum(weights * one.reshape(weights.shape).astype(weights.dtype), axis=0)
+            for one in token_losses(*self._factors(x), every, **options)
         )
+        return nll, normalizer
+
+    def _teach(self, exits: Taught, segments: jax.Array | None) -> None:
+        """Adds the divergence of earlier outputs from the last one to the loss."""
+        *earlier, last = exits.features
+        teacher, kernel = self._factors(self._projected(self.final_norm(last)))
+        counted = jnp.ones(last.shape[:2], statistics_dtype(self.dtype))
+        if segments is not None:
+            counted = (segments > 0).astype(counted.dtype)
+        for features in earlier:
+            x, _ = self._factors(self._projected(self.final_norm(features)))
+            each = token_divergences(
+                *(x, teacher, kernel),
+                vocabulary_size=self.vocabulary_size,
+                softcap=self.logit_softcap,
+            )
+            mean = jnp.sum(each * counted) / jnp.maximum(jnp.sum(counted), 1)
+            add_loss(self, "distillation", exits.weight * mean)
 
     def init_state(self, batch: int, length: int) -> State:
         """The state before the first token, for at most `length` tokens."""

@@ -125,7 +125,7 @@ def watching_sublayers() -> Iterator[set[int]]:
         here, seen = _of_layer(named["layer"], block), 0
         with at(Here(named["layer"])):
             tap(block, "layer", jnp.zeros(()))
-        after = call(named)
+            after = call(named)
         counts.add(seen)
         return after
 
@@ -141,12 +141,11 @@ def watching_sublayers() -> Iterator[set[int]]:
         return features
 
     def end(call, named, stack):
-        order = getattr(stack, "order", ())
-        if len({*order}) < len(order):
+        if getattr(stack, "has_repeats", False):
             raise CannotAnswer(
                 "activations by layer",
                 expected="a path that names every layer once",
-                got=str(order),
+                got=str(stack.layers),
             )
         features, state = call(named)
         with at(Here(0)):
@@ -168,10 +167,8 @@ def _of_layer(applied: int | jax.Array, block: Any) -> Here:
     context = getattr(block, "context", None)
     if context is None:
         return Here(0, applied)
-    layers, passes = context.depth // context.passes, context.passes
-    if passes == 1:
-        return Here(0, applied, layers=layers)
-    return Here(0, applied % layers, applied // layers, layers=layers, passes=passes)
+    layer, pass_index = context.layer_and_pass(applied)
+    return Here(0, layer, pass_index, layers=context.layers, passes=context.passes)
 
 
 def _changed_stream(stream: Any, residual: Any) -> Any:

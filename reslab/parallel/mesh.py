@@ -15,6 +15,7 @@ from reslab.core.errors import ReslabError
 from reslab.core.trees import named_leaves, unbox
 from reslab.core.types import (
     BATCH_AXES,
+    EXPERT_AXIS,
     HEAD_AXES,
     LOGICAL_AXES,
     MESH_AXES,
@@ -22,24 +23,31 @@ from reslab.core.types import (
 )
 from reslab.parallel.hosts import check_joined
 
-# The batch is spread over data and fsdp; fsdp also spreads parameters over their
-# embed axis, tensor over the axis inside each sublayer (Megatron's split). Tokens of
-# a row are spread over sequence, in a mesh that has it.
-RULES: Mapping[str, Any] = {
-    "batch": BATCH_AXES,
-    "length": SEQUENCE_AXIS,
-    "embed": "fsdp",
-    "mlp": "tensor",
-    "heads": HEAD_AXES,
-    "head_dim": None,
-    "vocab": "tensor",
-    "layers": None,
-    "streams": None,
-    "window_rows": None,
-    "window_columns": None,
-    "channels": None,
-}
-assert set(RULES) == set(LOGICAL_AXES)
+# The batch is spread over data, fsdp and expert; fsdp and expert also spread parameters
+# over their embed axis, tensor over the axis inside each sublayer (Megatron's split).
+# Matrices of experts lie with their experts. Tokens of a row are spread over sequence.
+# Of several rules for a name the first holds whose mesh axes are still free.
+# Inner inputs, a latent vector or the block of a head, are divided like embed where
+# their number allows it.
+RULES: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("batch", BATCH_AXES),
+    ("length", (SEQUENCE_AXIS,)),
+    ("experts", (EXPERT_AXIS,)),
+    ("embed", ("fsdp", EXPERT_AXIS)),
+    ("embed", ("fsdp",)),
+    ("mlp", ("tensor",)),
+    ("heads", HEAD_AXES),
+    ("head_dim", ()),
+    ("inner", ("fsdp", EXPERT_AXIS)),
+    ("inner", ("fsdp",)),
+    ("vocab", ("tensor",)),
+    ("layers", ()),
+    ("streams", ()),
+    ("window_rows", ()),
+    ("window_columns", ()),
+    ("channels", ()),
+)
+assert {name for name, _ in RULES} == set(LOGICAL_AXES)
 
 
 def make_mesh(
@@ -47,10 +55,11 @@ def make_mesh(
 ) -> Mesh:
     """Arranges devices in a mesh with the axes `data`, `fsdp` and `tensor`.
 
-    With `sequence` above 1 it has that axis too, between `fsdp` and `tensor`: what is
-    exchanged most lies closest together. With `dcn_data` above 1 the devices are those
-    of `dcn_data` TPU slices; the replicas of `data` are divided among them, so that the
-    other axes stay inside a slice and gradients alone pass between them.
+    With `expert` or `sequence` above 1 it has that axis too, between `fsdp` and
+    `tensor`: what is exchanged most lies closest together. With `dcn_data` above 1 the
+    devices are those of `dcn_data` TPU slices; the replicas of `data` are divided among
+    them, so that the other axes stay inside a slice and gradients alone pass between
+    them.
 
     Args:
       shape: Size of each axis, 1 if not given; at most one may be -1, which
@@ -68,9 +77,8 @@ def make_mesh(
         check_joined()
         devices = jax.devices()
     devices = list(devices)
-    axes = MESH_AXES
-    if shape.get(SEQUENCE_AXIS, 1) != 1:
-        axes = (*MESH_AXES[:-1], SEQUENCE_AXIS, MESH_AXES[-1])
+    more = [axis for axis in (EXPERT_AXIS, SEQUENCE_AXIS) if shape.get(axis, 1) != 1]
+    axes = (*MESH_AXES[:-1], *more, MESH_AXES[-1])
     sizes = [int(shape.get(axis, 1)) for axis in axes]
     free = [i for i, size in enumerate(sizes) if size == -1]
     known = math.prod(size for size in sizes if size != -1)
@@ -145,15 +153,16 @@ def _slices(
 
 def rules(mesh: Mesh) -> tuple[tuple[str, Any], ...]:
     """The rules that hold in a mesh: axes that it has not divide nothing."""
-    return tuple(
-        (name, None if axis == SEQUENCE_AXIS and axis not in mesh.shape else axis)
-        for name, axis in RULES.items()
-    )
+    found = []
+    for name, wanted in RULES:
+        axes = tuple(axis for axis in wanted if axis in mesh.shape)
+        found.append((name, axes if len(axes) > 1 else axes[0] if axes else None))
+    return tuple(found)
 
 
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are divided."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 @contextlib.contextmanager
@@ -164,11 +173,11 @@ def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of the global batch over `data` and `fsdp`, each row whole.
+    """Rows of the global batch over `data`, `fsdp` and `expert`, each row whole.
 
     Token ids are few bytes; where a mesh divides rows too, the model does it.
     """
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return NamedSharding(mesh, PartitionSpec(dict(rules(mesh))["batch"]))
 
 
 def place_on(
@@ -213,19 +222,33 @@ def tree_sharding(boxed: Any, mesh: Mesh) -> Any:
       ReslabError: If an axis of a parameter is not divided by its mesh axis.
     """
     specs = nn.get_partition_spec(boxed)
-    shardings = nn.logical_to_mesh_sharding(specs, mesh, rules(mesh))
-    leaves = named_leaves(unbox(boxed))
-    for (name, leaf), sharding in zip(
-        leaves.items(), jax.tree.leaves(shardings), strict=True
-    ):
-        for size, axis in zip(leaf.shape, sharding.spec, strict=False):
-            axes = axis if isinstance(axis, tuple) else (axis,) if axis else ()
-            parts = math.prod(mesh.shape[a] for a in axes)
-            if size % parts:
+    shardings, tree = jax.tree.flatten(
+        nn.logical_to_mesh_sharding(specs, mesh, rules(mesh))
+    )
+    names = jax.tree.leaves(specs, is_leaf=lambda one: isinstance(one, PartitionSpec))
+    found = [
+        _divided(name, leaf.shape, given, sharding)
+        for (name, leaf), given, sharding in zip(
+            named_leaves(unbox(boxed)).items(), names, shardings, strict=True
+        )
+    ]
+    return jax.tree.unflatten(tree, found)
+
+
+def _divided(
+    name: str, shape: Sequence[int], given: Sequence[Any], sharding: NamedSharding
+) -> NamedSharding:
+    """A parameter's sharding; inner inputs take only mesh axes that divide them."""
+    mesh, spec = sharding.mesh, list(sharding.spec)
+    for place, (size, axis) in enumerate(zip(shape, spec, strict=False)):
+        axes = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+        while size % (parts := math.prod(mesh.shape[a] for a in axes)):
+            if given[place] != "inner":
                 raise ReslabError(
-                    f"parameter {name} of shape {leaf.shape}",
+                    f"parameter {name} of shape {shape}",
                     expected=f"an axis of {size} that mesh axis {axis}={parts} divides",
                     hint="change the mesh, or the size (model.vocabulary_multiple "
                     "pads the vocabulary)",
                 )
-    return shardings
+            spec[place] = axes = axes[:-1]
+    return NamedSharding(mesh, PartitionSpec(*spec))

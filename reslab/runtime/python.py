@@ -7,9 +7,9 @@ import sys
 import reslab
 
 _ROOT = pathlib.Path(reslab.__file__).resolve().parent.parent
-# Otherwise Python searches its working directory first.
+# Otherwise Python searches its working directory first. `import reslab` imports typing.
 _BEGIN = """
-import importlib, json, sys
+import importlib, json, sys, typing
 root, path, module = json.loads(sys.argv.pop(1))
 sys.path[:] = [root]
 import reslab

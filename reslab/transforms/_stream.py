@@ -176,7 +176,7 @@ def add_offsets(
 
 
 def _with_bias(parsed: registry.Parsed) -> str:
-    return spec_text(parsed.name, {**parsed.arguments, "use_bias": True})
+    return registry.spec_text(parsed.name, {**parsed.arguments, "use_bias": True})
 
 
 def _add_output_biases(leaves: Leaves, part: str) -> None:
@@ -246,7 +246,9 @@ def fold_embedding_norm(
     if spec == "none":
         return {}
     is_alone = registry.parse(fields["model.position"]).name != "learned"
-    is_alone = is_alone and not fields["model.use_embedding_projection"]
+    is_alone &= not fields["model.use_embedding_projection"]
+    # The factor comes before the norm; folded rows would be multiplied by it.
+    is_alone &= fields["model.embedding_scale"] == 1
     is_of_one_token = not needs_batch(spec)
     if may_stay and is_of_one_token and not is_alone:
         return {}
@@ -280,16 +282,6 @@ def rewrite(
     changed = tuple(change(registry.parse(spec)) for spec in specs(fields, part))
     is_one = isinstance(fields[f"model.{part}"], str)
     return {f"model.{part}": changed[0] if is_one else changed}
-
-
-def spec_text(name: str, arguments: Mapping[str, Any]) -> str:
-    """Writes a spec string; the inverse of `registry.parse`.
-
-    >>> spec_text("rms", {"epsilon": 1e-05})
-    'rms(epsilon=1e-05)'
-    """
-    written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return f"{name}({written})" if written else name
 
 
 def argument(family: str, spec: str, key: str) -> Any:

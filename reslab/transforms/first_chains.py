@@ -66,21 +66,21 @@ def build(
     features = fields["model.features"]
 
     def smaller_mixer(parsed: registry.Parsed) -> str:
-        text = _stream.spec_text(parsed.name, parsed.arguments)
+        text = registry.spec_text(parsed.name, parsed.arguments)
         changed = dict(parsed.arguments)
         changed["heads"] = share(_stream.argument("mixers", text, "heads"))
         if not is_kv_shared and changed.get("kv_heads"):
             changed["kv_heads"] = share(changed["kv_heads"])
-        return _stream.spec_text(parsed.name, changed)
+        return registry.spec_text(parsed.name, changed)
 
     def smaller_ffn(parsed: registry.Parsed) -> str:
-        spec = _stream.spec_text(parsed.name, parsed.arguments)
+        spec = registry.spec_text(parsed.name, parsed.arguments)
         hidden = _stream.part_width("ffns", spec, features, "up")
         arguments = {**parsed.arguments, "hidden": share(hidden)}
-        return _stream.spec_text(parsed.name, arguments)
+        return registry.spec_text(parsed.name, arguments)
 
     def fewer(parsed: registry.Parsed) -> str:
-        return _stream.spec_text(parsed.name, {**parsed.arguments, "chains": kept})
+        return registry.spec_text(parsed.name, {**parsed.arguments, "chains": kept})
 
     changes = {"model.features": share(features)}
     changes |= _stream.rewrite(fields, "mixer", smaller_mixer)

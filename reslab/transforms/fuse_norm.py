@@ -109,7 +109,7 @@ def _below(leaves: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
 
 
 def _what_is_left(parsed: registry.Parsed) -> str:
-    spec = _stream.spec_text(parsed.name, parsed.arguments)
+    spec = registry.spec_text(parsed.name, parsed.arguments)
     if parsed.name != "power" or not (
         groups := _stream.argument("norms", spec, "groups")
     ):
@@ -122,4 +122,4 @@ def _what_is_left(parsed: registry.Parsed) -> str:
             hint="group scaling over several groups is no norm of its own",
         )
     epsilon = _stream.argument("norms", spec, "epsilon")
-    return _stream.spec_text("rms", {"epsilon": epsilon, "use_gain": False})
+    return registry.spec_text("rms", {"epsilon": epsilon, "use_gain": False})

@@ -65,4 +65,4 @@ def build(
 
 def _as_rms(parsed: registry.Parsed) -> str:
     kept = {k: v for k, v in parsed.arguments.items() if k != "use_bias"}
-    return _stream.spec_text("rms", kept)
+    return registry.spec_text("rms", kept)

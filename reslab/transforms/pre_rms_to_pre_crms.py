@@ -72,13 +72,13 @@ def _narrower(fields: _stream.Fields) -> dict[str, Any]:
     features = fields["model.features"]
 
     def sized(family: str, kernel: str, key: str, parsed: registry.Parsed) -> str:
-        spec = _stream.spec_text(parsed.name, parsed.arguments)
+        spec = registry.spec_text(parsed.name, parsed.arguments)
         size = _stream.part_width(family, spec, features, kernel)
-        return _stream.spec_text(parsed.name, {**parsed.arguments, key: size})
+        return registry.spec_text(parsed.name, {**parsed.arguments, key: size})
 
     def as_crms(parsed: registry.Parsed) -> str:
         kept = {k: v for k, v in parsed.arguments.items() if k == "epsilon"}
-        return _stream.spec_text("crms", kept)
+        return registry.spec_text("crms", kept)
 
     return {
         "model.features": features - 1,

@@ -69,10 +69,10 @@ def build(
         arguments: dict[str, Any] = {"is_leader": True} if leader == layer else {}
         if groups[leader]:
             arguments["group"] = groups[leader]
-        return _stream.spec_text("shared_kv", arguments)
+        return registry.spec_text("shared_kv", arguments)
 
     mixers = tuple(
-        _stream.spec_text(one.name, {**one.arguments, "value_path": path(layer)})
+        registry.spec_text(one.name, {**one.arguments, "value_path": path(layer)})
         for layer, one in enumerate(parsed)
     )
     followers = {layer for layer, leader in enumerate(leaders) if leader != layer}
@@ -122,7 +122,7 @@ def _check(layer: registry.Parsed, leader: registry.Parsed, index: int) -> None:
         raise ReslabError(
             f"share_kv: the mixer of layer {index}",
             expected="attention with keys and values of its own",
-            got=repr(_stream.spec_text(layer.name, layer.arguments)),
+            got=repr(registry.spec_text(layer.name, layer.arguments)),
         )
     for key in _COMMON:
         own, leading = (one.arguments.get(key) for one in (layer, leader))

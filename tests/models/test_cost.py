@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from reslab.core import registry
-from reslab.core.trees import unbox
+from reslab.core.trees import count_parameters, named_leaves, unbox
 from reslab.models.cost import (
+    active_parameters,
+    effective_parameters,
     forward_flops_per_token,
     generation_bytes,
     training_flops_per_token,
@@ -24,6 +26,17 @@ DESIGNS = {
     },
     "wide heads, softcap": {"mixer": "attention(heads=2, head_dim=12, softcap=5.0)"},
     "looped": {"stack": "looped(loops=3)"},
+    "looped, with its input": {
+        "stack": "looped(loops=3, injection='concat', has_step_embedding=True)"
+    },
+    "newton": {"stack": "newton(parallel=3, iterations=2, start='forward')"},
+    "cart": {"stack": "cart(loops=3)"},
+    "cart, thawed": {"stack": "cart(loops=3, is_frozen=False)"},
+    "act": {"stack": "act(loops=3)"},
+    "ponder": {"stack": "ponder(loops=3, halting='palbert')"},
+    "recursive": {"stack": "recursive(unique=2, lora_rank=2)"},
+    "huginn": {"stack": "huginn(loops=3)"},
+    "prelude and coda": {"stack": "looped(loops=3, prelude=1, coda=2)"},
     "post, layer, gelu, learned": {
         "placement": "post",
         "norm": "layer",
@@ -47,6 +60,20 @@ DESIGNS = {
         "linear": "chain(chains=(1, 1))",
     },
     "reversible": {"block": "reversible", "residual": "reversible"},
+    "experts": {
+        "ffn": "experts(experts=4, chosen=2, hidden=8, shared_hidden=8, latent=8)"
+    },
+    "chain": {
+        "ffn": "chain_of_experts(experts=4, chosen=1, hidden=8, shared_hidden=8, "
+        "latent=8, is_shared_gated=True)"
+    },
+    "reused": {
+        "ffn": (
+            "reused(experts=4, hidden=8, is_first=True)",
+            "reused(experts=4, hidden=8)",
+        )
+    },
+    "macaron, experts": {"block": "macaron", "ffn": "experts(experts=4, chosen=1)"},
 }
 
 
@@ -66,9 +93,40 @@ def make(fields, is_unrolled):
     return model, unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
 
 
+# The state before the first layer is a constant: nothing is computed for its gradient.
+FORWARD = {"layerwise": "layerwise_recurrent(experts=4, hidden=8, router_width=4)"}
+
+
+@pytest.mark.parametrize(
+    "ffn, asked",
+    [
+        # Of 4 experts of 3 * 16 * 8 parameters in each of 4 layers.
+        ("swiglu(hidden=8)", None),
+        ("experts(experts=4, chosen=1, hidden=8)", 4),
+        ("chain_of_experts(experts=4, chosen=1, hidden=8, iterations=3)", 12),
+        ("reused(experts=4, chosen=2, hidden=8)", 8),
+    ],
+)
+def test_active_parameters(ffn, asked):
+    model, variables = make({"ffn": ffn}, False)
+    params = variables["params"]
+    stored = count_parameters(params)
+    experts = sum(
+        leaf.size
+        for name, leaf in named_leaves(params).items()
+        if name.endswith("/kernels")
+    )
+    assert (experts == 0) == (asked is None)
+    each = 3 * 16 * 8
+    wanted = stored - experts + (asked or 0) * each
+    assert active_parameters(model, params) == wanted
+
+
 @pytest.mark.parametrize("is_unrolled", FORMS)
-def test_forward(design, is_unrolled):
-    model, variables = make(design, is_unrolled)
+@pytest.mark.parametrize("name", [*DESIGNS, *FORWARD])
+def test_forward(name, is_unrolled):
+    fields = {"ffn": FORWARD[name]} if name in FORWARD else DESIGNS[name]
+    model, variables = make(fields, is_unrolled)
 
     def losses(variables, tokens):
         return model.apply(variables, tokens, tokens, method="losses")
@@ -129,3 +187,34 @@ def test_what_generation_keeps_and_sharing_saves(mixer, caches):
     # Keys or values of 32 tokens, 16 features, float32; a length for each layer.
     assert kept == caches * 32 * 16 * 4 + 4 * 4
     assert alone == 8 * 32 * 16 * 4 + 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("stack", "depth", "like"),
+    [
+        ("looped(loops=3, prelude=1, coda=1)", 4, 8),
+        ("recursive(unique=2)", 6, 6),
+        ("act(loops=2, has_step_embedding=False)", 3, 6),
+    ],
+)
+def test_effective_parameters_are_those_of_layers_that_share_nothing(
+    stack, depth, like
+):
+    def parts(stack, depth):
+        model, variables = make({"stack": stack, "depth": depth}, False)
+        params = variables["params"]
+        return params, effective_parameters(model, params)
+
+    params, found = parts(stack, depth)
+    flat, wanted = parts("uniform", like)
+    assert wanted == count_parameters(flat)
+    assert (
+        found
+        - sum(
+            leaf.size
+            for name, leaf in named_leaves(params).items()
+            if name.startswith("layers/halt_")
+        )
+        == wanted
+    )
+    assert count_parameters(params) < wanted

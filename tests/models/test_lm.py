@@ -304,3 +304,32 @@ def test_a_head_of_scale_0_begins_with_equal_logits():
     assert not np.any(apply(model, start(model), TOKENS))
     with pytest.raises(ReslabError, match="there is no other head"):
         start(make(head_scale=0.0, tie_embeddings=True))
+
+
+@pytest.mark.parametrize("vocabulary_chunks", [1, 3])
+def test_capped_logits_and_a_scaled_embedding(params, vocabulary_chunks):
+    given = {"vocabulary_multiple": 8, "vocabulary_chunks": vocabulary_chunks}
+    model = make(logit_softcap=0.5, embedding_scale=4.0, **given)
+    params = start(model)
+    plain = make(**given)
+    scaled = {**params, "embedding": 4 * params["embedding"]}
+    wanted = 0.5 * jnp.tanh(apply(plain, scaled, TOKENS) / 0.5)
+    np.testing.assert_allclose(apply(model, params, TOKENS), wanted, atol=1e-6)
+
+    def whole(params):
+        logits = model.apply({"params": params}, TOKENS)
+        log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+        target = jnp.take_along_axis(logits, TARGETS[..., None], axis=-1)[..., 0]
+        return jnp.mean(log_normalizer - target)
+
+    def chunked(params):
+        nll, _ = model.apply({"params": params}, TOKENS, TARGETS, method="losses")
+        return jnp.mean(nll)
+
+    (one, by_one), (other, by_other) = (
+        jax.jit(jax.value_and_grad(f))(params) for f in (whole, chunked)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), by_one, by_other
+    )

@@ -229,14 +229,14 @@ def test_what_cannot_be_read_is_refused(x64):
     for name in ("stream", "hedas"):
         with pytest.raises(ReslabError, match=f"no activation '{name}' to read"):
             interventions.run(model, variables, TOKENS, read=name)
-    repeated = model.clone(stack="path(order=(0, 1, 1))")
+    repeated = model.clone(stack="path(layers=(0, 1, 1))")
     with pytest.raises(ReslabError, match="a path that names every layer once"):
         interventions.run(repeated, variables, TOKENS, read="output")
 
 
 @pytest.mark.conformance
 def test_a_path_is_patched_by_its_own_activations(x64):
-    model = make(stack="path(order=(2, 0))")
+    model = make(stack="path(layers=(2, 0))")
     variables = variables_of(model)
     wanted, values = interventions.run(model, variables, TOKENS, read="output")
     np.testing.assert_array_equal(values["output"].sites, [0, 1, 4, 5])

@@ -1,10 +1,19 @@
+import math
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
 
+from reslab.core import registry
 from reslab.core.errors import ReslabError
+from reslab.core.parameters import logical_axes
+from reslab.core.trees import named_leaves, unbox
 from reslab.core.types import LOGICAL_AXES
+from reslab.nn.ffns.experts import Experts
 from reslab.parallel.aot.topology import topology
 from reslab.parallel.mesh import (
     RULES,
@@ -12,12 +21,13 @@ from reslab.parallel.mesh import (
     batch_sharding,
     make_mesh,
     rules,
+    tree_sharding,
     use_mesh,
 )
 
 
 def test_every_logical_axis_has_a_rule():
-    assert set(RULES) == set(LOGICAL_AXES)
+    assert {name for name, _ in RULES} == set(LOGICAL_AXES)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +70,62 @@ def test_tokens_of_a_row_are_divided_where_the_mesh_says_so():
     assert batch_parts(mesh) == 2
     # Ids of tokens are few bytes, and each row stays whole.
     assert batch_sharding(mesh).shard_shape((8, 16)) == (4, 16)
+
+
+def test_experts_have_an_axis_where_the_mesh_says_so():
+    assert dict(rules(make_mesh({"data": 8})))["experts"] is None
+    mesh = make_mesh({"data": 2, "expert": 2, "sequence": 2})
+    assert mesh.axis_names == ("data", "fsdp", "expert", "sequence", "tensor")
+    assert batch_parts(mesh) == 4
+    assert batch_sharding(mesh).shard_shape((8, 16)) == (2, 16)
+    known = rules(mesh)
+    axes = nn.logical_to_mesh_axes
+    # A matrix of experts lies with them; others are divided along their features.
+    assert axes(("experts", "embed", "mlp"), known) == P("expert", "fsdp", "tensor")
+    assert axes(("embed", "mlp"), known) == P(("fsdp", "expert"), "tensor")
+
+
+def test_the_axis_divides_the_experts():
+    mesh = make_mesh({"data": 1, "expert": 8})
+    with logical_axes():
+        boxed = jax.eval_shape(
+            lambda: Experts(experts=6).init(jax.random.key(0), jnp.ones((8, 2, 8)))
+        )
+    with pytest.raises(ReslabError, match="an axis of 6 that mesh axis expert=8 div"):
+        tree_sharding(boxed["params"], mesh)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "kernels"),
+    [
+        (
+            "latent_attention(heads=4,rank=16,query_rank=40)",
+            {"query/kernel", "key_up_kernel", "value_up_kernel"},
+        ),
+        ("kda(heads=4,head_dim=8)", {"decay/kernel", "gate/kernel"}),
+        ("rg_lru(heads=4)", {"recurrent_gate_kernel", "input_gate_kernel"}),
+    ],
+)
+def test_inner_inputs_are_divided_where_their_number_allows_it(mixer, kernels):
+    """Everything with at least two axes is in one place; gains and taps are small."""
+    with logical_axes():
+        boxed = jax.eval_shape(
+            lambda: registry.make("mixers", mixer).init(
+                jax.random.key(0), jnp.ones((1, 2, 32)), positions=jnp.ones((1, 2), int)
+            )
+        )["params"]
+    names = named_leaves(unbox(boxed))
+    for shape, parts in (({"fsdp": 4, "tensor": 2}, 8), ({"fsdp": 2, "expert": 4}, 8)):
+        found = named_leaves(tree_sharding(boxed, make_mesh({"data": 1, **shape})))
+        for name in kernels:
+            held = math.prod(found[name].shard_shape(names[name].shape))
+            assert held * parts == names[name].size, name
+    # 3 divides none of them: the inner axis stays whole.
+    mesh = make_mesh({"data": 1, "fsdp": 3}, jax.devices()[:3])
+    boxes = flatten_dict(boxed, sep="/")
+    inner = {name: boxes[name] for name in kernels}
+    for name, sharding in named_leaves(tree_sharding(inner, mesh)).items():
+        assert sharding.shard_shape(names[name].shape) == names[name].shape, name
 
 
 class Chip:

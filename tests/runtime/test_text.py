@@ -8,6 +8,7 @@ import warnings
 import pytest
 
 from reslab.core.errors import LONGEST_VALUE, ReslabError
+from reslab.optim.schedules._warmup import shortened
 from reslab.runtime.text import PrintableStream, spreadsheet_cell, warnings_in_one_line
 
 COMMANDS = ["\x1b[31m", "\x07", "\x00", "\r", "\x9b31m", "\u202e", "\u2028", "\ud800"]
@@ -55,6 +56,14 @@ def test_values_are_cut_and_sentences_are_not():
 )
 def test_cells_are_no_formulas(value, cell):
     assert spreadsheet_cell(value) == cell
+
+
+def test_a_warning_of_a_short_run_is_one_line_in_python():
+    with pytest.warns(UserWarning, match="2 steps have no room for warmup=50") as told:
+        shortened(50, 2)
+    (one,) = told
+    text = warnings.formatwarning(one.message, one.category, one.filename, one.lineno)
+    assert len(text.splitlines()) == 1
 
 
 def test_warnings_are_one_line_each_place_once(capsys):

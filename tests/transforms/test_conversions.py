@@ -16,7 +16,7 @@ from reslab.core.taps import TAPS
 from reslab.core.trees import map_named, named_leaves, unbox
 from reslab.models.lm import LanguageModel
 from reslab.nn.residuals.plain import Plain
-from reslab.transforms import _stream, pre_ln_to_pre_rms, pre_rms_to_pre_crms
+from reslab.transforms import pre_ln_to_pre_rms, pre_rms_to_pre_crms
 
 VOCABULARY = 11
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 6), dtype=np.int32)
@@ -265,7 +265,7 @@ def test_refuses_a_bias_before_a_mixer_that_takes_none(x64):
 )
 def test_specs_are_written_as_they_were_read(spec):
     parsed = registry.parse(spec)
-    assert _stream.spec_text(parsed.name, parsed.arguments) == spec
+    assert registry.spec_text(parsed.name, parsed.arguments) == spec
 
 
 def test_keeps_the_dtype_of_the_parameters():

@@ -1,5 +1,6 @@
 """Layers that follow others, in models of one scan or of several."""
 
+import functools
 import re
 
 import chex
@@ -7,14 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from reslab.core import config as configs
 from reslab.core.depth import arrange_layers, block_layers
 from reslab.core.errors import ReslabError
-from reslab.core.trees import map_named, named_leaves, unbox
-from reslab.models.lm import LanguageModel
+from reslab.core.trees import map_named, named_leaves
 from reslab.transforms import share_kv
+from tests.transforms import conftest
+from tests.transforms.conftest import (
+    converted,
+    drawn,
+    logits,
+    model_of,
+    shapes_of,
+)
 
-TOKENS = np.random.default_rng(0).integers(0, 11, (2, 6), dtype=np.int32)
 BASE = {
     "model.features": 8,
     "model.depth": 4,
@@ -23,50 +29,11 @@ BASE = {
 }
 
 
-def flat(**changes):
-    config = configs.update(configs.load("base"), BASE.items())
-    return dict(configs.flatten(configs.update(config, changes.items())))
-
-
-def model_of(fields):
-    parts = {
-        key.removeprefix("model."): value
-        for key, value in fields.items()
-        if key.startswith("model.") and key not in ("model.loop", "model.name")
-    }
-    return LanguageModel(vocabulary_size=11, max_length=8, **parts)
-
-
-def shapes_of(fields):
-    shapes = jax.eval_shape(model_of(fields).init, jax.random.key(0), TOKENS)
-    return unbox(shapes)["params"]
-
-
-def drawn(fields):
-    random = np.random.default_rng(1)
-    return map_named(
-        lambda name, leaf: 0.4 * random.normal(size=leaf.shape).astype(np.float32),
-        shapes_of(fields),
-    )
+flat = functools.partial(conftest.flat, BASE)
 
 
 def shared(fields, params, share):
-    """The new model's fields, and its parameters in its own scans."""
-    new, changes = share_kv.build({"params": params}, fields, share=share)
-    fields = fields | changes
-    shapes = shapes_of(fields)
-    arranged = arrange_layers(
-        new["params"], block_layers(new["params"]), shapes, block_layers(shapes)
-    )
-    found, wanted = named_leaves(arranged), named_leaves(shapes)
-    assert {k: v.shape for k, v in found.items()} == {
-        k: v.shape for k, v in wanted.items()
-    }
-    return fields, arranged
-
-
-def logits(fields, params):
-    return jax.jit(model_of(fields).apply)({"params": params}, TOKENS)
+    return converted(share_kv, fields, params, share=share)
 
 
 @pytest.mark.parametrize(

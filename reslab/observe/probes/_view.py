@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from reslab.core.taps import recording
 from reslab.observe.watch import (
     CannotAnswer,
     by_site,
@@ -156,6 +157,12 @@ class View:
             is_even=len(counts) == 1,
             others=stacked,
         )
+
+    def recorded(self, name: str) -> jax.Array | None:
+        """Records an activation of all sublayers that have it; None if none has."""
+        with watching_sublayers(), recording((name,)):
+            found = tapped(self.forward())
+        return by_site(name, found[name]) if name in found else None
 
     @functools.cached_property
     def training_gradient(self) -> tuple[Any, jax.Array]:

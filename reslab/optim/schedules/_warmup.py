@@ -1,8 +1,8 @@
 """The warmup that every schedule begins with."""
 
-import warnings
-
 import optax
+
+from reslab.core.notices import warn
 
 
 def shortened(warmup: int, steps: int) -> int:
@@ -15,10 +15,7 @@ def shortened(warmup: int, steps: int) -> int:
     if warmup < max(steps, 1):
         return warmup
     half = steps // 2
-    warnings.warn(
-        f"{steps} steps have no room for warmup={warmup}: the run warms up in {half}",
-        stacklevel=2,
-    )
+    warn(f"{steps} steps have no room for warmup={warmup}: the run warms up in {half}")
     return half
 
 

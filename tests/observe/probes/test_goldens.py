@@ -4,70 +4,28 @@ The authors' figures are of a pre-norm model: layer inputs, what attention and
 feed-forward layer added, and the residual before the final norm.
 """
 
+import contextlib
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from reslab.core import registry
-from reslab.models.lm import LanguageModel
+from reslab.train.loading import load
 
-LAYERS, HEADS, KV_HEADS = 3, 4, 2
-
-
-def as_params(data):
-    """The tree of our model with the same weights."""
-
-    def stacked(name, *shape):
-        kernels = [
-            data[f"model.layers.{layer}.{name}.weight"].T for layer in range(LAYERS)
-        ]
-        return {"kernel": jnp.stack([k.reshape(shape or k.shape) for k in kernels])}
-
-    def gains(name):
-        names = (f"model.layers.{layer}.{name}.weight" for layer in range(LAYERS))
-        # Our gain is stored as an offset from one.
-        return {"input_norm": {"gain": jnp.stack([data[n] - 1 for n in names])}}
-
-    block = {
-        "mixer": {
-            "query": stacked("self_attn.q_proj", 32, HEADS, 8),
-            "key": stacked("self_attn.k_proj", 32, KV_HEADS, 8),
-            "value": stacked("self_attn.v_proj", 32, KV_HEADS, 8),
-            "output": stacked("self_attn.o_proj", HEADS, 8, 32),
-        },
-        "ffn": {
-            "gate": stacked("mlp.gate_proj"),
-            "up": stacked("mlp.up_proj"),
-            "down": stacked("mlp.down_proj"),
-        },
-        "mixer_placement": gains("input_layernorm"),
-        "ffn_placement": gains("post_attention_layernorm"),
-    }
-    return {
-        "embedding": data["model.embed_tokens.weight"],
-        "final_norm": {"gain": data["model.norm.weight"] - 1},
-        "head": data["lm_head.weight"].T,
-        "layers": {"body": {"segment_0": {"block_0": block}}},
-    }
+LAYERS = 3
+CHECKPOINTS = pathlib.Path(__file__).parent.parent.parent / "goldens" / "interop"
+DOUBLE = {"precision.compute": "float64", "precision.parameters": "float64"}
 
 
-@pytest.fixture
-def probed(golden, view_of):
-    data = golden("depth_probes")
-    model = LanguageModel(
-        vocabulary_size=128,
-        features=32,
-        depth=LAYERS,
-        mixer=f"attention(heads={HEADS}, kv_heads={KV_HEADS})",
-        ffn="swiglu(hidden=88)",
-        norm="rms(epsilon=1e-5)",
-        dtype=jnp.float64,
-        param_dtype=jnp.float64,
-    )
+@contextlib.contextmanager
+def probing(name, tokens, view_of):
+    """A view of an imported model in float64, and a function that asks probes."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        params = jax.tree.map(jnp.asarray, as_params(data))
-        view = view_of(model, params, jnp.asarray(data["input_ids"]))
+        model, params, _ = load(CHECKPOINTS / name, changes=DOUBLE, mesh={"fsdp": 1})
+        view = view_of(model, params, jnp.asarray(tokens))
 
         def probe(*names):
             return jax.jit(
@@ -78,6 +36,13 @@ def probed(golden, view_of):
                 }
             )()
 
+        yield view, probe
+
+
+@pytest.fixture
+def probed(golden, view_of):
+    data = golden("depth_probes")
+    with probing("llama", data["input_ids"], view_of) as (view, probe):
         yield data, view, probe
 
 
@@ -126,3 +91,27 @@ def test_gradients_and_removal(probed):
     close(found["gradient/norm"], data["grad_norm_layer"])
     removed = np.exp(found["layer_removal/increase"] + data["loss"])
     close(removed, data["ppl_removed"])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_statistics_of_what_the_layers_of_the_class_return(name, view_of):
+    """By the definitions, from hidden states and branches of the class itself."""
+    with np.load(CHECKPOINTS / name / "golden.npz") as archive:
+        data = {key: np.float64(value) for key, value in archive.items()}
+    tokens = np.int32(data["input_ids"])
+    with probing(name, tokens, view_of) as (_, probe):
+        found = probe("stream", "contribution")
+    stream = [*data["hidden_states"][:-1], data["resid_pre_final_norm"]]
+    for layer in range(LAYERS):
+        before, mixed = stream[layer], data["attn_out"][layer]
+        reads = {"attn": before, "mlp": before + mixed}
+        adds = {"attn": mixed, "mlp": data["mlp_out"][layer]}
+        for index, kind in enumerate(reads):
+            x, y = reads[kind], adds[kind]
+            sizes = [np.linalg.norm(one, axis=-1) for one in (x, y)]
+            cosine = np.sum(x * y, axis=-1) / (sizes[0] * sizes[1])
+            at = 2 * layer + index
+            close(found["contribution/relative"][at], np.mean(sizes[1] / sizes[0]))
+            close(found["contribution/cosine"][at], np.mean(cosine), 1e-4, 1e-5)
+    lengths = [np.mean(np.linalg.norm(one, axis=-1)) for one in stream]
+    close(found["stream/norm"][::2], lengths)

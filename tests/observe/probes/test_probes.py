@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import flax.linen as nn
 import jax
@@ -15,8 +16,9 @@ from reslab.core.errors import ReslabError
 from reslab.core.taps import TAPS, tap
 from reslab.core.trees import named_leaves
 from reslab.nn.ffns.gelu import GELUFeedForward
-from reslab.observe.probes import quantities
+from reslab.observe.probes import attention_rank, quantities
 
+GOLDENS = pathlib.Path(__file__).parents[2] / "goldens"
 DESIGNS = {
     "post hyper": {"placement": "post", "residual": "hyper(streams=2)"},
     "looped, tiled": {
@@ -33,7 +35,7 @@ DESIGNS = {
 USUAL = ("post hyper",)
 COMMON = ("looped, tiled",)
 # These need a part that not every model has.
-SPECIAL = {"depth_weights", "expert_load"}
+SPECIAL = {"depth_weights", "expert_load", "token_routing"}
 
 
 def look(view, *names):
@@ -227,6 +229,17 @@ def test_expert_load_is_collected(view_of, small_model):
     np.testing.assert_allclose(found["expert_load/share"], [[0.75, 0.25]] * 3)
 
 
+@pytest.mark.conformance
+def test_routers_are_looked_into(view_of, small_model):
+    ffn = "experts(experts=4, chosen=2, capacity=0.6)"
+    found = look(view_of(*small_model(ffn=ffn)), "expert_load")
+    np.testing.assert_allclose(found["expert_load/share"].sum(-1), 1.0, rtol=1e-6)
+    assert (
+        (found["expert_load/entropy"] > 0) & (found["expert_load/entropy"] < 1.4)
+    ).all()
+    assert (found["expert_load/dropped"] > 0.2).all()
+
+
 @pytest.mark.parametrize(
     "name, words", [("depth_weights", "one stream"), ("expert_load", "no experts")]
 )
@@ -328,3 +341,38 @@ def test_layers_are_numbered_in_the_order_of_depth(small_model):
 def test_parameters_without_layers():
     with pytest.raises(ReslabError, match="no stack of layers"):
         sum_by_layer(jnp.sum, {"head": jnp.ones(2)})
+
+
+def test_attention_rank_is_the_recorded_one():
+    with np.load(GOLDENS / "attention_rank.npz") as file:
+        found = attention_rank.mean_rank(jnp.asarray(file["dev_arank_attn"]))
+        assert float(found) == file["dev_arank_value"]
+
+
+@pytest.mark.conformance
+def test_attention_rank_is_of_the_maps_of_each_layer(view_of, small_model):
+    model, params, tokens = small_model(mixer=("attention(heads=2)", "mamba"))
+    found = look(view_of(model, params, tokens), "attention_rank")
+    # Layers 0 and 2 of six tokens: a map without its diagonal has a row of zeros.
+    ranks = found["attention_rank/rank"]
+    assert ranks.shape == (2,)
+    assert np.all((ranks > 1) & (ranks <= 5))
+    single, params, tokens = small_model(mixer="attention(heads=2, window=1)")
+    found = look(view_of(single, params, tokens), "attention_rank")
+    assert np.all(found["attention_rank/rank"] == 0)
+    mamba, params, tokens = small_model(mixer="mamba")
+    with pytest.raises(ReslabError, match="no layer of this model has attention maps"):
+        look(view_of(mamba, params, tokens), "attention_rank")
+
+
+@pytest.mark.conformance
+def test_token_routing_is_what_layers_compute(view_of, small_model):
+    model, params, tokens = small_model(stack="mod(capacity=0.5)")
+    found = look(view_of(model, params, tokens), "token_routing")
+    for name in ("share", "agreement"):
+        values = found[f"token_routing/{name}"]
+        assert values.shape == (1,)
+        assert np.all((values >= 0) & (values <= 1))
+    plain, params, tokens = small_model()
+    with pytest.raises(ReslabError, match="no layer of this model chooses tokens"):
+        look(view_of(plain, params, tokens), "token_routing")

@@ -158,8 +158,10 @@ def validation_batches(
     batch: int,
     process_index: int = 0,
     process_count: int = 1,
+    *,
+    most: int | None = None,
 ) -> Iterator[Example]:
-    """Gives every example once, in order.
+    """Gives every example once, in order, or a sample spread evenly over all.
 
     Every batch has the same shape. The last is filled up with copies of its
     first example whose `loss_mask` is False throughout, so they count nothing
@@ -170,6 +172,7 @@ def validation_batches(
       batch: Examples per batch, over all processes.
       process_index: This process, which gets rows p, p + n, ... of each batch.
       process_count: How many processes share the batches.
+      most: Number of batches, filled with evenly spaced examples; None takes all.
 
     Returns:
       An iterator of arrays of shape (batch / process_count, ...).
@@ -178,7 +181,23 @@ def validation_batches(
       ReslabError: If the batch does not divide by the processes.
     """
     _check_batch("validation batch", batch, process_index, process_count)
-    return _in_order(examples, batch, range(process_index, batch, process_count))
+    rows = range(process_index, batch, process_count)
+    count = len(examples) if most is None else min(most * batch, len(examples))
+    return _in_order(_Spaced(examples, count), batch, rows)
+
+
+class _Spaced:
+    """Examples from the middles of equal parts of others."""
+
+    def __init__(self, examples: Examples, count: int):
+        self._examples, self._count = examples, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+        whole = len(self._examples)
+        return self._examples[(2 * index + 1) * whole // (2 * self._count)]
 
 
 def _in_order(examples: Examples, batch: int, rows: range) -> Iterator[Example]:

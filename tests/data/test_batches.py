@@ -179,3 +179,24 @@ def test_validation_rows_are_shared_between_processes(corpus):
         )
         rows = [{k: v[index::2] for k, v in batch.items()} for batch in whole]
         assert_same(shard, rows)
+
+
+def test_a_sample_is_spread_over_all_examples(corpus):
+    source = WindowSource(corpus.validation, LENGTH)
+    whole = np.concatenate([b["tokens"] for b in validation_batches(source, 1)])
+    batches = list(validation_batches(source, 2, most=3))
+    found = np.concatenate([batch["tokens"] for batch in batches])
+    middles = [(2 * i + 1) * len(whole) // 12 for i in range(6)]
+    np.testing.assert_array_equal(found, whole[middles])
+    # As many as there are, or more, are all of them, once.
+    every = list(validation_batches(source, 8, most=10**9))
+    assert sum(batch["loss_mask"].any(-1).sum() for batch in every) == len(whole)
+
+
+def test_a_sample_is_the_same_on_any_number_of_processes(corpus):
+    source = WindowSource(corpus.validation, LENGTH)
+    whole = next(validation_batches(source, 4, most=1))["tokens"]
+    parts = [
+        next(validation_batches(source, 4, i, 2, most=1))["tokens"] for i in (0, 1)
+    ]
+    np.testing.assert_array_equal(np.stack(parts, 1).reshape(whole.shape), whole)

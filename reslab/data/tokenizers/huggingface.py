@@ -10,11 +10,12 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from reslab.core.bounds import Bounds, bounded
 from reslab.core.errors import ReslabError, missing_extra, nearest
 from reslab.data.encoding import say_once
 from reslab.data.spans import character_starts, spread
@@ -26,6 +27,7 @@ GAPS = 2**16
 PROBE = "Every layer, 12 of them:\n\tx = x + f(x) \u2260 \U0001f600"
 
 
+@bounded
 @dataclasses.dataclass
 class HuggingFaceTokenizer:
     """Encodes with a `tokenizer.json`.
@@ -40,6 +42,8 @@ class HuggingFaceTokenizer:
       path: Path of the `tokenizer.json`.
       bos_token: The token that begins a document, as the file writes it, for
         example `"<|endoftext|>"`. None adds one id after the vocabulary.
+      size: Number of ids of the model that reads them, which may have more rows than
+        the file has tokens, or lack special ones; 0 is the file's.
       bos: The id of that token.
       vocabulary_size: Number of ids, BOS included.
       unknown: The id of text that has no id of its own, if there is one.
@@ -52,6 +56,7 @@ class HuggingFaceTokenizer:
 
     path: str = ""
     bos_token: str | None = None
+    size: Annotated[int, Bounds(least=0, most=2**24)] = 0
     bos: int = dataclasses.field(init=False)
     vocabulary_size: int = dataclasses.field(init=False)
     unknown: int | None = dataclasses.field(init=False)
@@ -100,11 +105,28 @@ class HuggingFaceTokenizer:
                 f"tokenizer huggingface: {self.path!r} has no token {self.bos_token!r}",
                 hint=nearest(self.bos_token, added),
             )
-        self.vocabulary_size = max(self._size, self.bos + 1)
+        self.vocabulary_size = self.size or max(self._size, self.bos + 1)
+        self._check_size()
         model = self._settings.get("model") or {}
         unknown = model.get("unk_id", self._vocabulary.get(model.get("unk_token", "")))
         self.unknown = None if unknown == self.bos else unknown
-        self.sha256 = hashlib.sha256(raw + f"\nbos {self.bos}".encode()).hexdigest()
+        told = f"\nbos {self.bos}" + (f"\nsize {self.size}" if self.size else "")
+        self.sha256 = hashlib.sha256(raw + told.encode()).hexdigest()
+
+    def _check_size(self) -> None:
+        """Checks that the model has a row for every token that stands for text."""
+        special = {t["content"] for t in self._added_tokens() if t["special"]}
+        beyond = [
+            token
+            for token, index in self._vocabulary.items()
+            if index >= self.vocabulary_size and token not in special
+        ]
+        if beyond or self.bos >= self.vocabulary_size:
+            raise ReslabError(
+                f"tokenizer huggingface: {self.path!r}: size",
+                expected=f"at least {max(self._size, self.bos + 1)}",
+                got=str(self.size),
+            )
 
     def _check_model(self) -> None:
         if self._size > 2 * len(self._vocabulary) + GAPS:
@@ -210,7 +232,7 @@ class HuggingFaceTokenizer:
     def _table(self) -> np.ndarray:
         decoder = self._settings.get("decoder") or {}
         prefix = decoder.get("prefix", "") if decoder.get("type") == "WordPiece" else ""
-        lengths = np.zeros(self.vocabulary_size, np.int32)
+        lengths = np.zeros(max(self.vocabulary_size, self._size), np.int32)
         for token, index in self._vocabulary.items():
             if (
                 self._is_byte_level
@@ -228,7 +250,7 @@ class HuggingFaceTokenizer:
             literal = 0 if is_unknown else len(token["content"].encode())
             lengths[token["id"]] = literal
         lengths[self.bos] = 0
-        return lengths
+        return lengths[: self.vocabulary_size]
 
     def _added_tokens(self) -> list[Mapping[str, Any]]:
         return self._settings.get("added_tokens") or []

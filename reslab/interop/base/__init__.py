@@ -1,0 +1,1 @@
+"""Parts of the tables of families: fields, designs, tensors, files."""

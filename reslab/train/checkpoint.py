@@ -99,6 +99,8 @@ class Checkpoints:
       identity: What the checkpoints are of (see `reslab.train.identity`): sealed into
         those that are saved, compared with those that are read. None does neither.
       is_async: Whether files are written behind the caller's back.
+      is_compressed: Whether files are compressed, for which leaves are held in memory
+        twice; weights become little smaller.
       is_read_only: Whether to leave the directory exactly as it is. Set it to
         read the checkpoints of a run that may still be active: otherwise
         half-written steps are taken for the remains of a kill and removed.
@@ -117,6 +119,7 @@ class Checkpoints:
         every: int = 1000,
         identity: Mapping[str, str] | None = None,
         is_async: bool = True,
+        is_compressed: bool = True,
         is_read_only: bool = False,
     ):
         # Failures are raised here, in one line; Orbax would also log them at length.
@@ -142,7 +145,11 @@ class Checkpoints:
                 self._place = Place(self._path)
             # Through the open handle: another directory may take its name.
             used = self._place.held if self._place else self._path
-            self._manager = ocp.CheckpointManager(used, options=options)
+            self._manager = ocp.CheckpointManager(
+                used,
+                options=options,
+                handler_registry=None if is_compressed else _uncompressed(),
+            )
             if self._path.exists():
                 next(self._path.iterdir(), None)
         except OSError as error:
@@ -278,7 +285,8 @@ class Checkpoints:
           step: Which step; the newest when None.
 
         Returns:
-          The state, bit for bit as it was saved.
+          The state, bit for bit as it was saved; `opt_state` is None where there was
+          none, as in a run that was imported.
 
         Raises:
           DamagedCheckpoint: If the files do not hold what was saved.
@@ -288,6 +296,8 @@ class Checkpoints:
         step = self._choose(step)
         with self._together(step):
             record = self._record(step)
+        if _lacks_optimizer(record["leaves"], target):
+            target = target._replace(opt_state=None)
         state = self._read(step, target, record["leaves"])
         return Restored(step, state, record["data_index"], record.get("summary", {}))
 
@@ -544,6 +554,21 @@ class Checkpoints:
             got=got,
             hint=f"move the folder {step} away to resume from the step before",
         )
+
+
+def _uncompressed() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Handlers that write leaves as they are."""
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    leaves = ocp.PyTreeCheckpointHandler(use_compression=False)
+    for argument in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+        handlers.add("state", argument, leaves)
+    return handlers
+
+
+def _lacks_optimizer(stored: Mapping[str, Any], target: Tree) -> bool:
+    """Returns whether a train state with an optimizer was saved without it."""
+    wanted = jax.tree.leaves(getattr(target, "opt_state", ()))
+    return bool(wanted) and not any(name.startswith("opt_state/") for name in stored)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

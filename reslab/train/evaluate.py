@@ -1,7 +1,6 @@
 """Held-out loss: every validation example once, in order."""
 
 import contextlib
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,46 +52,36 @@ class Evaluator:
     def __call__(
         self,
         variables: ModelState,
-        batches: int | None = None,
+        most: int | None = None,
         *,
-        first: int | None = None,
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> dict[str, float]:
-        """Evaluates on the first `batches` steps, or on all.
+        """Evaluates on the whole split, or on a sample that is spread over it.
 
         Args:
           variables: The model's parameters and state.
-          batches: Number of evaluation steps; None is the whole split.
-          first: Also returns the headline of only this many first steps.
+          most: Number of evaluation steps, of examples evenly spaced in the split;
+            None is the whole split.
           is_stopping: Asked after every step; the same in all processes.
 
         Returns:
           The task's metrics and its number of units, each name after `eval_`: for
-          language `eval_loss`, `eval_bpb` and `eval_tokens`; with `first` also
-          `eval_first_bpb`.
+          language `eval_loss`, `eval_bpb` and `eval_tokens`.
 
         Raises:
           EvaluationStopped: If `is_stopping` returns True.
         """
         place = place_on(self._mesh)
         totals: dict[str, float] = {}
-        beginning: dict[str, float] = {}
-        headline = self._task.headline.metric
-        host = self._task.validation_batches(self._rows)
-        chosen = prefetch(itertools.islice(host, batches), place)
+        chosen = prefetch(self._task.validation_batches(self._rows, most), place)
         with use_mesh(self._mesh), contextlib.closing(chosen):
-            for index, batch in enumerate(chosen, start=1):
+            for batch in chosen:
                 sums = jax.device_get(self._sums(variables, batch))
                 # Summed in double precision on the host, in a fixed order.
                 totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
-                if first is not None and index <= first:
-                    beginning = {
-                        f"eval_first_{headline}": self._task.metrics(totals)[headline]
-                    }
                 if is_stopping():
                     raise EvaluationStopped
         return {
             **{f"eval_{k}": v for k, v in self._task.metrics(totals).items()},
             f"eval_{self._task.unit}": totals[self._task.unit],
-            **beginning,
         }

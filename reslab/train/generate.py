@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reslab.core import registry
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import check_updated
 from reslab.models.lm import LanguageModel
@@ -80,6 +81,9 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    exit: str = "none",
+    threshold: float = 0.0,
+    slots: int = 0,
 ) -> jax.Array:
     """Continues prompts, of one length or of several.
 
@@ -97,6 +101,13 @@ def generate(
       temperature: 0 takes the most likely token each time.
       top_k: Number of most likely tokens kept; 0 keeps all.
       top_p: Probability kept, in (0, 1].
+      exit: What ends the passes of a looped stack early: "halting" in `stacks/act` and
+        `stacks/ponder`, otherwise as in `stacks/huginn`.
+      threshold: The change below which it does.
+      slots: Number of prompts that are continued at a time, in slots at different
+        passes of stack `recursive` that are filled again (see `train/slots`), where
+        `exit` may be "latent"; 0 continues all at once. Samples are drawn by another
+        key for each prompt.
 
     Returns:
       The new tokens (batch, length).
@@ -121,6 +132,8 @@ def generate(
     ):
         if not is_right:
             raise ReslabError(name, expected=expected, got=str(value))
+    if exit != "none" and not slots:
+        model = _with_exit(model, exit, threshold)
     limit = model.position_limit
     if limit is not None and prompt.shape[1] + length > limit:
         raise ReslabError(
@@ -129,12 +142,48 @@ def generate(
             f"{prompt.shape[1]}: the model knows {limit} positions",
             got=str(length),
         )
-    run = functools.partial(
-        continue_prompts, temperature=temperature, top_k=top_k, top_p=top_p
-    )
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if slots:
+        from reslab.train.slots import check_slots, continue_in_slots
+
+        check_slots(model, slots, len(prompt), exit)
+        real = np.ones(prompt.shape, bool) if is_prompt is None else is_prompt
+        sampling |= {"slots": slots, "threshold": threshold if exit != "none" else 0.0}
+        slotted = functools.partial(continue_in_slots, **sampling)
+        return jax.jit(slotted, static_argnums=(0, 3))(
+            model, variables, prompt, length, jax.random.key(seed), real
+        )[0]
+    run = functools.partial(continue_prompts, **sampling)
     return jax.jit(run, static_argnums=(0, 3))(
         model, variables, prompt, length, jax.random.key(seed), is_prompt
     )
+
+
+def _with_exit(model: LanguageModel, exit: str, threshold: float) -> LanguageModel:
+    """The same model, whose stack ends its passes early.
+
+    Raises:
+      ReslabError: If the stack has no such end.
+    """
+    if exit == "halting":
+        # Stacks that learn when to halt have no threshold to give.
+        ways = {"saves_passes": True}, {"exit": exit}
+    else:
+        ways = ({"exit": exit, "threshold": threshold},)
+    accepts = functools.partial(registry.accepts, "stacks", model.stack)
+    way = next((way for way in ways if all(map(accepts, way))), None)
+    if way is None:
+        raise ReslabError(
+            f"exit {exit!r}",
+            expected="a stack that can end early",
+            got=str(model.stack),
+            hint="stack act or ponder" if exit == "halting" else "stack huginn",
+        )
+    parsed = registry.parse(str(model.stack))
+    stack = registry.spec_text(parsed.name, {**parsed.arguments, **way})
+    # Raises for any other value.
+    registry.unbound("stacks", stack, blocks=(), depth=model.depth)
+    return model.clone(stack=stack)
 
 
 def _padded(prompt: Any, is_prompt: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -189,40 +238,94 @@ def continue_prompts(
     Returns:
       The new tokens (batch, length).
     """
+    start = prompt.shape[1]
+    begun = prefill(model, variables, prompt, start + length, is_prompt)
+    lengths = jnp.full(prompt.shape[:1], start, jnp.int32)
+    if is_prompt is not None:
+        lengths = jnp.sum(is_prompt, axis=1, dtype=jnp.int32)
+    tokens, _ = continue_state(
+        model, variables, begun, lengths, length, key, **sampling
+    )
+    return tokens
+
+
+def prefill(
+    model: LanguageModel,
+    variables: Any,
+    prompt: jax.Array,
+    length: int,
+    is_prompt: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
+    """Reads prompts.
+
+    Args:
+      model: The model.
+      variables: Its parameters, and its state where it has one.
+      prompt: Token ids (batch, prompt length).
+      length: Number of tokens that the state has room for.
+      is_prompt: Which tokens are in the prompt (batch, prompt length); None is all.
+
+    Returns:
+      Logits (batch, vocabulary) of the next token, and the mixers' state.
+    """
     batch, start = prompt.shape
-    state = model.init_state(batch, start + length)
-
-    def logits_after(tokens, positions, state, is_real=None):
-        x, state = model.apply(
-            variables,
-            tokens,
-            positions=positions,
-            segments=None if is_real is None else is_real.astype(jnp.int32),
-            state=state,
-            method="hidden",
-        )
-        last = x[:, -1:]
-        if is_real is not None:
-            # The last real token.
-            index = tokens.shape[1] - 1 - jnp.argmax(is_real[:, ::-1], axis=1)
-            last = jnp.take_along_axis(x, index[:, None, None], axis=1)
-        logits: Any = model.apply(variables, last, method="logits")
-        return logits[:, 0], state
-
+    state = model.init_state(batch, length)
     positions = jnp.broadcast_to(jnp.arange(start, dtype=jnp.int32), prompt.shape)
-    lengths = jnp.full((batch,), start, jnp.int32)
     if is_prompt is not None:
         positions = jnp.maximum(jnp.cumsum(is_prompt, axis=1, dtype=jnp.int32) - 1, 0)
-        lengths = jnp.sum(is_prompt, axis=1, dtype=jnp.int32)
-    logits, state = logits_after(prompt, positions, state, is_prompt)
+    return _logits_after(model, variables, prompt, positions, state, is_prompt)
+
+
+def continue_state(
+    model: LanguageModel,
+    variables: Any,
+    begun: tuple[jax.Array, Any],
+    lengths: jax.Array,
+    length: int,
+    key: jax.Array,
+    **sampling: Any,
+) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    """Continues sequences token by token from the mixers' state.
+
+    Args:
+      model: The model.
+      variables: Its parameters, and its state where it has one.
+      begun: Logits (batch, vocabulary) of the next token, and the mixers' state.
+      lengths: Number of tokens so far (batch,).
+      length: Number of tokens to add.
+      key: Random key.
+      **sampling: Options of `sample_token`.
+
+    Returns:
+      The new tokens (batch, length), and `begun` after them.
+    """
 
     def one_token(carry, index):
         logits, state = carry
         token = sample_token(logits, jax.random.fold_in(key, index), **sampling)
-        token = token.astype(jnp.int32)
+        token = token.astype(jnp.int32)[:, None]
         positions = lengths[:, None] + index
-        return logits_after(token[:, None], positions, state), token
+        return _logits_after(model, variables, token, positions, state), token[:, 0]
 
     steps = jnp.arange(length, dtype=jnp.int32)
-    _, tokens = jax.lax.scan(one_token, (logits, state), steps)
-    return tokens.T
+    begun, tokens = jax.lax.scan(one_token, begun, steps)
+    return tokens.T, begun
+
+
+def _logits_after(model, variables, tokens, positions, state, is_real=None):
+    """Logits of the token after those given, and the new state."""
+    x, state = model.apply(
+        variables,
+        tokens,
+        positions=positions,
+        segments=None if is_real is None else is_real.astype(jnp.int32),
+        state=state,
+        method="hidden",
+    )
+    last = x[:, -1:]
+    if is_real is not None:
+        # The last real token.
+        index = tokens.shape[1] - 1 - jnp.argmax(is_real[:, ::-1], axis=1)
+        last = jnp.take_along_axis(x, index[:, None, None], axis=1)
+    logits: Any = model.apply(variables, last, method="logits")
+    return logits[:, 0], state

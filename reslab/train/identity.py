@@ -55,6 +55,26 @@ def check_data(began: Mapping[str, str], now: Mapping[str, str]) -> None:
             )
 
 
+def check_given(began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Checks that a resumed run is given the same parts as when it began.
+
+    Args:
+      began: The record of the run's data, whose `given` names the caller's parts.
+      now: The record of the data as they are given now.
+
+    Raises:
+      ReslabError: If something else was given, or nothing.
+    """
+    before, after = began.get("given", {}), now.get("given", {})
+    if before != after:
+        raise ReslabError(
+            "batches, held_out, loss or step of the caller",
+            expected=f"{before or 'none'}, as when the run began",
+            got=f"{after or 'none'}",
+            hint="give the same, or another run directory",
+        )
+
+
 def compare(sealed: Mapping[str, str], now: Mapping[str, str], where: str) -> None:
     """Checks that a checkpoint is of this run, its config and its data.
 

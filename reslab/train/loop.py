@@ -7,6 +7,7 @@ import math
 import pathlib
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ from reslab.train.corpora import tokenized_once
 from reslab.train.cost import training_flops_per_unit
 from reslab.train.evaluate import EvaluationStopped, Evaluator
 from reslab.train.finished import finished, result_of
+from reslab.train.given import NOTHING, Given
 from reslab.train.held import Held
 from reslab.train.lines import Lines, begin_trackers
 from reslab.train.memory import check_memory
@@ -77,11 +79,17 @@ class Stopped(Exception):
         self.step = step
 
 
-def prepare(config: ConfigDict) -> Setup:
+def prepare(
+    config: ConfigDict,
+    given: Given = NOTHING,
+    began: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Setup:
     """Checks a config against its data and the devices; writes nothing.
 
     Args:
       config: The resolved config.
+      given: What the caller gives in place of the config's.
+      began: What a run that is resumed has recorded of its data.
 
     Returns:
       The setup, its data loaded.
@@ -94,14 +102,17 @@ def prepare(config: ConfigDict) -> Setup:
     check_same("the config", configs.sha256(config))
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    setup = make_setup(config, mesh)
+    setup = make_setup(config, mesh, given.task(config))
     check_memory(setup)
+    record = setup.task.record()
+    if began:
+        identity.check_given(began, record)
     # Otherwise mistakes would be found only after the run has begun.
-    if extension.is_used():
+    if given or extension.is_used():
         batch = setup.task.batch_shapes(config.data.batch)
         with use_mesh(mesh), extension.held_to_protocols():
-            jax.eval_shape(make_step(setup), setup.shapes, batch)
-    check_same("the corpus", json.dumps(identity.of_data(setup.task.record())))
+            jax.eval_shape(given.judged(setup) or make_step(setup), setup.shapes, batch)
+    check_same("the corpus", json.dumps(identity.of_data(record)))
     return setup
 
 
@@ -117,6 +128,7 @@ def train(
     after_step: Callable[[int], None] | None = None,
     at_end: Callable[[Task], None] | None = None,
     programs: Programs = ALONE,
+    given: Given = NOTHING,
 ) -> dict[str, Any]:
     """Trains the run in a directory, or resumes it.
 
@@ -137,6 +149,7 @@ def train(
       at_end: Called with the task, its data loaded, once this call has trained the run
         to its end.
       programs: Makes its compiled programs, which other runs may share.
+      given: Batches, loss or step of the caller, in place of the config's.
 
     Returns:
       The run's result: step, held-out loss and bits per byte, tokens per second.
@@ -151,9 +164,9 @@ def train(
     run = Run(pathlib.Path(directory))
     check_same("the config", configs.sha256(config))
     if (ended := on_writer(lambda: finished(run, config))) is not None:
-        return _already(run, ended, tracer)
+        return _already(run, ended, tracer, given.record(config))
     with tokenized_once(run.directory):
-        setup = prepare(config)
+        setup = prepare(config, given, on_writer(run.recorded).get("corpus", {}))
         batches = setup.task.train_batches()
     evaluator = Evaluator(setup, programs.sums(setup))
     found, pinned = None, None
@@ -168,7 +181,7 @@ def train(
         on_writer(lambda: stack.enter_context(run.lock(patience)))
         # The process that held the lock may have finished the run.
         if (ended := on_writer(lambda: result_of(run, config))) is not None:
-            return _already(run, ended, tracer)
+            return _already(run, ended, tracer, about["corpus"])
         trackers = begin_trackers(run, config, is_resumed)
         if is_resumed and is_writer():
             warn_of_machine(run, about)
@@ -186,14 +199,13 @@ def train(
 
         def newest() -> Restored:
             kept = checkpoints.restore_newest(setup.shapes, is_strict=is_strict)
-            return kept or Restored(0, setup.init(found), 0)
+            return _completed(setup, kept) or Restored(0, setup.init(found), 0)
 
         dog = stack.enter_context(watching(watchdog))
         begin = newest()
         if is_resumed:  # Its checkpoints are its own, or nothing is changed.
             on_writer(lambda: adopt(run, config))
-        held = Held(run, setup.task.check_data)
-        stack.callback(held.close)
+        held = stack.enter_context(contextlib.closing(Held(run, setup.task.check_data)))
         phases = Phases(is_silent=not is_writer())
         if is_writer():
             lines = opening(setup, about["corpus"], run.directory, begin.step)
@@ -205,7 +217,7 @@ def train(
         stack.callback(files.close)
         trainer = _Trainer(
             *(setup, checkpoints, held, files, evaluator, prober, dog, tracer),
-            *(after_step, phases, programs.step(setup)),
+            *(after_step, phases, given.compiled(setup) or programs.step(setup)),
         )
         result = _finite(trainer.run(begin, newest, batches))  # A step may be skipped.
         files.sync()
@@ -217,7 +229,15 @@ def train(
     return result
 
 
-def _already(run: Run, ended: dict[str, Any], tracer: Profile | None) -> dict[str, Any]:
+def _completed(setup: Setup, kept: Restored | None) -> Restored | None:
+    """Gives a checkpoint without an optimizer's state, as of an import, a fresh one."""
+    return kept and dataclasses.replace(kept, state=setup.completed(kept.state))
+
+
+def _already(
+    run: Run, ended: dict[str, Any], tracer: Profile | None, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    identity.check_given(run.recorded().get("corpus", {}), data)
     if tracer:
         tracer.check(ended["step"])
     if is_writer():
@@ -414,7 +434,7 @@ class _Trainer:
         state: TrainState,
         is_asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, float]:
-        """Evaluates on the first batches, and at the last step on all of them.
+        """Evaluates on a sample, and at the last step also on all held-out data.
 
         Raises:
           EvaluationStopped: If the run was asked to stop meanwhile.
@@ -426,16 +446,15 @@ class _Trainer:
 
         self._dog.feed()
         batches = self._config.eval.batches
+        with self._phase("evaluating"):
+            found = self._evaluator(state.variables, batches, is_stopping=is_stopping)
         if step < self._config.train.steps:
-            with self._phase("evaluating"):
-                return self._evaluator(
-                    state.variables, batches, is_stopping=is_stopping
-                )
-        # The curve keeps to the batches of earlier evaluations.
+            return found
+        # The curve keeps to the sample of earlier evaluations.
+        metric = self._setup.task.headline.metric
+        sample = {f"eval_sample_{metric}": found[f"eval_{metric}"]}
         with self._phase("evaluating on all held-out data"):
-            found = self._evaluator(
-                state.variables, first=batches, is_stopping=is_stopping
-            )
+            found = self._evaluator(state.variables, is_stopping=is_stopping) | sample
         self._check_finite(step, found, "eval_loss")
         return found
 

@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,30 +111,29 @@ def check_memory(setup: Setup, *, is_training: bool = True, runs: int = 1) -> No
     }.get(
         largest, "a smaller model.features or model.depth, or mesh.fsdp on more chips"
     )
-    _check_fits(setup, parts, hint)
+    _check_fits(setup.mesh.devices.flat[0], parts, hint)
 
 
-def check_generation(setup: Setup, samples: int, length: int) -> None:
-    """Checks that sequences can fit the device while they are generated.
+def check_generation(model: Any, samples: int, length: int) -> None:
+    """Checks that sequences can fit the first device while they are generated.
 
     Args:
-      setup: The run.
+      model: The model.
       samples: Number of sequences.
       length: Tokens in each, the prompt included.
 
     Raises:
       ReslabError: If even the caches, recurrent states and logits do not fit.
     """
-    kept, _ = generation_bytes(setup.model, length)
+    kept, _ = generation_bytes(model, length)
     parts = {
         "caches and states": samples * kept,
-        "logits": samples * setup.model.vocabulary_size * 4,
+        "logits": samples * model.vocabulary_size * 4,
     }
-    _check_fits(setup, parts, "fewer --samples, or a smaller --length")
+    _check_fits(jax.devices()[0], parts, "fewer samples, or a smaller length")
 
 
-def _check_fits(setup: Setup, parts: Mapping[str, int], hint: str) -> None:
-    device = setup.mesh.devices.flat[0]
+def _check_fits(device: jax.Device, parts: Mapping[str, int], hint: str) -> None:
     limit = available_bytes(device)
     needed = sum(parts.values())
     if limit is None or needed <= limit:

@@ -253,7 +253,8 @@ def inspect_run(
                 batches.state = restored.data_index
                 batch = place_on(mesh)(next(batches))
             with phase(f"measuring step {one}"):
-                records.append({"step": one, **prober(restored.state, batch)})
+                state = setup.completed(restored.state)
+                records.append({"step": one, **prober(state, batch)})
     _merge(run.directory, records)
     return records
 

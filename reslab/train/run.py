@@ -24,7 +24,7 @@ from reslab.core.records import Form, read_record
 from reslab.runtime.files import make_directory, write_whole
 from reslab.runtime.inside import check_links, open_inside
 from reslab.runtime.storage import local_path, storage_error, storage_errors
-from reslab.train import changes, identity, parts
+from reslab.train import changes, identity, kept, parts
 
 # Files that a run writes; its config marks them as its own.
 _WRITTEN = ("run.json", "metrics.jsonl", "result.json", "probes.jsonl", "layers.jsonl")
@@ -101,6 +101,7 @@ class Run:
                     got=configs.sha256_of_text(text.decode())[:12],
                     hint="train a new run with --config or --set",
                 )
+        kept.find_tokenizer(config, self.directory)
         return config
 
     def record(self) -> dict[str, Any]:
@@ -282,6 +283,7 @@ class Run:
         changes.check_config(self, config)
         self.record()  # Training requires the run's record to continue.
         self.check_data(about["corpus"])
+        identity.check_given(self.recorded().get("corpus", {}), about["corpus"])
 
     def last_step(self) -> int:
         """The newest step that has been saved; 0 for none."""

@@ -187,6 +187,15 @@ class Setup:
             make = jax.jit(self._init, out_shardings=shardings)
             return make(jax.random.key(self.config.seed), dict(found or {}))
 
+    def completed(self, state: TrainState) -> TrainState:
+        """Gives a state that was saved without an optimizer's a fresh one."""
+        if state.opt_state is not None:
+            return state
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes.opt_state)
+        with use_mesh(self.mesh):
+            make = jax.jit(self.optimizer.init, out_shardings=shardings)
+            return state._replace(opt_state=make(state.params))
+
     def _init(self, key: jax.Array, found: dict[str, Any]) -> TrainState:
         variables = unbox(self.model.init(key, *self.task.example()))
         params = found.get("params", variables["params"])
@@ -196,6 +205,16 @@ class Setup:
             self.optimizer.init(params),
             found.get("model_state", model_state_of(variables)),
         )
+
+
+def named_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves of all collections of a model, each by its path in its collection."""
+    leaves: dict[str, Any] = {}
+    for tree in variables.values():
+        found = named_leaves(tree)
+        assert not leaves.keys() & found.keys()
+        leaves |= found
+    return leaves
 
 
 def restore_variables(
@@ -247,12 +266,13 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             )
 
 
-def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
+def make_setup(config: ConfigDict, mesh: Mesh, task: Task | None = None) -> Setup:
     """Builds model and optimizer and works out all shapes; computes nothing.
 
     Args:
       config: The resolved config.
       mesh: The devices.
+      task: Task of the model; None takes the config's.
 
     Returns:
       The setup.
@@ -260,7 +280,7 @@ def make_setup(config: ConfigDict, mesh: Mesh) -> Setup:
     Raises:
       ReslabError: If the config cannot be built on this mesh.
     """
-    task = make_task(config)
+    task = task or make_task(config)
     if SEQUENCE_AXIS in mesh.shape and task.unit != "tokens":
         raise ReslabError(
             "mesh.sequence",

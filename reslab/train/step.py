@@ -261,19 +261,20 @@ def _first_not_finite(gradients: Any) -> jax.Array:
     return jnp.where(jnp.any(is_bad), jnp.argmax(is_bad), -1)
 
 
-def jit_step(setup: Setup) -> Any:
+def jit_step(setup: Setup, step: Step | None = None) -> Any:
     """The training step as a run compiles it: sharded, and in place.
 
     Args:
       setup: Model, optimizer, task, config and mesh.
+      step: The step; `make_step`'s if None.
 
     Returns:
-      `make_step`'s function, jitted; the state that it is given is donated. Call
-      or lower it with the setup's mesh in use.
+      The step, jitted; the state that it is given is donated. Call or lower it with
+      the setup's mesh in use.
     """
     state_sharding = jax.tree.map(lambda leaf: leaf.sharding, setup.shapes)
     return jax.jit(
-        make_step(setup),
+        step or make_step(setup),
         in_shardings=(state_sharding, batch_sharding(setup.mesh)),
         out_shardings=(state_sharding, replicated(setup.mesh)),
         # Repeats the step on the same inputs to find the source of a NaN.

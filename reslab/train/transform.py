@@ -18,6 +18,7 @@ from reslab.core.trees import named_leaves, nested_leaves
 from reslab.observe.phases import Phases
 from reslab.parallel.mesh import make_mesh
 from reslab.runtime.files import whole_directory
+from reslab.train import kept
 from reslab.train.checkpoint import Checkpoints
 from reslab.train.loop import describe
 from reslab.train.run import Run
@@ -132,7 +133,7 @@ def transform_run(
     with whole_directory(out) as directory:
         new_run = Run(directory)
         about = describe(new_setup)
-        new_run.open(new_config, about)
+        new_run.open(kept.carry(new_config, source.directory, directory), about)
         with Checkpoints(
             new_run.checkpoints,
             is_async=False,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from reslab.cli import main
-from reslab.commands.sampling import sample
 from reslab.core import config as configs
 from reslab.core.errors import ReslabError
 from reslab.train import generate, loop
 from reslab.train.run import Run
+from reslab.train.sampling import sample_run
 
 
 @pytest.fixture
@@ -55,26 +55,26 @@ def test_a_sample_ends_with_its_document(said, options, shown, run, says, capsys
 def test_a_stop_must_be_text(run, capsys):
     assert main(["generate", str(run), "--stop", ""]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--stop: expected text" in line
+    assert "stop: expected text" in line
 
 
 def test_samples_keep_to_what_was_trained_or_say_so(run, says, capsys):
     config = Run(run).config()
     assert config.data.length == 16
     says("x" * 300)
-    (text,) = sample(run, config, length=None)
+    (text,) = sample_run(run, config, length=None)
     assert text == "x" * 15 and not capsys.readouterr().err
-    (text,) = sample(run, config, length=None, prompt="abc")
+    (text,) = sample_run(run, config, length=None, prompt="abc")
     assert text == "abc" + "x" * 12 and not capsys.readouterr().err
     # None of the default length would fit.
-    (text,) = sample(run, config, length=None, prompt="a" * 40)
+    (text,) = sample_run(run, config, length=None, prompt="a" * 40)
     assert text == "a" * 40 + "x" * 200
     (line,) = capsys.readouterr().err.splitlines()
     assert "trained on 16 tokens at a time: a sample of 241" in line
-    sample(run, config, length=16)
+    sample_run(run, config, length=16)
     assert "a sample of 17" in capsys.readouterr().err
     says("x" * 9 + "|" + "x" * 90)  # It ends before.
-    sample(run, config, length=99)
+    sample_run(run, config, length=99)
     assert not capsys.readouterr().err
 
 
@@ -106,7 +106,7 @@ def test_the_end_of_a_document_is_learned(tmp_path, brief_config):
         train__log_every=150,
     )
     loop.train(config, tmp_path / "run")
-    texts = sample(tmp_path / "run", config, length=15, samples=8, temperature=0.5)
+    texts = sample_run(tmp_path / "run", config, length=15, samples=8, temperature=0.5)
     assert all(text in ("<aaa>", "<bbb>", "<ccc>") for text in texts), texts
 
 

@@ -69,7 +69,7 @@ def test_what_comes_after_the_result_spoils_nothing(error, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr(loop, "train", lambda *_, **__: {"eval_bpb": 1.0})
-    monkeypatch.setattr("reslab.commands.train.sample", fail)
+    monkeypatch.setattr("reslab.train.api.generate", fail)
     monkeypatch.setattr("reslab.study.report.write_report", fail)
     assert main(["train", "--config", SMALL, "--run", "absent"]) == 0
     said = capsys.readouterr()

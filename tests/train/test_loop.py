@@ -211,6 +211,17 @@ def test_losses_do_not_depend_on_the_mesh(shape, small_config, one_device_losses
 
 
 @pytest.mark.conformance
+@pytest.mark.parametrize("capacity", [0.0, 1.25])
+def test_losses_do_not_depend_on_where_experts_are(small_config, capacity):
+    ffn = f"experts(experts=4, hidden=32, capacity={capacity})"
+    config = small_config(model__ffn=ffn, model__depth=2)
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    alone = losses(config, mesh, steps=6)
+    found = losses(config, make_mesh({"data": 2, "expert": 4}), steps=6)
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+
+
+@pytest.mark.conformance
 def test_accumulation_changes_nothing_but_memory(small_config, one_device_losses):
     mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
     found = losses(small_config(train__accumulate=4), mesh)

@@ -69,10 +69,10 @@ def test_probes_and_generation_are_counted(small_config, monkeypatch):
     assert memory.least_bytes(setup_of(many))["activations"] > 10**5 * sum(few.values())
     monkeypatch.setattr(memory, "host_bytes", lambda: 10**9)
     setup = setup_of(small_config())
-    memory.check_generation(setup, 1, 100)
+    memory.check_generation(setup.model, 1, 100)
     for samples, length in ((10**5, 100), (1, 10**7)):
-        with pytest.raises(ReslabError, match="fewer --samples, or a smaller"):
-            memory.check_generation(setup, samples, length)
+        with pytest.raises(ReslabError, match="fewer samples, or a smaller"):
+            memory.check_generation(setup.model, samples, length)
 
 
 def test_a_device_of_unknown_memory_refuses_nothing(small_config, monkeypatch):

@@ -56,10 +56,12 @@ class Task(Protocol):
       unit: What is counted: loss is a mean over these, throughput is of these.
       units_per_example: How many a row of a batch has.
       headline: The metric that is the result.
+      source_family: Family that `data.source` is of.
     """
 
     unit: ClassVar[str]
     headline: ClassVar[Headline]
+    source_family: ClassVar[str]
     units_per_example: int
 
     def model_fields(self) -> dict[str, Any]:
@@ -90,8 +92,15 @@ class Task(Protocol):
         """Shuffled batches without end, of this process."""
         ...
 
-    def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields every held-out example of this process once, in order."""
+    def validation_batches(
+        self, rows: int, most: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields every held-out example of this process once, in order.
+
+        Args:
+          rows: Examples of a batch, over all processes.
+          most: Number of batches, of examples spread evenly over all; None is all.
+        """
         ...
 
     def loss_sums(

@@ -2,32 +2,27 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from reslab.core.errors import ReslabError
 from reslab.core.model_state import BATCH_STATS, ModelState
 from reslab.core.randomness import training_keys
 from reslab.core.trees import named_leaves
-from reslab.data.images import ImageSet, load_images
-from reslab.observe.flops import count_flops
+from reslab.data.images import Images, ImageSet, load_images
 from reslab.ops.orthogonality.api import (
     convolution_orthogonality,
     matrix_orthogonality,
 )
 from reslab.train.tasks import Batch, Headline, Sums
-
-if TYPE_CHECKING:  # Grain takes a second to import, and a model needs no batches.
-    from reslab.data.batches import TrainBatches
+from reslab.train.tasks._examples import InputTask
 
 
-class ImageClassification:
+class ImageClassification(InputTask):
     """Labelled images; losses in nats per image, and accuracy.
 
     Args:
@@ -36,10 +31,8 @@ class ImageClassification:
 
     unit: ClassVar[str] = "images"
     headline: ClassVar[Headline] = Headline("accuracy", "accuracy", True)
-    units_per_example: ClassVar[int] = 1
-
-    def __init__(self, config: ConfigDict):
-        self._config = config
+    source_family: ClassVar[str] = "images"
+    input_name: ClassVar[str] = "images"
 
     @functools.cached_property
     def images(self) -> ImageSet:
@@ -53,10 +46,6 @@ class ImageClassification:
     def model_fields(self) -> dict[str, Any]:
         """Number of classes, and the shape of an image."""
         return {"classes": self.images.classes, "image_shape": self._shape}
-
-    def example(self) -> tuple[Any, ...]:
-        """Two blank images."""
-        return (jnp.zeros((2, *self._shape), jnp.uint8),)
 
     def batch_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch."""
@@ -75,29 +64,13 @@ class ImageClassification:
             "bytes": images.train.images.nbytes + images.test.images.nbytes,
         }
 
-    def check_data(self) -> None:
-        """Passes: all images are in memory."""
+    def train_examples(self) -> Images:
+        """Images to train on, as they are."""
+        return self.images.train
 
-    def train_batches(self) -> "TrainBatches":
-        """Shuffled images without end, as they are."""
-        from reslab.data.batches import TrainBatches
-
-        return TrainBatches(
-            self.images.train,
-            self._config.data.batch,
-            self._config.seed,
-            jax.process_index(),
-            jax.process_count(),
-            worker_count=self._config.data.workers,
-        )
-
-    def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields every held-out image once."""
-        from reslab.data.batches import validation_batches
-
-        return validation_batches(
-            self.images.test, rows, jax.process_index(), jax.process_count()
-        )
+    def held_out_examples(self) -> Images:
+        """Images held out."""
+        return self.images.test
 
     def loss_sums(
         self,
@@ -150,12 +123,6 @@ class ImageClassification:
             total = total + images * factor * distance.astype(total.dtype)
         return total, sums, written.get(BATCH_STATS, {})
 
-    def features(
-        self, model: Any, variables: ModelState, batch: Batch, **options: Any
-    ) -> Any:
-        """Applies the model, head included."""
-        return model.apply(variables, batch["images"], **options)
-
     def tokens(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Masks of the patches: all of an image count, and none begins a document."""
         patches = math.prod(getattr(model, "grid", (1, 1)))
@@ -163,24 +130,12 @@ class ImageClassification:
         is_counted = jnp.broadcast_to(mask, (mask.shape[0], patches))
         return is_counted, jnp.zeros_like(is_counted)
 
-    def optimizer_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
-        """`grams` of the model's first kernel, for `tract`."""
-        return {"grams": model.first_grams(batch["images"])}
-
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
         """Nats per image, and the share of images that are classified right."""
         return {
             "loss": sums["nll"] / sums["images"],
             "accuracy": sums["correct"] / sums["images"],
         }
-
-    def flops_per_unit(self, model: Any, params: Any) -> int:
-        """FLOPs of a training step per image: three times the forward pass's."""
-        images = jax.ShapeDtypeStruct((2, *self._shape), jnp.uint8)
-        forward = count_flops(
-            lambda x: model.init_with_output(jax.random.key(0), x)[0], images
-        )
-        return 3 * forward // 2
 
 
 def orthogonality(model: Any, params: Any) -> jax.Array:

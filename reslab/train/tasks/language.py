@@ -3,8 +3,8 @@
 import functools
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,13 @@ from reslab.data.corpus import (
 from reslab.data.encoding import tokenizer_sha256
 from reslab.data.verification import Stored
 from reslab.data.windows import WindowSource
-from reslab.models.cost import training_flops_per_token
 from reslab.models.lm import LanguageModel
 from reslab.train.run import Run
 from reslab.train.tasks import Batch, Headline, Sums
-
-if TYPE_CHECKING:  # Grain takes a second to import, and a model needs no batches.
-    from reslab.data.batches import TrainBatches
+from reslab.train.tasks._tokens import TokenTask
 
 
-class Language:
+class Language(TokenTask):
     """Windows of a corpus; losses in nats per token and bits per byte.
 
     With `data.predicts_end` the end of a document is a token, too: losses include it,
@@ -48,11 +45,11 @@ class Language:
       tokenizer: How its text becomes tokens.
     """
 
-    unit: ClassVar[str] = "tokens"
     headline: ClassVar[Headline] = Headline("bpb", "bits per byte")
+    source_family: ClassVar[str] = "sources"
 
     def __init__(self, config: ConfigDict):
-        self._config = config
+        super().__init__(config)
         self._replayed_files: tuple[Stored, ...] = ()
         self.tokenizer = registry.make("tokenizers", config.data.tokenizer)
 
@@ -75,21 +72,12 @@ class Language:
         """Evaluates on all documents of a source, in place of the corpus."""
         self.corpus = held_out_corpus(source, self._config.data.tokenizer)
 
-    @property
-    def units_per_example(self) -> int:
-        """Tokens in a window."""
-        return self._config.data.length
-
     def model_fields(self) -> dict[str, Any]:
         """Size of the vocabulary, and the longest sequence."""
         return {
             "vocabulary_size": self.tokenizer.vocabulary_size,
-            "max_length": self._config.data.length,
+            "max_length": max(self._config.data.length, self.test_length),
         }
-
-    def example(self) -> tuple[Any, ...]:
-        """Two tokens."""
-        return (jnp.zeros((1, min(2, self._config.data.length)), jnp.int32),)
 
     def batch_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch, from a window of a made-up text."""
@@ -125,26 +113,24 @@ class Language:
         for stored in (*self.corpus.stored, *self._replayed_files):
             stored.check()
 
-    def train_batches(self) -> "TrainBatches":
-        """Shuffled windows without end, of all sources and replayed ones."""
-        from reslab.data.batches import TrainBatches
+    def train_examples(self) -> WindowSource:
+        """Windows of the corpus."""
+        return self._windows(self.corpus.train, self._config.data.length)
 
+    def other_examples(self) -> list[tuple[WindowSource, float]]:
+        """Windows of further sources, and replayed ones."""
         data = self._config.data
         others = [
-            (self._windows(stream), share * (1 - data.replay))
+            (self._windows(stream, data.length), share * (1 - data.replay))
             for stream, share in self.corpus.others
         ]
         if data.replay:
             others.append((self._replayed(), data.replay))
-        return TrainBatches(
-            self._windows(self.corpus.train),
-            data.batch,
-            self._config.seed,
-            jax.process_index(),
-            jax.process_count(),
-            worker_count=data.workers,
-            others=others,
-        )
+        return others
+
+    def held_out_examples(self) -> WindowSource:
+        """Windows of the held-out documents."""
+        return self._windows(self.corpus.validation, self.test_length)
 
     def _replayed(self) -> WindowSource:
         """The text of the run that is continued.
@@ -157,22 +143,11 @@ class Language:
         corpus = load_corpus(data.source, data.tokenizer)
         source.check_data(_digests(corpus, data.tokenizer))
         self._replayed_files = corpus.stored
-        return self._windows(corpus.train)
+        return self._windows(corpus.train, self._config.data.length)
 
-    def _windows(self, stream: TokenStream) -> WindowSource:
-        data = self._config.data
-        return WindowSource(stream, data.length, predicts_end=data.predicts_end)
-
-    def validation_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields every window of the held-out documents once."""
-        from reslab.data.batches import validation_batches
-
-        return validation_batches(
-            self._windows(self.corpus.validation),
-            rows,
-            jax.process_index(),
-            jax.process_count(),
-        )
+    def _windows(self, stream: TokenStream, length: int) -> WindowSource:
+        predicts_end = self._config.data.predicts_end
+        return WindowSource(stream, length, predicts_end=predicts_end)
 
     def loss_sums(
         self,
@@ -233,29 +208,6 @@ class Language:
             total = total + z_loss * jnp.sum(jnp.square(log_normalizer) * mask)
         return total, sums, written.get(BATCH_STATS, {})
 
-    def features(
-        self, model: LanguageModel, variables: ModelState, batch: Batch, **options: Any
-    ) -> Any:
-        """Applies the model without its head."""
-        return model.apply(
-            variables,
-            batch["tokens"],
-            positions=batch["positions"],
-            segments=batch["segment_ids"],
-            method="hidden",
-            **options,
-        )
-
-    def tokens(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Masks of the tokens whose loss counts, and of those at position 0."""
-        del model
-        return batch["loss_mask"].astype(bool), batch["positions"] == 0
-
-    def optimizer_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
-        """The batch's `tokens`."""
-        del model
-        return {"tokens": batch["tokens"]}
-
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, Any]:
         """Nats per token, and bits per byte of the documents' text."""
         found = {"loss": sums["nll"] / sums["tokens"]}
@@ -266,10 +218,6 @@ class Language:
             nats = sums.get("text_nll", sums["nll"])
             found["bpb"] = nats / (size * math.log(2))
         return found
-
-    def flops_per_unit(self, model: LanguageModel, params: Any) -> int:
-        """FLOPs of a training step per token."""
-        return training_flops_per_token(model, params, self._config.data.length)
 
 
 def _digests(corpus: Corpus, tokenizer: registry.Spec) -> dict[str, str]:

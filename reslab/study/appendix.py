@@ -5,12 +5,8 @@ from typing import Any
 
 from reslab.study import numbers
 from reslab.study.document import Table, Text
-from reslab.study.results import (
-    Outcome,
-    Results,
-    differing_fields,
-    short_names,
-)
+from reslab.study.fields import differing_fields, short_names
+from reslab.study.results import Outcome, Results
 
 
 def runs(results: Results) -> list[Table | Text]:

@@ -32,8 +32,9 @@ class _Curve(NamedTuple):
 
 
 def counted_runs(results: Results, cases: Sequence[str]) -> str:
-    """The number of finished runs behind a figure, for its caption."""
-    counts = {case: len(results.finished(case)) for case in cases}
+    """The number of runs behind a figure, for its caption; finished ones if any are."""
+    runs = {case: results.finished(case) or results.measured(case) for case in cases}
+    counts = {case: len(of_case) for case, of_case in runs.items()}
     if len(set(counts.values())) == 1:
         each = " each" if len(counts) > 1 else ""
         return f"n = {next(iter(counts.values()))}{each}."
@@ -70,9 +71,9 @@ def differences(
     )
     return Figure(
         [chart],
-        "Dots are differences of the means; lines are 95% intervals (Welch), not "
-        "corrected for the number of comparisons. A dot without a line has too few "
-        f"runs. {left_out}{counted_runs(results, results.cases)}",
+        "Dots are differences of the means; lines are their intervals, which hold "
+        "together with a probability of 95%. A dot without a line has too few runs. "
+        f"{left_out}{counted_runs(results, results.cases)}",
         Table("", ["case", "baseline", "difference", "low", "high"], data),
     )
 

@@ -1,13 +1,13 @@
 """Findings of a study, in sentences, and the facts at its head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reslab.study import numbers
-from reslab.study.comparison import LEVEL, Row
+from reslab.study.comparison import Row
 from reslab.study.document import Facts, Text
+from reslab.study.family import LEVEL, Comparison
 from reslab.study.results import Results
-from reslab.study.statistics import Comparison
 from reslab.study.tables import ranked
 
 
@@ -98,10 +98,15 @@ def _command(results: Results) -> str:
 _MOST_SENTENCES = 6  # The table has all.
 
 
-def verdicts(results: Results, units: Sequence[Row], time: Sequence[Row]) -> list[Text]:
-    """Writes the findings in order of the result, one sentence each."""
+def verdicts(results: Results, places: Mapping[str, Sequence[Row]]) -> list[Text]:
+    """Writes the findings in order of the result, one sentence each.
+
+    Args:
+      results: The study.
+      places: Rows by what is equal among them, such as time.
+    """
     texts = []
-    for name, rows in ((results.unit, units), ("time", time)):
+    for name, rows in places.items():
         compared = [row for row in ranked(results, rows) if row.baseline is not None]
         decided = [
             f"At equal {name}, {row.case} is {row.verdict} than {row.baseline} by "
@@ -124,12 +129,26 @@ def verdicts(results: Results, units: Sequence[Row], time: Sequence[Row]) -> lis
         if alike:
             texts.append(
                 f"At equal {name}, no difference from the baseline is shown for "
-                f"{_listed(alike)} at the {LEVEL:.0%} level after Holm's correction."
+                f"{_listed(alike)} at the {LEVEL:.0%} level."
+            )
+        if equal := [
+            f"{row.case} ({_percent(row, row.comparison)})"
+            for row in compared
+            if row.verdict == "as good as" and row.comparison
+        ]:
+            texts.append(
+                f"At equal {name}, as good as the baseline within {results.margin:g} "
+                f"{results.headline.name}: {_listed(equal)}."
+            )
+        if lost := [f"{r.case} {r.verdict}" for r in compared if r.diverged]:
+            texts.append(
+                f"At equal {name}, no verdict in favor of a case whose runs diverge: "
+                f"{_listed(lost)}."
             )
         if untold := [row.case for row in compared if row.verdict == "cannot tell"]:
             texts.append(
-                f"At equal {name}, nothing can be told of {_listed(untold)}: too few "
-                "figures."
+                f"At equal {name}, nothing can be concluded about {_listed(untold)}: "
+                "too few figures, none that vary, or a baseline that diverged."
             )
     return [Text(text) for text in texts]
 
@@ -143,16 +162,22 @@ def _listed(names: Sequence[str]) -> str:
 
 def _size(results: Results, row: Row, found: Comparison) -> str:
     """The size of a difference that is shown, with its interval."""
-    assert row.against is not None and row.against.mean
-    share = abs(found.difference) / abs(row.against.mean)
-    told = f"{share:.1%}"
-    if found.low is not None and found.high is not None:
-        ends = sorted(abs(v) / abs(row.against.mean) for v in (found.low, found.high))
-        told += f" (95% interval {ends[0]:.1%} to {ends[1]:.1%}; "
-    else:
-        told += " ("
-    told += f"{found.difference:+.4f} {results.headline.name}, "
-    return f"{told}p {numbers.p_value(row.corrected)} after Holm's correction)"
+    assert row.against is not None
+    name = results.headline.name
+    base = abs(row.against.mean or 0.0)
+    ends = (found.low, found.high)
+    if base:
+        told = f"{abs(found.difference) / base:.1%} ("
+        if None not in ends:
+            low, high = sorted(abs(v or 0.0) / base for v in ends)
+            told += f"95% interval {low:.1%} to {high:.1%}; "
+    else:  # Nothing is a share of zero.
+        told = "its whole figure ("
+        if None not in ends:
+            told += f"95% interval {numbers.interval(*ends, '+')}; "
+    told += f"{numbers.number(found.difference, '+')} {name}, "
+    count = f"n = {row.summary.count} and {row.against.count}"
+    return f"{told}p {numbers.p_value(found.p)}, {count})"
 
 
 def _percent(row: Row, found: Comparison) -> str:
@@ -184,8 +209,8 @@ def survivors(results: Results) -> list[Text]:
     return [
         Text(
             f"{numbers.counted(len(lost), 'run')} did not finish ({cases}). Means are "
-            "over finished runs only: a case whose runs diverge looks better than "
-            "it is.",
+            "over finished runs only; runs that diverged count against their case, "
+            "which is then not called better.",
             "mark",
         )
     ]

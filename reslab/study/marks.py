@@ -8,6 +8,8 @@ from reslab.core.errors import ReslabError
 from reslab.study.outcome import Outcome
 from reslab.train.identity import of_data
 
+# Budgets in FLOPs are equal up to whole steps.
+EQUAL_FLOPS = 0.02
 _WINDOWS = ("eval.batch", "eval.batches", "data.length")
 
 
@@ -46,6 +48,11 @@ def marks(runs: Sequence[Outcome], *, allow_mixed: bool) -> list[str]:
                 found.setdefault(value, run)
         if len(found) < 2:
             continue
+        if what.endswith("budgets") and _are_of_equal_flops(runs):
+            sentences.append(
+                f"Cases train on different numbers of {unit}, at equal training FLOPs."
+            )
+            continue
         (a, one), (b, other) = list(found.items())[:2]
         values = [v[:12] if isinstance(v, str) else v for v in (a, b)]
         if not allow_mixed:
@@ -70,6 +77,12 @@ def marks(runs: Sequence[Outcome], *, allow_mixed: bool) -> list[str]:
             f"{', '.join(_WINDOWS)} differ."
         )
     return sentences
+
+
+def _are_of_equal_flops(runs: Sequence[Outcome]) -> bool:
+    totals = [run.training_flops for run in runs]
+    known = [flops for flops in totals if flops]
+    return len(known) == len(totals) and max(known) <= (1 + EQUAL_FLOPS) * min(known)
 
 
 def _titled(run: Outcome) -> str:

@@ -21,15 +21,18 @@ def share(value: float | None, whole: float | None) -> str:
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """Writes a held-out figure."""
-    return DASH if value is None else f"{value:{sign}.4f}"
+    """Writes a held-out figure, with four digits behind the point or in all."""
+    if value is None:
+        return DASH
+    form = "f" if value == 0 or abs(value) >= 1e-3 else "g"
+    return f"{value:{sign}.4{form}}"
 
 
 def interval(low: float | None, high: float | None, sign: str = "") -> str:
     """Writes the ends of an interval."""
     if low is None or high is None:
         return DASH
-    return f"[{low:{sign}.4f}, {high:{sign}.4f}]"
+    return f"[{number(low, sign)}, {number(high, sign)}]"
 
 
 def p_value(p: float | None) -> str:

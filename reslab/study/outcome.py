@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import functools
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from reslab.train.tasks import Headline
 
+_SAMPLES = ("sample_", "first_", "")
 # Records of older versions are of language runs.
 _BITS_PER_BYTE = Headline("bpb", "bits per byte")
 
@@ -31,6 +33,8 @@ class Outcome:
       result: `result.json`; None while the run has not ended.
       probes: Probe results, by step.
       label: What its directory is called in the report.
+      factor: Multiple of the field that a search tried; None for a run that judges.
+      is_timed: Whether its clock may be compared with those of the other runs.
     """
 
     case: str
@@ -44,11 +48,24 @@ class Outcome:
     result: Mapping[str, Any] | None
     probes: Mapping[int, Mapping[str, Any]]
     label: str
+    factor: float | None = None
+    is_timed: bool = True
+
+    @property
+    def pack(self) -> int:
+        """Number of seeds that one program trained at once, its own included."""
+        return max(1, len(self.record.get("packed_seeds", ())))
 
     @property
     def is_finished(self) -> bool:
         """Returns whether the run reached its end."""
         return self.state == "finished"
+
+    @property
+    def is_measured(self) -> bool:
+        """Returns whether it may be looked into: at its end, or before any training."""
+        is_untrained = self.state == "unfinished" and not self.rows
+        return self.is_finished or is_untrained
 
     @functools.cached_property
     def headline(self) -> Headline:
@@ -78,6 +95,12 @@ class Outcome:
         return self.record.get(f"training_flops_per_{self.unit.removesuffix('s')}")
 
     @property
+    def training_flops(self) -> float | None:
+        """FLOPs that the run was to train for; None where they were not recorded."""
+        each = self.training_flops_per_unit
+        return None if each is None else each * self.budget
+
+    @property
     def figure(self) -> float | None:
         """The final figure on all held-out data."""
         name = f"eval_{self.headline.metric}"
@@ -85,10 +108,11 @@ class Outcome:
 
     @functools.cached_property
     def curve(self) -> list[tuple[int, float]]:
-        """Held-out figures by step, all on the same first batches."""
-        name = self.headline.metric
+        """Held-out figures by step, all on the same sample of the held-out data."""
+        # Runs of older versions took the first batches for the sample.
+        names = [f"eval_{part}{self.headline.metric}" for part in _SAMPLES]
         points = (
-            (row["step"], row.get(f"eval_first_{name}", row.get(f"eval_{name}")))
+            (row["step"], next((row[name] for name in names if name in row), None))
             for row in self.rows
         )
         return [(step, figure) for step, figure in points if figure is not None]
@@ -101,7 +125,7 @@ class Outcome:
         known = [i for i, speed in enumerate(speeds) if speed is not None]
         steps, seconds = [0.0], [0.0]
         for index, row in enumerate(self.rows):
-            if not known:
+            if not (known and self.is_timed):
                 break
             after = bisect.bisect_left(known, index)
             speed = speeds[known[min(after, len(known) - 1)]]
@@ -150,6 +174,16 @@ class Outcome:
                 return before[0] + share * (step - before[0])
             before = step, here
         return None
+
+    @property
+    def loss_spikes(self) -> int:
+        """Logged training losses more than a tenth above the median of five before."""
+        losses = self.values("loss")
+        return sum(
+            loss > 1.1 * statistics.median(losses[i - 5 : i])
+            for i, loss in enumerate(losses)
+            if i >= 5
+        )
 
     def values(self, name: str) -> list[float]:
         """Returns the values of a metric, in order."""

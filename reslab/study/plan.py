@@ -1,10 +1,11 @@
 """A study as a file, and the runs that it asks for."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,7 +14,11 @@ from reslab.core import config as configs
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.records import Form, check_seal, read_record
 from reslab.runtime.storage import local_path
-from reslab.study.algebra import Case, Sweep
+from reslab.study.algebra import Case
+from reslab.study.declaration import Search as Search
+from reslab.study.declaration import Study as Study
+from reslab.study.declaration import baseline_share, check, load_study
+from reslab.study.selection import ALL, Selection, selected
 
 # Fields of study.json that are read by name.
 _FORM: Form = {
@@ -23,36 +28,14 @@ _FORM: Form = {
     "baselines": {...: (None, str)},
     "cases": ([str], {}),
     "cores": int,
-    "runs": [{"case": str, "seed": int, "sha256": (None, str)}],
+    "margin": (None, float),
+    "is_sequential": bool,
+    "steps": {...: int},
+    "search": (None, {"field": str, "factors": [float], "seeds": [int]}),
+    "runs": [
+        {"case": str, "seed": int, "sha256": (None, str), "factor": (None, float)}
+    ],
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A question, and the cases whose comparison answers it.
-
-    Attributes:
-      question: What is asked, in a sentence or two.
-      config: File or name of the config that every case changes.
-      cases: What is compared; made with `reslab.study.algebra`.
-      seeds: Every case is run once with each.
-      baseline: What a case is compared to: the name of a case for all, or the
-        fields that make a case its own baseline (`{"model.placement": "pre"}`: each
-        is compared to the case that is the same but for these), or None.
-      overrides: Fields that all cases share.
-      once: Names of the cases that are run with the first seed alone.
-      cores: Cores of a CPU that each run computes with, since results depend on their
-        number; 0 takes those of the machine that the study is begun on.
-    """
-
-    question: str
-    config: str
-    cases: Sweep
-    seeds: Sequence[int] = (0, 1, 2)
-    baseline: str | Mapping[str, Any] | None = None
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    once: Sequence[str] = ()
-    cores: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +48,7 @@ class PlannedRun:
       seed: Its seed.
       config: Its resolved config.
       sha256: Digest of the config.
+      factor: Multiple of the searched field; None for a run that judges.
     """
 
     index: int
@@ -72,6 +56,7 @@ class PlannedRun:
     seed: int
     config: ConfigDict
     sha256: str
+    factor: float | None = None
 
     @property
     def directory(self) -> str:
@@ -90,11 +75,13 @@ class Plan:
       name: Name of the study, from its file.
       source: What was asked for: `FILE` or `FILE:SCALE`.
       study: The study.
-      runs: Its runs, in order: seeds first, so that an interrupted study has
-        something to say about every case.
+      runs: Its runs that are known, in order: a search, then seeds first, so that an
+        interrupted study has something to say about every case.
       baselines: For every case the name of its baseline; None where it has none.
       overrides: Fields that were changed for all runs, each as `FIELD=VALUE`.
       out: The directory that was asked for; None for the default.
+      steps: Steps of the cases whose budget is in FLOPs.
+      selection: The cases that were asked for.
     """
 
     name: str
@@ -104,6 +91,8 @@ class Plan:
     baselines: Mapping[str, str | None]
     overrides: tuple[str, ...] = ()
     out: str | None = None
+    steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    selection: Selection = ALL
 
     @property
     def directory(self) -> pathlib.Path:
@@ -114,10 +103,14 @@ class Plan:
         """The command that does all of this, on any machine."""
         sets = [part for text in self.overrides for part in ("--set", text)]
         out = ["--out", self.out] if self.out else []
-        return shlex.join(["reslab", "sweep", self.source, *sets, *out, *options])
+        chosen = self.selection.options()
+        return shlex.join(
+            ["reslab", "sweep", self.source, *sets, *out, *chosen, *options]
+        )
 
     def record(self) -> dict[str, Any]:
         """Builds `study.json`: everything that a report needs besides the runs."""
+        search = self.study.search
         return {
             "name": self.name,
             "question": self.study.question,
@@ -125,6 +118,10 @@ class Plan:
             "baselines": dict(self.baselines),
             "cases": {one.name: dict(one.fields) for one in self.study.cases},
             "seeds": list(self.study.seeds),
+            "margin": self.study.margin,
+            "is_sequential": self.study.is_sequential,
+            "steps": dict(self.steps),
+            "search": None if search is None else dataclasses.asdict(search),
             "runs": [
                 {
                     "index": run.index,
@@ -132,6 +129,7 @@ class Plan:
                     "seed": run.seed,
                     "directory": run.directory,
                     "sha256": run.sha256,
+                    "factor": run.factor,
                 }
                 for run in self.runs
             ],
@@ -140,52 +138,36 @@ class Plan:
     def manifest(self) -> list[str]:
         """One line of JSON a run, with the command that does it on any machine."""
         return [
-            json.dumps({**line, "command": self.command("--only", str(i))})
-            for i, line in enumerate(self.record()["runs"])
+            json.dumps({**line, "command": self.command("--only", str(line["index"]))})
+            for line in self.record()["runs"]
         ]
 
 
-def load_study(source: str) -> tuple[str, Study]:
-    """Loads a study from a file with a `get_study()`.
-
-    Args:
-      source: The file, or `FILE:SCALE`: then `get_study(SCALE)` is called, for
-        instance for a size that needs an accelerator.
-
-    Returns:
-      The name of the study and the study.
-
-    Raises:
-      ReslabError: If there is no such file, or it makes no study.
-    """
-    path, scale = pathlib.Path(source), ""
-    if not path.is_file():
-        # From the right: a directory name may contain a colon.
-        file, _, scale = source.rpartition(":")
-        path = pathlib.Path(file or source)
-    file = str(path)
-    if not path.is_file():
-        raise ReslabError(f"no study {file!r}", expected="a file with get_study()")
-    scales = [scale] if scale else []
-    study = configs.call_in_file(f"study {file}", path, "get_study", *scales)
-    if not isinstance(study, Study):
-        raise ReslabError(
-            f"study {file}: get_study()",
-            expected="a Study",
-            got=type(study).__name__,
-        )
-    name = path.resolve().parent.name if path.stem == "study" else path.stem
-    return f"{name}-{scale}" if scale else name, study
+# Given the case and the seed of a run: the multiple of the searched field that it is
+# to take, and whether it is to be run at all.
+Chosen = Callable[[str, int], tuple[float, bool]]
 
 
-def plan(source: str, overrides: Sequence[str] = (), out: str | None = None) -> Plan:
-    """Resolves every run of a study, and checks the study as a whole.
+def plan(
+    source: str,
+    overrides: Sequence[str] = (),
+    out: str | None = None,
+    *,
+    selection: Selection = ALL,
+    steps: Mapping[str, int] | None = None,
+    chosen: Chosen | None = None,
+) -> Plan:
+    """Resolves the runs of a study, and checks the study as a whole.
 
     Args:
       source: As in `load_study`.
       overrides: Fields that win over those of the study, for all runs, each as
         `FIELD=VALUE`.
       out: Where the runs go; `runs/<name>` if None.
+      selection: The cases that are asked for.
+      steps: Steps of the cases whose budget is in FLOPs.
+      chosen: Tells what earlier runs have decided. Without it a search stands alone,
+        and a sequential study has its first two seeds.
 
     Returns:
       The plan. Whether each config can be built is not checked here.
@@ -198,81 +180,97 @@ def plan(source: str, overrides: Sequence[str] = (), out: str | None = None) -> 
     changes = [configs.parse_override(text) for text in overrides]
     if any(field == "seed" for field, _ in changes):
         raise ReslabError("--set seed", hint="the study's seeds")
-    _check(study)
+    check(study)
+    if selection.more:
+        study = dataclasses.replace(study, cases=(*study.cases, *selection.more))
+        check(study)
+    base = configs.load(study.config)
+    configs.update(base, study.overrides.items())
+    baselines = _baselines(base, study)
+    if selection.names:
+        study, baselines = selected(study, baselines, selection)
+    steps = dict(steps or {})
     runs: list[PlannedRun] = []
     known: dict[str, str] = {}
-    for seed in study.seeds:
-        for one in study.cases:
-            if one.name in study.once and seed != study.seeds[0]:
-                continue
-            config = _resolve(study, one, seed, changes)
-            sha256 = configs.digest(config)
-            if sha256 in known:
-                raise ReslabError(
-                    f"cases {known[sha256]!r} and {one.name!r} are the same",
-                    hint="leave one out, or make them differ",
-                )
-            known[sha256] = one.name
-            runs.append(PlannedRun(len(runs), one.name, seed, config, sha256))
+    for index, (one, seed, factor) in enumerate(_all_runs(study, baselines)):
+        taken, is_run = factor or 1.0, True
+        if factor is None and chosen is not None:
+            taken, is_run = chosen(one.name, seed)
+        elif factor is None:
+            first = study.seeds[:2] if study.is_sequential else (seed,)
+            is_run = study.search is None and seed in first
+        if not is_run:  # Its case has runs before it, which are checked.
+            continue
+        config = _resolve(base, study, one, seed, changes, taken, steps.get(one.name))
+        sha256 = configs.digest(config)
+        if sha256 in known:
+            raise ReslabError(
+                f"cases {known[sha256]!r} and {one.name!r} are the same",
+                hint="leave one out, or make them differ",
+            )
+        known[sha256] = one.name
+        runs.append(PlannedRun(index, one.name, seed, config, sha256, factor))
     return Plan(
-        name, source, study, tuple(runs), _baselines(study), tuple(overrides), out
+        *(name, source, study, tuple(runs), baselines, tuple(overrides), out, steps),
+        selection,
     )
 
 
-def _check(study: Study) -> None:
-    for name, kinds in (
-        ("question", str | None),
-        ("cases", list | tuple),
-        ("seeds", list | tuple | range),
-        ("once", list | tuple),
-        ("overrides", Mapping),
-        ("baseline", str | Mapping | None),
-    ):
-        if not isinstance(getattr(study, name), kinds):
-            got = type(getattr(study, name)).__name__
-            raise ReslabError(f"study: {name}", expected=str(kinds), got=got)
-    if type(study.cores) is not int or study.cores < 0:
-        raise ReslabError("study: cores", expected="0 or more", got=repr(study.cores))
+def _all_runs(
+    study: Study, baselines: Mapping[str, str | None]
+) -> Iterator[tuple[Case, int, float | None]]:
+    """Case, seed and factor of every run, in order; the search is before the rest."""
+    if study.search is not None:
+        for seed in study.search.seeds:
+            for factor in study.search.factors:
+                yield from ((one, seed, float(factor)) for one in study.cases)
+    for seed in study.seeds:
+        for one in study.cases:
+            if one.name not in study.once or seed == study.seeds[0]:
+                yield one, seed, None
+    against = [base for base in baselines.values() if base is not None]
+    taken = {*study.seeds, *(study.search.seeds if study.search else ())}
     for one in study.cases:
-        if not isinstance(one, Case):
-            raise ReslabError(
-                "study: cases",
-                expected="cases",
-                got=f"a {type(one).__name__} among them",
-                hint="chain(...) joins sweeps",
-            )
-    if not study.cases or not study.seeds:
-        raise ReslabError("study", expected="at least one case and one seed")
-    names = [one.name for one in study.cases]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ReslabError(f"study: two cases are called {min(twice)!r}")
-    for name in study.once:
-        if name not in names:
-            raise ReslabError(
-                f"study: no case {name!r} to run once", hint=nearest(name, names)
-            )
-    if len(set(study.seeds)) < len(study.seeds):
-        raise ReslabError("study: seeds", expected="each once", got=f"{study.seeds}")
-    for one in study.cases:
-        if "seed" in one.fields:
-            raise ReslabError(
-                f"case {one.name!r} sets the seed", hint="Study(seeds=...)"
-            )
+        extra = study.extra_baseline_seeds
+        if extra is None:
+            more = baseline_share(against.count(one.name)) - 1
+            extra = 0 if study.is_sequential else more * len(study.seeds)
+        if one.name in against and one.name not in study.once:
+            free = (s for s in itertools.count(max(study.seeds)) if s not in taken)
+            yield from ((one, s, None) for s in itertools.islice(free, extra))
 
 
 def _resolve(
-    study: Study, one: Case, seed: int, overrides: Sequence[tuple[str, Any]]
+    base: ConfigDict,
+    study: Study,
+    one: Case,
+    seed: int,
+    overrides: Sequence[tuple[str, Any]],
+    factor: float = 1.0,
+    steps: int | None = None,
 ) -> ConfigDict:
-    config = configs.load(study.config)
-    configs.update(config, study.overrides.items())
+    config = base.copy_and_resolve_references()
     try:
         configs.update(config, one.fields.items())
     except ReslabError as error:
         raise ReslabError(f"case {one.name!r}: {error}") from None
-    return configs.update(config, [*overrides, ("seed", seed)])
+    configs.update(config, [*overrides, ("seed", seed)])
+    if study.search is not None:
+        field = study.search.field
+        value = dict(configs.flatten(config)).get(field)
+        if not isinstance(value, float) or value == 0.0:
+            raise ReslabError(
+                f"study: search of {field!r}",
+                expected="a field that is a real number other than 0",
+                got=repr(value),
+            )
+        configs.update(config, [(field, float(value * factor))])
+    if steps is not None:
+        configs.update(config, [("train.steps", steps)])
+    return config
 
 
-def _baselines(study: Study) -> dict[str, str | None]:
+def _baselines(base: ConfigDict, study: Study) -> dict[str, str | None]:
     names = [one.name for one in study.cases]
     rule = study.baseline
     if rule is None:
@@ -284,11 +282,13 @@ def _baselines(study: Study) -> dict[str, str | None]:
             )
         return {name: None if name == rule else rule for name in names}
     # Compared as configs: fields at their default may be omitted.
-    digests = {configs.sha256(_resolve(study, one, 0, ())): one for one in study.cases}
+    digests = {
+        configs.sha256(_resolve(base, study, one, 0, ())): one for one in study.cases
+    }
     found: dict[str, str | None] = {}
     for one in study.cases:
         wanted = Case(one.name, {**one.fields, **rule})
-        same = digests.get(configs.sha256(_resolve(study, wanted, 0, ())))
+        same = digests.get(configs.sha256(_resolve(base, study, wanted, 0, ())))
         if same is None:
             fields = ", ".join(f"{key}={value}" for key, value in rule.items())
             raise ReslabError(
@@ -314,23 +314,30 @@ def choose(
       ReslabError: If there is no such run, or the shard is malformed.
     """
     if only is not None:
-        if not 0 <= only < len(plan.runs):
+        found = tuple(run for run in plan.runs if run.index == only)
+        if not found:
+            last = max(run.index for run in plan.runs)
             raise ReslabError(
-                "--only", expected=f"0 to {len(plan.runs) - 1}", got=str(only)
+                "--only",
+                expected=f"0 to {last}",
+                got=str(only),
+                hint="--manifest lists the runs that are known by now",
             )
-        return (plan.runs[only],)
+        return found
     if shard is None:
         return plan.runs
     first, _, count = shard.partition("/")
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
         raise ReslabError("--shard", expected="I/N with 0 <= I < N", got=repr(shard))
     # Rotated by one with every seed, so that no machine always gets the same case.
-    cases = len(plan.study.cases)
-    return tuple(
-        run
-        for run in plan.runs
-        if (run.index + run.index // cases) % int(count) == int(first)
-    )
+    ordered: list[PlannedRun] = []
+    groups = itertools.groupby(plan.runs, lambda run: (run.seed, run.factor))
+    for number, (_, found) in enumerate(groups):
+        row = list(found)
+        begin = number % len(row)
+        ordered += row[begin:] + row[:begin]
+    chosen = set(ordered[int(first) :: int(count)])
+    return tuple(run for run in plan.runs if run in chosen)
 
 
 def read_study(path: pathlib.Path) -> dict[str, Any]:

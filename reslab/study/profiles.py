@@ -68,7 +68,7 @@ class Measured:
 
 
 def measured(results: Results, titles: Mapping[str, Any]) -> list[Measured]:
-    """Reads the probes of the finished runs.
+    """Reads the probes of runs that are finished or were never trained.
 
     Args:
       results: The study.
@@ -81,7 +81,7 @@ def measured(results: Results, titles: Mapping[str, Any]) -> list[Measured]:
     seen = {
         name
         for run in results.runs
-        if run.is_finished
+        if run.is_measured
         for row in run.probes.values()
         for name in row
     }
@@ -92,7 +92,7 @@ def measured(results: Results, titles: Mapping[str, Any]) -> list[Measured]:
         stacks = {
             case: stack
             for case in results.cases
-            if (stack := _stack(results.finished(case), name))
+            if (stack := _stack(results.measured(case), name))
         }
         about = titles.get(name)
         if stacks:
@@ -158,6 +158,10 @@ def _spread(count: int) -> list[int]:
     return sorted({0, (count - 1) // 2, count - 1})
 
 
+def _kind(results: Results) -> str:
+    return "finished" if any(run.is_finished for run in results.runs) else "untrained"
+
+
 def _profile(
     results: Results,
     one: Measured,
@@ -205,9 +209,9 @@ def _profile(
         when = "when first, halfway and last measured, on one scale"
     when += ", logarithmic" if scale.is_logarithmic else ""
     caption = (
-        f"{one.name} by depth, {when}. Mean over finished runs; bands are ±1 standard "
+        f"{one.name} by depth, {when}. Mean over {_kind(results)} runs; bands are ±1 "
     )
-    caption += "deviation over seeds"
+    caption += "standard deviation over seeds"
     caption += ", as a factor" if scale.is_logarithmic else ""
     caption += f".{told}{left_out} "
     return Figure(
@@ -362,9 +366,10 @@ def _maps(results: Results, one: Measured) -> Figure:
     )
     signs = "; white is zero" if scale.is_diverging else ""
     caption = (
-        f"{one.name}. {what}; mean over finished runs, one scale for all cases; grey "
-        f"is no number{signs}.{left_out} {counted_runs(results, list(one.stacks))}"
+        f"{one.name}. {what}; mean over {_kind(results)} runs, one scale for all "
+        f"cases; grey is no number{signs}.{left_out} "
     )
+    caption += counted_runs(results, list(one.stacks))
     table = Table("", ["case", one.place, *longest], data)
     return Figure(drawings, caption, table, one.title)
 

@@ -18,10 +18,11 @@ from reslab.study import (
 )
 from reslab.study.comparison import (
     Row,
+    at_equal_flops,
     at_equal_time,
     at_equal_units,
 )
-from reslab.study.document import MARK, Document, Section, Text, to_markdown
+from reslab.study.document import MARK, Document, Section, Table, Text, to_markdown
 from reslab.study.html import to_html
 from reslab.study.results import (
     Results,
@@ -34,6 +35,7 @@ _MARKS = (
     (MARK, "# Report: "),
     ("case,seed,directory,",),
     ("at_equal,at,case,",),
+    ("case,seed,step,quantity,",),
 )
 
 
@@ -42,19 +44,23 @@ def write_report(
     out: str | pathlib.Path | None = None,
     *,
     baseline: str | None = None,
+    margin: float | None = None,
     allow_mixed: bool = False,
     figures_folder: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
     """Writes the report of a study, or of run directories.
 
-    Beside the page stand the same as Markdown (`.md`), one row a run (`.csv`) and
-    one row a comparison (`-comparisons.csv`). The page needs no network.
+    Beside the page stand the same as Markdown (`.md`), one row a run (`.csv`), one row
+    a comparison (`-comparisons.csv`) and one row a value that was last probed
+    (`-depth.csv`). The page needs no network.
 
     Args:
       paths: One study directory, or run directories.
       out: The page; `report.html` in the study or run, or here for several, if None.
       baseline: The case to compare with; by default what the study says, or the
         first run's.
+      margin: Difference below which cases are as good as each other; by default what
+        the study says.
       allow_mixed: Whether runs with different corpora or token budgets may stand in
         one table, which then says so.
       figures_folder: Where every figure is written for a paper, as SVG, PDF and PNG
@@ -67,11 +73,13 @@ def write_report(
       ReslabError: If the runs cannot be read or compared, or nothing can be written.
     """
     page = default_page(paths) if out is None else local_path(out, "--out")
-    results = read_results(paths, baseline=baseline, allow_mixed=allow_mixed)
+    results = read_results(
+        paths, baseline=baseline, margin=margin, allow_mixed=allow_mixed
+    )
     if page.suffix != ".html":
         raise ReslabError("--out", expected="a file name.html", got=str(page))
-    units, time = at_equal_units(results), at_equal_time(results)
-    document = _document(results, units, time)
+    places = _places(results)
+    document = _document(results, places)
     files: dict[pathlib.Path, bytes] = {}
     pictures: dict[str, str] = {}
     if figures_folder is not None:
@@ -89,10 +97,15 @@ def write_report(
         page: to_html(document),
         page.with_suffix(".md"): to_markdown(document, pictures),
         page.with_suffix(".csv"): spreadsheets.as_csv(
-            spreadsheets.of_runs(results, time)
+            spreadsheets.of_runs(results, places["time"])
         ),
         page.with_name(f"{page.stem}-comparisons.csv"): spreadsheets.as_csv(
-            spreadsheets.of_comparisons(results, units, time)
+            spreadsheets.of_comparisons(
+                {"seconds" if name == "time" else name: r for name, r in places.items()}
+            )
+        ),
+        page.with_name(f"{page.stem}-depth.csv"): spreadsheets.as_csv(
+            spreadsheets.of_depth(results)
         ),
     }
     for written, marks in zip(texts, _MARKS, strict=True):
@@ -138,6 +151,7 @@ def answer(
     paths: Sequence[str | pathlib.Path],
     *,
     baseline: str | None = None,
+    margin: float | None = None,
     allow_mixed: bool = False,
 ) -> str:
     """The tables of the report, for a terminal.
@@ -145,17 +159,31 @@ def answer(
     Raises:
       ReslabError: If the runs cannot be read or compared.
     """
-    results = read_results(paths, baseline=baseline, allow_mixed=allow_mixed)
+    results = read_results(
+        paths, baseline=baseline, margin=margin, allow_mixed=allow_mixed
+    )
     blocks = [f"note: {mark}" for mark in results.marks]
-    for name, table in (
-        (f"equal {results.unit}", tables.of_units(results, at_equal_units(results))),
-        ("equal time", tables.of_time(results, at_equal_time(results))),
-    ):
-        blocks.append(f"held-out {results.headline.name} at {name}\n{table.text()}")
+    for name, rows in _places(results).items():
+        table = _table(results, name, rows)
+        title = f"held-out {results.headline.name} at equal {name}"
+        blocks.append(f"{title}\n{table.text()}")
     return "\n\n".join(blocks)
 
 
-def _document(results: Results, units: Sequence[Row], time: Sequence[Row]) -> Document:
+def _places(results: Results) -> dict[str, list[Row]]:
+    """The rows of every table, by what is equal in it."""
+    found = {results.unit: at_equal_units(results)}
+    if flops := at_equal_flops(results):
+        found["FLOPs"] = flops
+    return found | {"time": at_equal_time(results)}
+
+
+def _table(results: Results, name: str, rows: Sequence[Row]) -> Table:
+    kinds = {"FLOPs": tables.of_flops, "time": tables.of_time}
+    return kinds.get(name, tables.of_units)(results, rows)
+
+
+def _document(results: Results, places: Mapping[str, Sequence[Row]]) -> Document:
     # Imported here: the names of the quantities need every probe.
     from reslab.observe.probes import quantities
 
@@ -167,20 +195,20 @@ def _document(results: Results, units: Sequence[Row], time: Sequence[Row]) -> Do
             f"difference-{what}",
             f"Difference at equal {what}",
         )
-        for what, rows in ((results.unit, units), ("time", time))
+        for what, rows in places.items()
     ]
     unseen = [Text("No run was looked into.")]
     sections = [
         Section(
             "Answer",
             [
-                *findings.verdicts(results, units, time),
+                *findings.verdicts(results, places),
                 *findings.survivors(results),
                 *beginnings.warnings(results),
                 *(Text(mark, "mark") for mark in results.marks),
-                tables.of_units(results, units),
-                tables.of_time(results, time),
+                *(_table(results, name, rows) for name, rows in places.items()),
                 tables.of_reaching(results),
+                *tables.of_search(results),
                 *(chart for chart in differences if chart),
             ],
         ),

@@ -11,6 +11,7 @@ from reslab.core.errors import ReslabError, nearest
 from reslab.core.records import read_record
 from reslab.observe.writers import jsonl
 from reslab.runtime.exits import DIVERGED
+from reslab.study.fields import case_name, differing_fields
 from reslab.study.marks import marks
 from reslab.study.outcome import Outcome
 from reslab.study.plan import read_study, run_directory
@@ -29,6 +30,9 @@ class Results:
       cases: The names of the cases, in order.
       baselines: The case that each is held against, or None.
       runs: All runs, those that failed and those that are missing too.
+      margin: Difference below which cases are as good as each other, or None.
+      is_sequential: Whether seeds were added until e-values told a difference.
+      searches: The runs that chose a field of each case, and which field.
       marks: What a reader must know before comparing, a sentence each.
     """
 
@@ -38,6 +42,9 @@ class Results:
     cases: Sequence[str]
     baselines: Mapping[str, str | None]
     runs: Sequence[Outcome]
+    margin: float | None = None
+    is_sequential: bool = False
+    searches: tuple[str, Sequence[Outcome]] = ("", ())
     marks: Sequence[str] = ()
 
     def of(self, case: str) -> list[Outcome]:
@@ -47,6 +54,10 @@ class Results:
     def finished(self, case: str) -> list[Outcome]:
         """The runs of a case that ended as they were meant to."""
         return [run for run in self.of(case) if run.is_finished]
+
+    def measured(self, case: str) -> list[Outcome]:
+        """The runs of a case whose probes are shown."""
+        return [run for run in self.of(case) if run.is_measured]
 
     @property
     def headline(self) -> Headline:
@@ -68,6 +79,7 @@ def read_results(
     paths: Sequence[str | pathlib.Path],
     *,
     baseline: str | None = None,
+    margin: float | None = None,
     allow_mixed: bool = False,
 ) -> Results:
     """Reads a study directory, or run directories as a study of their own.
@@ -79,6 +91,8 @@ def read_results(
       paths: One study directory, or any number of run directories.
       baseline: The case that all others are held against; by default what the study
         says, or the first run's case.
+      margin: Difference below which cases are as good as each other; by default what
+        the study says.
       allow_mixed: Whether runs with different corpora or token budgets may stand in
         one table; if so, `marks` says it.
 
@@ -100,7 +114,7 @@ def read_results(
             got=f"{len(folders)} paths",
         )
     results = _read_study(studies[0]) if studies else _read_runs(folders)
-    if not any(run.rows or run.result for run in results.runs):
+    if not any(run.rows or run.result or _is_made(run) for run in results.runs):
         raise ReslabError(
             f"{folders[0]}", expected="a run with metrics", got="none has any yet"
         )
@@ -112,9 +126,29 @@ def read_results(
             )
         against = {c: None if c == baseline else baseline for c in results.cases}
         results = dataclasses.replace(results, baselines=against)
-    return dataclasses.replace(
-        results, marks=marks(results.present, allow_mixed=allow_mixed)
-    )
+    if margin is not None:
+        if results.is_sequential:
+            raise ReslabError(
+                "--margin",
+                expected="a study of a fixed number of seeds",
+                got="one whose seeds were added until e-values told a difference",
+            )
+        results = dataclasses.replace(results, margin=margin)
+    found = marks(results.present, allow_mixed=allow_mixed)
+    packs = sorted({run.pack for run in results.runs if run.is_finished})
+    if len(packs) > 1:
+        sizes = " and ".join(map(str, packs))
+        found.append(
+            f"One program trained {sizes} seeds at once: times are not compared."
+        )
+        untimed = [dataclasses.replace(run, is_timed=False) for run in results.runs]
+        results = dataclasses.replace(results, runs=untimed)
+    return dataclasses.replace(results, marks=found)
+
+
+def _is_made(run: Outcome) -> bool:
+    """Returns whether a run has parameters before it trains: imported, converted."""
+    return any(run.directory.glob("checkpoints/[0-9]*"))
 
 
 def _read_study(folder: pathlib.Path) -> Results:
@@ -124,28 +158,45 @@ def _read_study(folder: pathlib.Path) -> Results:
         cases = list(study["cases"])
         baselines = {case: study["baselines"].get(case) for case in cases}
         entries = [
-            (run["case"], run["seed"], run["directory"], run.get("sha256"))
+            (
+                *(run["case"], run["seed"], run["directory"]),
+                *(run.get("sha256"), run.get("factor")),
+            )
             for run in study["runs"]
         ]
         name, question = study["name"], study.get("question") or ""
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReslabError(f"{path}", expected="a study", got=f"no {error}") from None
+    margin, factors = study.get("margin"), [entry[4] for entry in entries]
+    if any(one is not None and one <= 0 for one in (margin, *factors)):
+        raise ReslabError(
+            f"{path}: margin or factor", expected="more than 0", got="another number"
+        )
     for case, against in baselines.items():
+        if against == case:
+            raise ReslabError(f"{path}: case {case!r} is its own baseline")
         if against is not None and against not in cases:
             raise ReslabError(
                 f"{path}: case {case!r} has no baseline {against!r}",
                 hint=nearest(against, cases),
             )
     runs = [
-        _read_run(run_directory(folder, directory), case, seed, sha256)
-        for case, seed, directory, sha256 in entries
+        read_run(run_directory(folder, directory), case, seed, sha256, factor)
+        for case, seed, directory, sha256, factor in entries
     ]
     stray = {run.case for run in runs} - set(cases)
     if stray:
         raise ReslabError(f"{path}: a run of no case", got=sorted(stray)[0])
     _check_once(runs)
+    searches = [run for run in runs if run.factor is not None]
+    runs = [run for run in runs if run.factor is None]
     _check_cases(runs)
-    return Results(name, question, study.get("command") or "", cases, baselines, runs)
+    return Results(
+        *(name, question, study.get("command") or "", cases, baselines, runs),
+        margin=margin,
+        is_sequential=bool(study.get("is_sequential")),
+        searches=((study.get("search") or {}).get("field", ""), searches),
+    )
 
 
 def _read_runs(folders: Sequence[pathlib.Path]) -> Results:
@@ -161,7 +212,7 @@ def _read_runs(folders: Sequence[pathlib.Path]) -> Results:
     leaves = [folder.name for folder in folders]
     runs = [
         dataclasses.replace(
-            _read_run(folder, "", None, None),
+            read_run(folder, "", None, None),
             label=leaf if leaves.count(leaf) == 1 else str(folder),
         )
         for folder, leaf in zip(folders, leaves, strict=True)
@@ -174,7 +225,7 @@ def _read_runs(folders: Sequence[pathlib.Path]) -> Results:
     firsts = [group[0].config for group in groups.values()]
     differing = [key for key in differing_fields(firsts) if key != "seed"]
     named = [
-        dataclasses.replace(run, case=_case_name(group[0].config, differing))
+        dataclasses.replace(run, case=case_name(group[0].config, differing))
         for group in groups.values()
         for run in group
     ]
@@ -184,9 +235,25 @@ def _read_runs(folders: Sequence[pathlib.Path]) -> Results:
     return Results(name, "", "", cases, baselines, named)
 
 
-def _read_run(
-    folder: pathlib.Path, case: str, seed: int | None, sha256: str | None
+def read_run(
+    folder: pathlib.Path,
+    case: str,
+    seed: int | None,
+    sha256: str | None,
+    factor: float | None = None,
 ) -> Outcome:
+    """Reads a run as far as it got.
+
+    Args:
+      folder: Its directory.
+      case: The case that it belongs to.
+      seed: Its seed; None takes the config's.
+      sha256: Digest that its config must have; any if None.
+      factor: Multiple of the searched field; None for a run that judges.
+
+    Raises:
+      ReslabError: If it is damaged, or another run.
+    """
     failure = folder / "failed.json"
     failed = read_record(failure) if failure.is_file() else {}
     message = str(failed.get("message", ""))
@@ -194,7 +261,8 @@ def _read_run(
     if not (folder / "config.json").is_file():
         state = "diverged" if diverged else "failed" if failed else "missing"
         return Outcome(
-            case, seed or 0, folder, state, message, {}, {}, [], None, {}, folder.name
+            *(case, seed or 0, folder, state, message, {}, {}, [], None, {}),
+            *(folder.name, factor),
         )
     run = Run(folder)
     config = run.config(is_inert=True)
@@ -236,6 +304,7 @@ def _read_run(
         result,
         dict(sorted(probes.items())),
         folder.name,
+        factor,
     )
 
 
@@ -315,33 +384,3 @@ def _check_cases(runs: Sequence[Outcome]) -> None:
                 expected=f"configs of {run.case!r} that differ in their seed alone",
                 got=f"different {', '.join(others[:3])}",
             )
-
-
-def differing_fields(fields: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the fields that do not have the same value everywhere.
-
-    >>> differing_fields([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
-    ['b']
-    """
-    names = sorted({key for one in fields for key in one})
-    return [
-        key for key in names if len({repr(one.get(key, "-")) for one in fields}) > 1
-    ]
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted name, or all of it where that is not unique.
-
-    >>> short_names(["model.norm", "optim.name", "eval.name"])
-    {'model.norm': 'norm', 'optim.name': 'optim.name', 'eval.name': 'eval.name'}
-    """
-    lasts = [name.rpartition(".")[2] for name in names]
-    return {
-        name: last if lasts.count(last) == 1 else name
-        for name, last in zip(names, lasts, strict=True)
-    }
-
-
-def _case_name(config: Mapping[str, Any], differing: Sequence[str]) -> str:
-    short = short_names(differing)
-    return " ".join(f"{short[key]}={config[key]}" for key in differing) or "run"

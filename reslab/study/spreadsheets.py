@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reslab.runtime.text import spreadsheet_cell
@@ -26,7 +26,7 @@ def of_runs(results: Results, time: Sequence[Row]) -> list[list[Any]]:
     header += ["training_seconds", "equal_time_seconds", f"equal_time_{metric}"]
     header += ["steps_to_baseline", "seconds_to_baseline"]
     header += [f"{results.unit}_per_second", "parameters"]
-    header += [f"training_flops_per_{unit}", "commit"]
+    header += [f"training_flops_per_{unit}", "loss_spikes", "commit"]
     rows: list[list[Any]] = [header]
     for run in results.runs:
         at = places[run.case]
@@ -50,24 +50,30 @@ def of_runs(results: Results, time: Sequence[Row]) -> list[list[Any]]:
                 tables.median_speed([run]),
                 run.record.get("parameters"),
                 run.training_flops_per_unit,
+                run.loss_spikes,
                 run.record.get("environment", {}).get("commit"),
             ]
         )
     return rows
 
 
-def of_comparisons(
-    results: Results, units: Sequence[Row], time: Sequence[Row]
-) -> list[list[Any]]:
-    """Returns a header and a row per comparison."""
+def of_comparisons(places: Mapping[str, Sequence[Row]]) -> list[list[Any]]:
+    """Returns a header and a row per comparison.
+
+    Args:
+      places: Rows by the unit in which they are equal.
+    """
     header = ["at_equal", "at", "case", "baseline", "n", "mean", "sd", "low", "high"]
     header += ["baseline_n", "baseline_mean", "baseline_sd", "difference"]
-    header += ["difference_low", "difference_high", "p", "p_holm", "verdict"]
+    header += ["difference_low", "difference_high", "p", "p_equivalence", "spread"]
+    header += ["diverged", "verdict"]
     rows: list[list[Any]] = [header]
-    for name, table in ((results.unit, units), ("seconds", time)):
+    for name, table in places.items():
         for row in table:
             against = row.against[:3] if row.against else (None,) * 3
-            found = row.comparison or (None,) * 4
+            found = row.comparison
+            figures = (found.difference, found.low, found.high) if found else ()
+            tests = (found.p, found.equivalence) if found else (None,) * 2
             rows.append(
                 [
                     name,
@@ -76,12 +82,45 @@ def of_comparisons(
                     row.baseline,
                     *row.summary,
                     *against,
-                    *found,
-                    row.corrected,
+                    *(figures or (None,) * 3),
+                    *tests,
+                    tables.spread(row) if found and found.p is not None else None,
+                    row.diverged,
                     row.verdict,
                 ]
             )
     return rows
+
+
+def of_depth(results: Results) -> list[list[Any]]:
+    """Returns a header and a row per value that runs were last probed for.
+
+    Runs that are finished, or were never trained.
+
+    A quantity by depth has a place, one by two depths two places; None of a row is a
+    value that was not finite.
+    """
+    rows: list[list[Any]] = [
+        ["case", "seed", "step", "quantity", "place", "other_place", "value"]
+    ]
+    for run in results.runs:
+        last: dict[str, tuple[int, Any]] = {}
+        for step, found in run.probes.items() if run.is_measured else ():
+            last |= {name: (step, value) for name, value in found.items()}
+        for name, (step, value) in sorted(last.items()):
+            for places, one in _places(value):
+                rows.append([run.case, run.seed, step, name, *places, one])
+    return rows
+
+
+def _places(value: Any) -> Iterator[tuple[tuple[int | None, int | None], Any]]:
+    for place, one in enumerate(value if isinstance(value, list) else [value]):
+        if not isinstance(value, list):
+            yield (None, None), one
+        elif not isinstance(one, list):
+            yield (place, None), one
+        else:
+            yield from (((place, other), each) for other, each in enumerate(one))
 
 
 def as_csv(rows: Sequence[Sequence[Any]]) -> str:

@@ -9,16 +9,22 @@ import numpy as np
 
 from reslab.study import figures, numbers
 from reslab.study.comparison import (
-    LEVEL,
     Row,
+    censored_median,
     reaching_the_baseline,
 )
 from reslab.study.document import Table
+from reslab.study.family import LEVEL
 from reslab.study.results import (
     Outcome,
     Results,
 )
-from reslab.study.statistics import summarize
+from reslab.study.search import (
+    best_factor,
+    by_case,
+    figures_by_factor,
+    is_at_edge,
+)
 
 
 def of_units(results: Results, rows: Sequence[Row]) -> Table:
@@ -49,22 +55,40 @@ def of_time(results: Results, rows: Sequence[Row]) -> Table:
     header = [*header[:5], f"time ({unit})", "baseline then", *header[5:]]
     caption = (
         "At equal time: the shortest training time of all runs of a case and its "
-        "baseline, without compiling, evaluations and checkpoints. Curves on the first "
-        "evaluation batches are read off there, linear between evaluations, never "
-        "beyond their ends. Times are those of the machines as they were: runs that "
-        f"shared one slowed each other. {_method(results, rows)}"
+        "baseline, without compiling, evaluations and checkpoints. Curves are read off "
+        "there, linear between evaluations, never beyond their ends. Times are those "
+        "of the machines as they were: runs that shared one slowed each other. "
+        f"{_method(results, rows)}"
+    )
+    return Table(caption, header, cells, emphasized=_best(results, rows))
+
+
+def of_flops(results: Results, rows: Sequence[Row]) -> Table:
+    """Compares cases at equal training FLOPs."""
+    rows = ranked(results, rows)
+    header, cells = _comparison_cells(results, rows)
+    for row, line in zip(rows, cells, strict=True):
+        at = numbers.DASH if row.at is None else f"{row.at:.4g}"
+        line[5:5] = [at, numbers.number(row.against.mean if row.against else None)]
+    header = [*header[:5], "FLOPs", "baseline then", *header[5:]]
+    caption = (
+        "At equal compute: the smallest training FLOPs of a case and its baseline, of "
+        "matrix products, forward and backward. Where all runs end there, these are "
+        "final figures; elsewhere curves are read off, with the dearer case in the "
+        f"middle of its learning-rate schedule. {_method(results, rows)}"
     )
     return Table(caption, header, cells, emphasized=_best(results, rows))
 
 
 def ranked(results: Results, rows: Sequence[Row]) -> list[Row]:
-    """Sorts rows by their result, the best first, those without one last."""
+    """Sorts rows by their result, the best first, those whose runs diverged last."""
 
-    def mean(row: Row) -> float:
+    def place(row: Row) -> tuple[bool, float]:
         found = row.summary.mean
-        return math.inf if found is None else results.headline.order(found)
+        order = math.inf if found is None else results.headline.order(found)
+        return row.diverged > 0, order
 
-    return sorted(rows, key=mean)
+    return sorted(rows, key=place)
 
 
 def _best(results: Results, rows: Sequence[Row]) -> list[int]:
@@ -89,47 +113,101 @@ def of_reaching(results: Results) -> Table:
     header += [f"time ({unit})", "of the baseline's"]
     cells = []
     for row in rows:
-        steps, seconds = summarize(row.steps), summarize(row.seconds)
+        steps, seconds = censored_median(row.steps), censored_median(row.seconds)
+        reached = sum(step is not None for step in row.steps)
         cells.append(
             [
                 row.case,
-                f"{len(row.steps)} of {row.runs}",
-                numbers.plain(steps.mean),
-                numbers.share(steps.mean, row.baseline_steps),
-                numbers.plain(seconds.mean, factor),
-                numbers.share(seconds.mean, row.baseline_seconds),
+                f"{reached} of {len(row.steps)}",
+                numbers.plain(steps),
+                numbers.share(steps, row.baseline_steps),
+                numbers.plain(seconds, factor),
+                numbers.share(seconds, row.baseline_seconds),
             ]
         )
     caption = (
-        "To where the baseline ends: mean steps and training time until the held-out "
-        "curve on the first evaluation batches, linear between evaluations, reaches "
-        "the mean end of the baseline's curves; over the runs that get there at all. "
+        "To where the baseline ends: median of the steps, and of the training time, "
+        "until the held-out curve, linear between evaluations, reaches the mean end of "
+        "the baseline's curves. A run that never does, or diverged, is later than all "
+        f"others; {numbers.DASH}: half of the runs did not get there. "
         "The learning-rate schedule spans the whole run, so a run that "
         "was shorter by design might get there sooner."
     )
     return Table(caption, header, cells)
 
 
-def _method(results: Results, rows: Sequence[Row]) -> str:
-    tests = sum(row.corrected is not None for row in rows)
-    count = numbers.counted(tests, "test")
-    end = "highest" if results.headline.is_higher_better else "lowest"
-    return (
-        f"Best is the {end} mean of a case whose runs all finished; the column "
-        f"'at {LEVEL:.0%}' says whether a difference is shown. Intervals are 95% t "
-        "intervals; p is Welch's two-sided t-test against the baseline, corrected "
-        f"by Holm over the {count} of this table. {numbers.DASH}: "
-        "cannot be computed (fewer than two finished runs, no figure there, or no "
-        "variance at all)."
+def of_search(results: Results) -> list[Table]:
+    """Lists what a search found for every case, and what it chose; none without one."""
+    field, runs = results.searches
+    if not runs:
+        return []
+    factors = sorted({run.factor for run in runs if run.factor is not None})
+    rows = []
+    for case, found in by_case(runs).items():
+        means = figures_by_factor(found)
+        chosen = best_factor(found)
+        told = f"x{chosen:g}"
+        value = next((r.config.get(field) for r in results.of(case) if r.config), None)
+        if isinstance(value, int | float):
+            told = f"{value:.4g} ({told})"
+        if min(means.values()) == math.inf:
+            told += ", no run finished"
+        elif is_at_edge(chosen, runs):
+            told += ", at the edge"
+        rows.append(
+            [case, told, *(_searched(results, means.get(factor)) for factor in factors)]
+        )
+    seeds = sorted({run.seed for run in runs})
+    caption = (
+        f"Search of {field} for every case, on seeds that do not judge "
+        f"({', '.join(map(str, seeds))}): mean final figure by multiple of the value "
+        "in the config. Where the chosen one lies at the edge, a better one may lie "
+        f"beyond. {numbers.DASH}: a run diverged, or has not ended."
     )
+    header = ["case", "chosen", *(f"x{factor:g}" for factor in factors)]
+    return [Table(caption, header, rows)]
+
+
+def _searched(results: Results, order: float | None) -> str:
+    if order is None or order == math.inf:
+        return numbers.DASH
+    return numbers.number(-order if results.headline.is_higher_better else order)
+
+
+def _method(results: Results, rows: Sequence[Row]) -> str:
+    if results.is_sequential:
+        return (
+            "Seeds were added until e-values of paired differences told a case from "
+            "its baseline; intervals and p hold whenever one looks, corrected by "
+            f"Bonferroni. {numbers.DASH}: too few seeds."
+        )
+    found = [row.comparison for row in rows if row.comparison]
+    tested = [one for one in found if one.p is not None]
+    end = "highest" if results.headline.is_higher_better else "lowest"
+    text = (
+        f"Best is the {end} mean of a case whose runs all finished. The first interval "
+        "is of the difference; all of a table hold together with a probability of "
+        f"{1 - LEVEL:.0%}, and the verdict is theirs. p: Dunnett's comparisons with "
+        "the baseline, seeds as blocks, one spread for all cases, corrected for the "
+        f"{numbers.counted(len(tested), 'comparison')} of this table; where spreads "
+        "differ ('own'), the two cases' own, by Cochran's approximation with "
+        f"Bonferroni's correction. {numbers.DASH}: cannot be computed (fewer than two "
+        "finished runs, no figure there, or no variance at all)."
+    )
+    if results.margin is not None:
+        text += (
+            f" As good as: a difference of {results.margin:g} or more is excluded (two "
+            f"one-sided tests at {LEVEL:.0%}, corrected likewise)."
+        )
+    return text
 
 
 def _comparison_cells(
     results: Results, rows: Sequence[Row]
 ) -> tuple[list[str], list[list[str]]]:
     several = len({row.baseline for row in rows if row.baseline}) > 1
-    header = ["case", "difference", "its 95% interval", "p (Holm)", f"at {LEVEL:.0%}"]
-    header += ["mean", "sd", "95% interval", "finished", "n", "p"]
+    header = ["case", "difference", "its 95% interval", "p", f"at {LEVEL:.0%}"]
+    header += ["mean", "sd", "95% interval", "finished", "n", "spread"]
     cells = []
     for number, row in enumerate(rows):
         one, found = row.summary, row.comparison
@@ -143,17 +221,25 @@ def _comparison_cells(
                 f"{row.case} ({', '.join(marks)})" if marks else row.case,
                 numbers.number(found.difference if found else None, "+"),
                 numbers.interval(found.low, found.high, "+") if found else numbers.DASH,
-                numbers.p_value(row.corrected),
+                numbers.p_value(found.p if found else None),
                 verdict,
                 numbers.number(one.mean),
                 numbers.number(one.deviation),
                 numbers.interval(one.low, one.high),
                 _state(results.of(row.case)),
                 str(one.count),
-                numbers.p_value(found.p if found else None),
+                spread(row),
             ]
         )
     return header, cells
+
+
+def spread(row: Row) -> str:
+    """Tells whether a comparison takes one spread for all cases, or its own."""
+    found = row.comparison
+    if found is None or found.p is None:
+        return numbers.DASH
+    return "all" if found.is_pooled else "own"
 
 
 def _state(runs: Sequence[Outcome]) -> str:

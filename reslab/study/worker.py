@@ -59,9 +59,10 @@ def check(config: ConfigDict, pack: int) -> dict[str, Any]:
         check_memory(setup, runs=pack)
         if config.probes.every:
             Prober(setup, is_lenient=True)
-        flops = training_flops_per_unit(setup)
+        units = config.data.batch * setup.task.units_per_example
+        flops = training_flops_per_unit(setup) * units
         platform = setup.mesh.devices.flat[0].platform
-        return {"flops_per_token": flops, "platform": platform}
+        return {"flops_per_step": flops, "platform": platform}
     except ReslabError as error:
         return {"error": str(error)}
 

@@ -32,6 +32,7 @@ def write_run(
     state="finished",
     corpus="c" * 64,
     probes=True,
+    flops=5_500_000,
     environment=ENVIRONMENT,
     **fields,
 ):
@@ -60,7 +61,7 @@ def write_run(
             "step_seconds": step_seconds,
         }
         if step == steps:
-            row |= {"eval_bpb": bits, "eval_first_bpb": bits + 0.001}
+            row |= {"eval_bpb": bits, "eval_sample_bpb": bits + 0.001}
         elif step % 20 == 0:
             row |= {"eval_bpb": bits + 0.001}
         rows.append(row)
@@ -88,7 +89,7 @@ def write_run(
         "compute_dtype": "float32",
         "corpus": {"sha256": corpus, "documents": 3, "bytes": 1000},
         "parameters": 852_352,
-        "training_flops_per_token": 5_500_000,
+        "training_flops_per_token": flops,
     }
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "config.json").write_text(configs.canonical_json(config))
@@ -164,3 +165,41 @@ def study_writer():
 def places(tmp_path):
     """A study of four cases; in one of them a run diverged and one is missing."""
     return write_study(tmp_path / "places", PLACES)
+
+
+def end_runs(planned, figure, **only):
+    """Ends the runs of a plan with a figure, as a run would; None diverges.
+
+    A figure is in bits per byte, or metrics by name, the first the headline.
+    """
+    for run in planned.runs:
+        folder = planned.directory / run.directory
+        if folder.exists() or any(getattr(run, k) != v for k, v in only.items()):
+            continue
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(configs.canonical_json(run.config))
+        found = figure(run)
+        metrics = found if isinstance(found, dict) else {"bpb": found}
+        metric = next(iter(metrics))
+        record = {
+            "config_sha256": configs.sha256(run.config),
+            "corpus": {"sha256": "c" * 64},
+            "training_flops_per_token": 1000,
+            "headline": {"metric": metric, "name": metric, "is_higher_better": False},
+            "parameters": 2000,
+        }
+        (folder / "run.json").write_text(json.dumps(record))
+        if found is None:
+            failed = {"exit_code": 75, "message": "diverged"}
+            (folder / "failed.json").write_text(json.dumps(failed))
+            continue
+        row = {f"eval_{name}": value for name, value in metrics.items()}
+        row |= {"step": run.config.train.steps, "step_seconds": 0.1}
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (folder / "result.json").write_text(json.dumps(row))
+
+
+@pytest.fixture
+def end():
+    """`end_runs`, for tests of what follows from the figures of runs."""
+    return end_runs

@@ -115,6 +115,10 @@ def test_the_manifest_splits_over_machines(study, capsys):
     planned = plan(study())
     shards = [choose(planned, shard=f"{i}/4") for i in range(4)]
     assert sorted(run.index for shard in shards for run in shard) == list(range(8))
+    # One machine more than cases idles as little as any.
+    for count in (2, 3, 5, 7):
+        sizes = [len(choose(planned, shard=f"{i}/{count}")) for i in range(count)]
+        assert sum(sizes) == 8 and max(sizes) - min(sizes) <= 1
     # No machine has a case to itself: p-values would compare machines.
     assert all(len({run.case for run in shard}) == 2 for shard in shards)
 

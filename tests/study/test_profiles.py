@@ -144,3 +144,22 @@ def test_what_was_measured_once_needs_no_map(pair):
     assert not profiles.over_time(results, found)
     (matrix,) = profiles.depth_maps(results, found)
     assert matrix.name == "unknown-matrix-over-steps"
+
+
+def test_a_run_that_was_never_trained_shows_its_depth(tmp_path, run_writer):
+    """As an import does, once it was looked into; a run under way does not."""
+    run_writer(tmp_path / "a", 0, state="unfinished")
+    row = {"step": 0, "stream/norm": [1.0, 2.0, 3.0]}
+    (tmp_path / "a" / "probes.jsonl").unlink()
+    (tmp_path / "a" / "inspect.jsonl").write_text(json.dumps(row) + "\n")
+    with_rows = read_results([tmp_path / "a"])
+    assert profiles.measured(with_rows, quantities()) == []
+    (tmp_path / "a" / "metrics.jsonl").write_text("")
+    (tmp_path / "a" / "checkpoints" / "0").mkdir(parents=True)
+    results, one = measured(tmp_path / "a", "stream/norm")
+    (figure,) = profiles.at_the_end(results, [one])
+    assert figure.charts[0].series[0].y == [1.0, 2.0, 3.0]
+    assert "Mean over untrained runs" in figure.caption and "n = 1." in figure.caption
+    text = write_report([tmp_path / "a"]).read_text()
+    assert '<section id="depth">' in text and "No run was looked into" not in text
+    assert "stream/norm" in (tmp_path / "a" / "report-depth.csv").read_text()

@@ -21,7 +21,8 @@ from reslab.study.comparison import at_equal_units
 from reslab.study.plan import plan
 from reslab.study.pool import Ended
 from reslab.study.results import read_results
-from reslab.study.sweep import _Slots, cores_of, write_record
+from reslab.study.slots import Slots
+from reslab.study.sweep import cores_of, write_record
 
 STUDY = """
 from reslab.study.algebra import vary
@@ -332,7 +333,7 @@ def test_a_worker_that_ends_is_a_failed_run_and_is_replaced(code, tmp_path):
     class Places:
         dismiss = dismissed.append
 
-    slots = _Slots(tmp_path / "out", 1, 1, Places(), None)
+    slots = Slots(tmp_path / "out", 1, 1, Places(), None)
     (tmp_path / "out" / "logs").mkdir(parents=True)
     slots._log(run).write_text("")
     slots._going[0], slots._log_begins[run] = ((run,), Dead()), 0

@@ -9,7 +9,7 @@ range that it takes, and `since`: its value in configs of versions without it. A
 
 from ml_collections import ConfigDict
 
-from reslab.core.schema import changeable, choice, number, plain, spec
+from reslab.core.schema import changeable, choice, number, parts, plain, spec
 
 
 def get_config() -> ConfigDict:
@@ -50,6 +50,10 @@ def get_config() -> ConfigDict:
     model.embedding_std = number(0.02, least=0)
     # between embedding and first layer; "none" leaves it to the placement
     model.post_embedding_norm = spec("rms", "norms", since="none")
+    # factor on the embedded tokens
+    model.embedding_scale = number(1.0, above=0, most=10**9, since=1.0)
+    # bound of the logits; 0 is none
+    model.logit_softcap = number(0.0, least=0, most=10**9, since=0.0)
     model.init_std = number(0.0, least=0)  # of projections; 0 is 1/sqrt(fan in)
     model.scales_output_by_depth = True  # output projections start at 1/sqrt(2 depth)
     # rate on the outputs of sublayers, while training
@@ -129,16 +133,20 @@ def get_config() -> ConfigDict:
     probes.batch = changeable(number(8, least=1, since=8))
 
     config.eval = evaluation = ConfigDict(type_safe=False)
+    # tokens in a held-out sequence; 0 is data.length
+    evaluation.length = number(0, least=0, most=2**31 - 1, since=0)
     evaluation.batch = number(64, least=1)  # sequences in an evaluation step
     # evaluation steps during training; all at the end
     evaluation.batches = number(8, least=1)
 
     config.mesh = mesh = ConfigDict(type_safe=False)
-    mesh.data = changeable(-1)  # replicas; -1 is the devices that are left
-    mesh.fsdp = changeable(1)  # parts into which parameters are split
+    mesh.data = parts(-1)  # replicas; -1 is the devices that are left
+    mesh.fsdp = parts(1)  # parts into which parameters are split
     # parts into which the tokens of a row are split
-    mesh.sequence = changeable(plain(1, since=1))
-    mesh.tensor = changeable(1)  # parts into which each sublayer is split
+    mesh.sequence = parts(1, since=1)
+    # parts into which the experts of each layer are split, and the batch with them
+    mesh.expert = parts(1, since=1)
+    mesh.tensor = parts(1)  # parts into which each sublayer is split
     # TPU slices among which the replicas are divided
     mesh.dcn_data = changeable(number(1, least=1, since=1))
     # XLA devices on a CPU; ignored elsewhere

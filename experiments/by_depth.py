@@ -21,20 +21,9 @@ import numpy as np
 from reslab.core.errors import ReslabError
 from reslab.study.results import Outcome, read_results
 
-BEFORE, EXCESS = 5, 1.1
 HEADER = ("case", "n", "bits per byte", "sd", "tokens/s", "spikes")
 HEADER += ("variance, first", "variance, last", "gradient, first", "gradient, last")
 HEADER += ("largest weight", "sources read")
-
-
-def spikes(run: Outcome) -> int:
-    """How often the training loss stood out from those before it."""
-    losses = run.values("loss")
-    return sum(
-        loss > EXCESS * statistics.median(losses[i - BEFORE : i])
-        for i, loss in enumerate(losses)
-        if i >= BEFORE
-    )
 
 
 def last_look(run: Outcome, name: str) -> np.ndarray | None:
@@ -78,7 +67,7 @@ def row(case: str, runs: Sequence[Outcome]) -> list[str]:
         f"{np.mean(bits):.3f}" if bits else "",
         f"{statistics.stdev(bits):.3f}" if len(bits) > 1 else "",
         f"{statistics.median(speeds):,.0f}" if speeds else "",
-        f"{np.mean([spikes(run) for run in runs]):.1f}" if runs else "",
+        f"{np.mean([run.loss_spikes for run in runs]):.1f}" if runs else "",
         # The last place is the end of the stream, which no sublayer reads.
         mean_of(runs, "stream/variance", 0),
         mean_of(runs, "stream/variance", -2),

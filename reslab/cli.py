@@ -26,8 +26,9 @@ from reslab.runtime.streams import outlive_readers, write_failure
 from reslab.runtime.text import PrintableStream, warnings_in_one_line
 
 # The files of `reslab/commands`, in the order of --help.
-VERBS = ("train", "sweep", "report", "eval", "generate", "inspect", "transform")
-VERBS += ("list", "show", "compile", "bench", "data", "drill", "doctor")
+VERBS = ("train", "sweep", "report", "study", "eval", "generate", "inspect")
+VERBS += ("search", "benchmark", "import", "export", "transform", "list", "show")
+VERBS += ("compile", "bench", "data", "drill", "doctor")
 
 
 def program() -> int:

@@ -44,12 +44,97 @@ CONFIG = {
     "wrong argument": (["model.residual=hyper(streams=2.5)"], "streams: expected int"),
     "bad argument": (["model.residual=hyper(streams=0)"], "expected at least 1"),
     "bad loops": (["model.stack=looped(loops=0)"], "loops: expected at least 1"),
+    "unique layers": (
+        ["model.stack=recursive(unique=3)"],
+        "unique: expected a divisor of model.depth (2)",
+    ),
+    "heads of an anchor": (
+        ["model.stack=cart(heads=3)", "model.depth=3"],
+        "stacks 'cart': heads: expected a divisor of the width (32)",
+    ),
+    "cores of passes": (
+        ["model.stack=cart(loops=3,shares_core=False)", "model.depth=4"],
+        "a multiple of loops (3) between prelude and coda",
+    ),
+    "an unknown task": (
+        ["model.linear=lora(tasks=('a','b'),task='c')"],
+        "linears 'lora': task: expected one of a, b, or its number; got 'c'",
+    ),
+    "too much speed": (
+        ["model.stack=unified_skipping(speedup=2.0)"],
+        "stacks 'unified_skipping': speedup: expected at most 1",
+    ),
+    "no budget of layers": (
+        ["model.stack=dr_llm(budget=-2.0)"],
+        "budget: expected",
+    ),
+    "layers at once": (
+        ["model.stack=newton(parallel=9)"],
+        "stacks 'newton': parallel: expected at most 2",
+    ),
+    "no passes": (["model.stack=act(loops=0)"], "loops: expected at least 1"),
+    "no rate": (["model.stack=ponder(rate=0.0)"], "rate: expected above 0"),
+    "history of halting": (
+        ["model.stack=act", "model.residual=attnres"],
+        "a mean of what several passes wrote",
+    ),
+    "no core": (["model.stack=huginn"], "model.depth: expected above 1 + 1"),
     "malformed spec": (["model.norm=rms("], "malformed spec"),
     "positional spec": (["model.residual=hyper(4)"], "malformed spec"),
     "expression in spec": (["model.norm=rms(epsilon=2**3)"], "malformed spec"),
     "heads": (["model.mixer=attention(heads=3)"], "a divisor of the width (32)"),
     "kv heads": (["model.mixer=attention(heads=4,kv_heads=3)"], "a divisor of heads"),
+    "mixer both ways": (
+        ["model.mixer=mamba2(is_bidirectional=True)"],
+        "reads later tokens: expected a causal mixer",
+    ),
+    "grid of text": (["model.mixer=manhattan"], "reads later tokens"),
+    "series with a gap": (
+        ["model.name=forecaster(horizon=1)", "data.source=csv(path='gap.csv')"],
+        "gap.csv: line 3, column 'b'",
+        "got a missing value",
+    ),
+    "series of text": (
+        ["model.name=forecaster(horizon=1)", "data.source=csv(path='text.csv')"],
+        "text.csv: line 2, column 'b'",
+        "got 'high'",
+    ),
+    "series too short": (
+        ["model.name=forecaster(horizon=400)", "data.source=waves(steps=100)"],
+        "400 held out",
+    ),
+    "recurrent block": (
+        ["model.block=recurrent_transformer", "model.mixer=attention(window=4)"],
+        "expected attention of as many key heads",
+    ),
+    "latent heads": (["model.mixer=latent_attention(heads=5)"], "width (32)"),
+    "retention heads": (["model.mixer=retention(heads=32)"], "half the width (16)"),
+    "rg_lru heads": (["model.mixer=rg_lru(heads=5)"], "a divisor of the channels"),
+    "mamba2 heads": (["model.mixer=mamba2(heads=5)"], "expansion * width"),
     "delta heads": (["model.mixer=gated_delta(heads=5)"], "3/4 of the width"),
+    "key heads": (["model.mixer=kda(heads=4,key_heads=3)"], "a divisor of heads (4)"),
+    "kda heads": (["model.mixer=kda(heads=5)"], "a divisor of the width (32)"),
+    "chunk": (["model.mixer=delta(chunk=24)"], "chunk: expected a power of two"),
+    "large chunk": (
+        ["model.mixer=delta(chunk=1024)"],
+        "chunk: expected at least 0 and",
+    ),
+    "powers in a chunk": (
+        ["model.mixer=gated_delta(heads=2,inverse='neumann',chunk=32)"],
+        "chunk at most 16: with keys alike, its error in float32 is 6e-5",
+    ),
+    "powers of negative ones": (
+        [
+            "model.mixer=delta(inverse='recursive',chunk=16,"
+            "allow_negative_eigenvalues=True)"
+        ],
+        "whose error is 8e-3",
+    ),
+    "inverse": (["model.mixer=delta(inverse='neuman')"], "inverse: expected 'block'"),
+    "decay below range": (
+        ["model.mixer=kda(lower_bound=-6.0)"],
+        "lower_bound: expected at least -5 and at most 0",
+    ),
     "value residual": (
         ["model.mixer=attention(heads=2,value_path='value_residual(form=1)')"],
         "value_residual': form: expected 'learned'",
@@ -73,7 +158,7 @@ CONFIG = {
     "length": (["data.length=1000000"], "corpus"),
     "missing text": (["data.source=text(path='no.txt')"], "no.txt"),
     "mesh": (["mesh.data=3"], "multiply to the 8 devices", "data=3"),
-    "mesh zero": (["mesh.fsdp=0"], "multiply to the 8 devices"),
+    "mesh zero": (["mesh.fsdp=0"], "mesh.fsdp: expected at least 1, or -1 for"),
     "undivided parameter": (
         ["mesh.data=1", "mesh.tensor=8"],
         "mesh axis tensor=8",
@@ -245,7 +330,7 @@ COMMANDS = {
     ),
     "a prompt that is no text": (
         ["generate", "{run}", "--prompt", "\ud800"],
-        "--prompt: expected text",
+        "prompt: expected text",
     ),
     **{
         f"{name} {verb[0]}": ([*verb, f"{{bad}}/{name}"], *words)
@@ -331,7 +416,7 @@ COMMANDS = {
         ["generate", "{bad}/wider"],
         "was trained with a",
     ),
-    "no prompt": (["generate", "{run}", "--prompt", ""], "--prompt: expected"),
+    "no prompt": (["generate", "{run}", "--prompt", ""], "prompt: expected"),
     "no length": (["generate", "{run}", "--length", "0"], "length: expected at least"),
     "cold": (["generate", "{run}", "--temperature", "-1"], "temperature: expected"),
     "negative top k": (["generate", "{run}", "--top-k", "-1"], "--top-k: expected"),
@@ -354,6 +439,34 @@ COMMANDS = {
     "transform of what stays": (
         ["transform", "fuse_norm", "{run}", "--out", "o"],
         "model.norm: expected batch or",
+    ),
+    "unique layers of a run": (
+        ["transform", "to_recursive(unique=5)", "{run}", "--out", "o"],
+        "unique: expected a divisor of model.depth",
+    ),
+    "no budget": (
+        ["search", "paths", "{run}", "--simulations", "0"],
+        "--simulations: expected at least 1",
+    ),
+    "a path of no layer": (
+        ["transform", "to_path(layers=(0, 7))", "{run}", "--out", "o"],
+        "stacks 'path': layers: expected numbers of layers, from 0 to 1; got 7",
+    ),
+    "an empty path": (
+        ["transform", "to_path(layers=())", "{run}", "--out", "o"],
+        "to_path: layers: expected at least one",
+    ),
+    "a task of no factors": (
+        ["transform", "choose_task(task='code')", "{run}", "--out", "o"],
+        "choose_task: model.linear: expected lora with tasks",
+    ),
+    "routers without paths": (
+        ["transform", "add_routers", "{run}", "--out", "o"],
+        "add_routers: labels: expected a file of `reslab search paths`",
+    ),
+    "no factors": (
+        ["transform", "merge_lora", "{run}", "--out", "o"],
+        "model.linear: expected lora",
     ),
     "forward shares": (
         ["transform", "share_kv(share=(1, 1))", "{run}", "--out", "o"],
@@ -547,6 +660,8 @@ def test_the_table_is_long():
 @pytest.mark.parametrize("mistake", CONFIG)
 def test_mistakes_in_the_config(mistake, refused, tmp_path, monkeypatch):
     (tmp_path / "here" / "short.txt").write_text("a short text " * 40)
+    (tmp_path / "here" / "gap.csv").write_text("date,a,b\n1,2,3\n2,4,\n")
+    (tmp_path / "here" / "text.csv").write_text("date,a,b\n1,2,high\n")
     without(monkeypatch, "wandb")
     sets, *expected = CONFIG[mistake]
     refused(train(*sets), *expected)

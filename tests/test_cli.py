@@ -102,6 +102,9 @@ def test_a_continued_run_tells_both_losses(run, tmp_path, capsys):
     where = ("--continue-from", str(run), "--run", str(directory))
     assert main(command("train", *SMALL, *where)) == 0
     out = capsys.readouterr().out
+    # The next one begins from the same parameters, too.
+    again = f"  reslab train --continue-from {run} --config "
+    assert f"{again}{SMALL[1]} --set optim.learning_rate=" in out
     for name, folder in (("this model", directory), ("continued from", run)):
         told = float(re.search(rf"{name} +([\d.]+)", out).group(1))
         result = json.loads((folder / "result.json").read_text())
@@ -144,11 +147,11 @@ def test_eval_along_a_path_of_layers(run, capsys):
         return capsys.readouterr().out
 
     whole = evaluated()
-    same = evaluated("--stack", "path(order=(0, 1))")
-    assert same == "stack path(order=(0, 1))\n" + whole
-    assert not evaluated("--stack", "path(order=(1, 0, 0))").endswith(whole)
+    same = evaluated("--stack", "path(layers=(0, 1))")
+    assert same == "stack path(layers=(0, 1))\n" + whole
+    assert not evaluated("--stack", "path(layers=(1, 0, 0))").endswith(whole)
     for spec, message in (
-        ("path(order=(0, 2))", "expected numbers of layers, from 0 to 1; got 2"),
+        ("path(layers=(0, 2))", "expected numbers of layers, from 0 to 1; got 2"),
         ("paht", "unknown stacks 'paht': try: 'path'"),
         ("lab.stack", "no module named 'lab'"),
     ):
@@ -331,7 +334,7 @@ def test_an_interrupt_is_one_line(verb, monkeypatch, capsys):
     def interrupt(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reslab.study.plan.plan", interrupt)
+    monkeypatch.setattr("reslab.study.stages.plan", interrupt)
     monkeypatch.setattr(loop, "train", interrupt)
     arguments = {"sweep": ("study.py",), "train": (*SMALL, "--run", "run")}
     assert main([verb, *arguments[verb]]) == 130

@@ -56,11 +56,14 @@ def write_files(text, folder):
 
 def shortened(verb, *arguments):
     """A command that does the same with less."""
+    is_continued = "--continue-from" in arguments
     if verb in ("train", "sweep"):
         arguments = *arguments, *shlex.split(SHORT)
-        if not any("data.source=" in argument for argument in arguments):
+        if not is_continued and not any(
+            "data.source=" in argument for argument in arguments
+        ):
             arguments = *arguments, *shlex.split(SOURCE)
-    if verb == "train":
+    if verb == "train" and not is_continued:
         is_tiled = any("model.mixer=(" in argument for argument in arguments)
         arguments = *arguments, *shlex.split(f"{NARROW}{1 + is_tiled}")
     if "configs/small_85m.py" in arguments:
@@ -73,10 +76,16 @@ def shortened(verb, *arguments):
     return [verb, *arguments]
 
 
+# A run that is continued is made first.
+CONTINUED = (pytest.mark.conformance,)
+
 # The README is the front door; commands of other pages are run in the second stage.
 PAGES = {
     README: (),
-    **dict.fromkeys((DOCS / "GUIDE.md", DOCS / "COST.md"), (pytest.mark.conformance,)),
+    **dict.fromkeys(
+        (DOCS / "GUIDE.md", DOCS / "COST.md", DOCS / "CHECKPOINTS.md"),
+        (pytest.mark.conformance,),
+    ),
 }
 
 
@@ -84,7 +93,7 @@ PAGES = {
 @pytest.mark.parametrize(
     "block",
     [
-        pytest.param(block, marks=marks)
+        pytest.param(block, marks=CONTINUED if "import" in block else marks)
         for page, marks in PAGES.items()
         for block in blocks("bash", page.read_text())
         if list(commands(block))
@@ -93,6 +102,8 @@ PAGES = {
 def test_commands_run(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(write_files(TEXT, tmp_path))
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    # Any checkpoint would do.
+    (tmp_path / "gpt2").symlink_to(ROOT / "tests" / "goldens" / "interop" / "gpt2")
     for _, *command in commands(block):
         assert main(shortened(*command)) == 0, capsys.readouterr().err
 
@@ -160,6 +171,60 @@ def test_the_notebook_runs():
             exec(compile(cell, f"tutorial.ipynb, cell {number}", "exec"), names)
     assert {*names["results"]} == {"plain", "leaky"}
     assert all(losses[-1] < losses[0] for losses in names["results"].values())
+
+
+# As in the documents, with a shorter horizon on less text.
+BRIEF = (
+    ('"train.steps": 60}', '"train.steps": 2, "data.source": SHORT}'),
+    ('"train.steps": 20,', '"train.steps": 2, "data.source": SHORT,'),
+    ('"train.steps": 100,', '"train.steps": 2, "data.source": SHORT,'),
+    ("SHORT", "'synthetic(documents=60)', 'probes.every': 0, MORE"),
+    ("MORE", "'eval.batch': 8, 'optim.schedule': 'constant'"),
+)
+
+
+def brief(text):
+    for long, short in BRIEF:
+        text = text.replace(long, short)
+    return text
+
+
+@pytest.mark.conformance
+def test_examples_of_python_run(tmp_path, monkeypatch):
+    """All of the page, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    page = brief((DOCS / "PYTHON.md").read_text())
+    names = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for number, block in enumerate(blocks("python", page)):
+            exec(compile(block, f"PYTHON.md, example {number}", "exec"), names)
+    assert names["trained"].result["step"] == 2
+    assert "eval_bpb" not in names["own"].result
+    assert names["y"].shape == (2, 8)
+    assert jax.tree.leaves(names["gradient"])
+
+
+@pytest.mark.conformance
+@pytest.mark.slow
+def test_the_notebook_of_the_functions_runs(tmp_path):
+    """In a kernel of its own, as a person runs it, with a shorter horizon."""
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / "experiments" / "notebook.ipynb", 4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    for cell in notebook.cells:
+        cell.source = brief(cell.source)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    said = [
+        output["text"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.get("name") == "stdout"
+    ]
+    assert "bits per byte held out" in said[0]
+    assert "stream norm by site" in "".join(said)
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
@@ -248,6 +313,17 @@ def test_the_site_is_built(tmp_path):
         shown = re.findall(r'<h2 id="(\w+)"', page)
         assert shown == [*registry.names(family)]
         assert not re.search(r"\((and )?those of <code>", page)
+
+
+@pytest.mark.conformance
+def test_a_checkpoint_is_loaded(tmp_path, monkeypatch):
+    text = (DOCS / "CHECKPOINTS.md").read_text()
+    (tmp_path / "gpt2").symlink_to(ROOT / "tests" / "goldens" / "interop" / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("python", text)
+    names = {}
+    exec(compile(block, "CHECKPOINTS.md", "exec"), names)
+    assert names["logits"].shape == (1, 3, 128)
 
 
 def test_the_readme_is_short():

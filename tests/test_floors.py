@@ -29,11 +29,14 @@ ALLOWED = {
     "parallel": {"core", "runtime"},
     "observe": {"core", "runtime", "ops"},
     "transforms": {"core", "nn.base"},
-    "train": {*BELOW_TRAIN, "transforms"},
+    # Tables and files: it knows the names of parts, not the parts.
+    "interop": {"core", "runtime"},
+    "train": {*BELOW_TRAIN, "transforms", "interop"},
     "study": {*BELOW_TRAIN, "train"},
     "drill": {"core", "runtime", "data", "parallel", "train"},
     "commands": {*BELOW_TRAIN, "train", "study", "drill"},
-    "top": {"core", "runtime", "commands"},
+    # `reslab.load`, when it is asked for.
+    "top": {"core", "runtime", "commands", "train"},
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reslab.cli import main
+from reslab.cli import VERBS, main
 from reslab.core import config as configs
 from reslab.core import registry
 from reslab.core.errors import ReslabError, printable
@@ -25,10 +25,6 @@ from reslab.train.step import make_step
 SMALL = str(pathlib.Path(__file__).with_name("small.py"))
 LONGEST = 1_500  # Characters of the one line, the name of the command included.
 FIELDS = sorted(dict(configs.flatten(configs.load("base"))))
-VERBS = (
-    *("train", "sweep", "report", "eval", "generate", "inspect", "transform", "list"),
-    *("show", "compile", "bench", "data", "drill", "doctor"),
-)
 
 
 def bounded(few, many):

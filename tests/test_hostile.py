@@ -18,7 +18,7 @@ from reslab.observe.metrics import Writers, check_writers
 from reslab.observe.writers.jsonl import JsonLines
 from reslab.runtime.inside import check_links, open_inside
 from reslab.study.plan import PlannedRun
-from reslab.study.sweep import _told
+from reslab.study.slots import _told
 from reslab.train import loop
 from reslab.train.run import Run
 

@@ -18,7 +18,6 @@ LONG_FILES = {
     "ops/depth_attention/pallas_tpu.py": "one kernel, forward and backward",
 }
 LONG_FUNCTIONS = {
-    "nn/mixers/attention.py: __call__": "a forward pass, from projections to output",
     "nn/stacks/_loops/append_only.py: append_only_scan": (
         "a loop and its backward pass"
     ),

@@ -91,6 +91,7 @@ def get_study(scale: str = "cpu") -> Study:
         config="tiny",
         cases=cases,
         seeds=(0, 1, 2),
+        extra_baseline_seeds=0,
         once=[one.name for one in cases if one.name.split("=")[-1] not in MAIN],
         baseline={"model.norm": "rms", "model.placement": "pre"},
         overrides={

@@ -108,6 +108,7 @@ def get_study(scale: str = "cpu") -> Study:
             )
         ),
         seeds=(0,) if is_searched else (1, 2, 3),
+        extra_baseline_seeds=0,
         baseline="adamw lr=0.003" if is_searched else "adamw",
         overrides={
             # As in the runs that README.md reports.

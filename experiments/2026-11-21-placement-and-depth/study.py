@@ -68,6 +68,7 @@ def get_study(scale: str = "cpu") -> Study:
         config="tiny",
         cases=chain(placements, hyper),
         seeds=(0, 1, 2),
+        extra_baseline_seeds=0,
         baseline={"model.placement": "pre", "model.residual": "plain"},
         # Every branch starts at full size, as in the papers.
         overrides={

@@ -70,6 +70,7 @@ def get_study(scale: str = "cpu") -> Study:
             chain(*(case(name, same | fields) for name, fields in changes.items())),
         ),
         seeds=(0, 1, 2),
+        extra_baseline_seeds=0,
         baseline=same,
         overrides={
             # Every branch starts at full size, as in the first studies.

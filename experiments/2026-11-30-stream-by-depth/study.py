@@ -59,6 +59,7 @@ def get_study(scale: str = "cpu") -> Study:
             vary("model.residual", hyper="hyper(streams=4)"),
         ),
         seeds=(0, 1, 2),
+        extra_baseline_seeds=0,
         baseline={"model.placement": "pre", "model.residual": "plain"},
         # Every branch starts at full size, as in the papers.
         overrides={

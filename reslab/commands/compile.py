@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
     """Compiles steps and prints their costs."""
     from reslab.commands.costs import as_json, table
     from reslab.core import config as configs
+    from reslab.core import config_files
     from reslab.parallel.aot.topology import topology
     from reslab.train.compiled import compile_configs
 
@@ -75,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
         for change in (None, *options.versus):
             config = configure(options, source, is_run=is_run)
             # Runs of the same name are told apart by their paths.
-            stems = [pathlib.Path(path).stem for path in options.configs]
-            stem = pathlib.Path(source).stem
+            stems = [config_files.short_name(path) for path in options.configs]
+            stem = config_files.short_name(source)
             name = stem if stems.count(stem) == 1 else source
             if change is not None:
                 field, value = configs.parse_override(change)

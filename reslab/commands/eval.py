@@ -1,13 +1,12 @@
 """`reslab eval`: evaluate a run on all of its held-out text."""
 
 import argparse
-import dataclasses
 import math
 import re
 from typing import Any
 
 from reslab.commands.options import compiling, importing, place
-from reslab.commands.runs import check_language, open_run, restore
+from reslab.commands.runs import open_run
 from reslab.core import imports, registry
 from reslab.core.errors import ReslabError
 
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stack",
         metavar="SPEC",
-        help="another stack of the same layers, such as 'path(order=(0, 2, 1))'",
+        help="another stack of the same layers, such as 'path(layers=(0, 2, 1))'",
     )
 
 
@@ -40,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
     from reslab.core.model_state import check_updated
     from reslab.train.evaluate import Evaluator
+    from reslab.train.restoring import restore, with_stack
 
     devices = jax.devices()
     # All devices where they share the batch evenly, otherwise one.
@@ -48,9 +48,12 @@ def run(options: argparse.Namespace) -> int:
     setup, variables = restore(options.run, config, devices, record)
     check_updated(variables)
     if options.text:
-        setup.task.hold_out(_source(options.text))
+        task: Any = setup.task  # `_tokenizer_of` checked that it is Language.
+        task.hold_out(_source(options.text))
     if options.stack:
-        setup = _with_stack(setup, options.stack)
+        # Given on the command line.
+        imports.allow(*registry.outside("stacks", options.stack))
+        setup = with_stack(setup, options.stack)
     evaluator = Evaluator(setup)
     found = evaluator(variables)
     for name, value in found.items():
@@ -70,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
 def _tokenizer_of(config: Any) -> dict[str, Any]:
     """The tokenizer's digest alone: the corpus of the run need not be here."""
     from reslab.data.encoding import tokenizer_sha256
+    from reslab.train.restoring import check_language
     from reslab.train.tasks.language import Language
 
     check_language(config, "--text")
@@ -84,32 +88,3 @@ def _source(text: str) -> str:
         imports.allow(*registry.outside("sources", text))
         return text
     return f"text(path={text!r})"
-
-
-def _with_stack(setup: Any, spec: str) -> Any:
-    """Lays the layers of a setup's model out by another stack.
-
-    Raises:
-      ReslabError: If the model has no layers, or the stack has other parameters.
-    """
-    import jax
-
-    from reslab.core.trees import unbox
-
-    what = f"--stack {spec!r}"
-    if not hasattr(setup.model, "stack"):
-        raise ReslabError(what, expected="a model with a stack of layers")
-    # Given on the command line.
-    imports.allow(*registry.outside("stacks", spec))
-    model = setup.model.clone(stack=spec)
-    example = setup.task.example()
-    made = unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), *example)))
-
-    def shapes(tree):
-        return jax.tree.map(lambda leaf: leaf.shape, unbox(tree))
-
-    if shapes(made["params"]) != shapes(setup.boxed_params):
-        raise ReslabError(
-            what, expected="a stack with the parameters of the run", got="others"
-        )
-    return dataclasses.replace(setup, model=model)

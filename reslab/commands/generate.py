@@ -3,8 +3,7 @@
 import argparse
 
 from reslab.commands.options import compiling, importing, number, place, whole
-from reslab.commands.runs import check_language, open_run
-from reslab.commands.sampling import sample
+from reslab.commands.runs import open_run
 
 HELP = "sample text from a run"
 
@@ -34,7 +33,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-p", type=number(0, 1), default=1.0, help="1 keeps all tokens"
     )
+    parser.add_argument(
+        "--exit",
+        choices=("none", "latent", "entropy", "kl", "halting"),
+        default="none",
+        help="end the passes of a looped stack early: huginn by the change of this, "
+        "act and ponder by halting",
+    )
+    parser.add_argument(
+        "--threshold", type=number(0), default=0.0, help="the change, for --exit"
+    )
     parser.add_argument("--samples", type=whole(1, 2**12), default=1, help="how many")
+    parser.add_argument(
+        "--slots",
+        type=whole(0, 2**12),
+        default=0,
+        help="samples that are continued at a time, each at a pass of its own (stack "
+        "recursive; default: all at once)",
+    )
     parser.add_argument(
         "--seed", type=whole(0, 2**32 - 1), default=0, help="chooses the samples"
     )
@@ -42,18 +58,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints samples of a run."""
-    config = open_run(options)
-    check_language(config, options.run)
-    samples = sample(
+    open_run(options)
+    from reslab.train import api
+
+    samples = api.generate(
         options.run,
-        config,
-        prompt=options.prompt,
+        options.prompt,
         length=options.length,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        exit=options.exit,
+        threshold=options.threshold,
         samples=options.samples,
         stop=options.stop,
+        slots=options.slots,
         seed=options.seed,
     )
     print("\n---\n".join(samples))

@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
     from reslab.core import registry
     from reslab.runtime.inside import check_links
     from reslab.study.plan import finished_runs
-    from reslab.train.probe import inspect_run, table
+    from reslab.train import api
+    from reslab.train.probe import table
 
     imports.allow(*registry.outside("probes", options.probe or ()))
     check_links(options.run)
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     for run in runs or [pathlib.Path(options.run)]:
         options.run = str(run)
         open_run(options)
-        records = inspect_run(run, options.probe, options.step)
+        records = api.inspect(run, options.probe, step=options.step)
         if not runs:
             print(table(records[-1]))
             print()

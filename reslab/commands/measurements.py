@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any
 
 
 @dataclasses.dataclass
@@ -75,10 +76,11 @@ class Row:
 FIELDS = [field.name for field in dataclasses.fields(Row)]
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV with a header."""
+def as_csv(rows: Sequence[Any]) -> str:
+    """Rows, data classes of one kind, as CSV with a header."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    fields = [field.name for field in dataclasses.fields(rows[0])] if rows else FIELDS
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(row) for row in rows)
     return text.getvalue()

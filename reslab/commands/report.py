@@ -2,7 +2,7 @@
 
 import argparse
 
-from reslab.commands.options import place
+from reslab.commands.options import number, place
 
 HELP = "report a study, or runs, as one page"
 
@@ -27,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--baseline", metavar="NAME", help="the case to compare with")
     parser.add_argument(
+        "--margin",
+        type=number(1e-9),
+        metavar="M",
+        help="call a case as good as the baseline where the data exclude a difference "
+        "of M or more in the held-out figure",
+    )
+    parser.add_argument(
         "--allow-mixed",
         action="store_true",
         help="runs with different corpora or budgets in one table, marked",
@@ -37,7 +44,11 @@ def run(options: argparse.Namespace) -> int:
     """Writes the page of a report and prints its tables."""
     from reslab.study.report import answer, write_report
 
-    choices = {"baseline": options.baseline, "allow_mixed": options.allow_mixed}
+    choices = {
+        "baseline": options.baseline,
+        "margin": options.margin,
+        "allow_mixed": options.allow_mixed,
+    }
     page = write_report(
         options.paths, options.out, figures_folder=options.figures, **choices
     )

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from reslab.commands.layers import layer_table
 from reslab.core import config as configs
 from reslab.core import registry, surroundings
 from reslab.core.layout import layouts
@@ -21,7 +22,7 @@ from reslab.runtime.text import aligned
 
 
 def show_config(config: ConfigDict, step: int = 0) -> str:
-    """Fields, parameters with their groups, FLOPs per token or image, and memory.
+    """Fields, parameters with their groups, layers, FLOPs, and memory.
 
     Args:
       config: The resolved config.
@@ -87,7 +88,10 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
         ("optimizer state", device_bytes(setup.shapes.opt_state)),
     ]
     lines = [f"{key} = {value!r}" for key, value in configs.flatten(config)]
-    lines += ["", *aligned(rows), "", f"{count:,} parameters"]
+    lines += ["", *aligned(rows), ""]
+    if table := layer_table(config, params):
+        lines += [*table, ""]
+    lines += [f"{count:,} parameters" + _counted(setup.model, params, count)]
     lines += [
         f"{training:,} FLOPs per {unit} in training (matrix products{sequences})",
         f"memory per device, {devices} device{'s' if devices > 1 else ''}: "
@@ -99,14 +103,31 @@ def show_config(config: ConfigDict, step: int = 0) -> str:
     return "\n".join(lines)
 
 
+def _counted(model: Any, params: Any, count: int) -> str:
+    """Says how many parameters a token meets, and how many without sharing."""
+    from reslab.models.cost import active_parameters, effective_parameters
+
+    if not hasattr(model, "make_stack"):
+        return ""
+    active = active_parameters(model, params)
+    effective = effective_parameters(model, params)
+    return ("" if active == count else f", {active:,} of them active for a token") + (
+        ""
+        if effective == count
+        else f", {effective:,} if every pass had parameters of its own"
+    )
+
+
 def _generation_memory(model: Any, length: int) -> str:
     """Describes the memory of a sequence during generation, and savings by sharing."""
     from reslab.models.cost import generation_bytes
 
     kept, alone = generation_bytes(model, length)
+    longer, _ = generation_bytes(model, 2 * length)
     line = (
         f"caches and states of a sequence of {length} while it is generated: "
-        f"{kept / 2**20:,.2f} MiB"
+        f"{kept / 2**20:,.2f} MiB, {(longer - kept) / length:,.0f} bytes per further "
+        "token"
     )
     if kept == alone:
         return line

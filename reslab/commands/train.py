@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reslab.commands.options import compiling, configurable, number, place, whole
-from reslab.commands.runs import check_is_run, configure, is_of_language
-from reslab.commands.sampling import sample
+from reslab.commands.runs import check_is_run, configure
 from reslab.core.errors import ReslabError
 from reslab.runtime.exits import explain
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from reslab.data.corpus import Corpus
+    from reslab.train.api import Trained
     from reslab.train.tasks import Task
 
 HELP = "train a model, or resume its training"
@@ -27,7 +27,7 @@ LARGEST_COUNTED = 2**28
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    group = parser.add_mutually_exclusive_group(required=True)
+    group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--config",
         type=place,
@@ -79,14 +79,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--continue-from",
         type=place,
         metavar="RUN",
-        help="start from the parameters of a run; data.replay mixes in its text",
+        help="start from the parameters of a run, with its config if none is given; "
+        "data.replay mixes in its text",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains a model and prints a summary."""
+    from reslab.core import config_files
     from reslab.train.run import default_directory
 
+    if not (options.config or options.from_run or options.continue_from):
+        raise ReslabError(
+            "one of the arguments --config --from-run is required, or --continue-from"
+        )
+    if not options.config:
+        options.from_run = options.from_run or options.continue_from
     source = options.config or options.from_run
     if options.from_run:
         check_is_run(source)
@@ -97,39 +105,39 @@ def run(options: argparse.Namespace) -> int:
     from reslab.parallel.hosts import is_writer, join
 
     join(options.coordinator, options.processes, options.process)
-    name = pathlib.Path(source).stem
+    name = config_files.short_name(source)
     if options.from_run:
-        name += "-rerun"
+        name = f"{pathlib.Path(source).stem}-rerun"
     directory = options.run or default_directory(name, config)
 
     import jax
 
-    from reslab.train import loop
+    from reslab.train import api
     from reslab.train.ending import end
 
-    trained: list[Task] = []
     if options.debug_nans:
         jax.config.update("jax_debug_nans", True)
     try:
-        result = loop.train(
+        trained = api.train(
             config,
             directory,
             watchdog=options.watchdog,
             is_strict=options.strict_restore,
             profile=options.profile,
-            at_end=trained.append,
         )
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         return end(error, "reslab train: ")
     if jax.process_count() > 1:
         if is_writer():
-            print(f"{result}\nrun directory  {directory}")
+            print(f"{trained.result}\nrun directory  {directory}")
         return 0
     with _whole_without("summary"):
-        _summarize(config, directory, result, trained)
-    _point_on(
-        directory, config, "--from-run" if options.from_run else "--config", source
-    )
+        _summarize(config, trained)
+    again = ["--from-run" if options.from_run else "--config", source]
+    if options.continue_from:
+        own = [] if source == options.continue_from else again
+        again = ["--continue-from", options.continue_from, *own]
+    _point_on(directory, config, shlex.join(again))
     return 0
 
 
@@ -144,17 +152,14 @@ def _whole_without(what: str) -> Iterator[None]:
         print(f"no {what}: {explained[1]}", file=sys.stderr)
 
 
-def _summarize(
-    config: "ConfigDict",
-    directory: Any,
-    result: dict[str, Any],
-    trained: "list[Task]",
-) -> None:
+def _summarize(config: "ConfigDict", trained: "Trained") -> None:
     """Prints what the run came to, beside count models of text that is loaded."""
     from reslab.data.ngrams import ngram_bits_per_byte
     from reslab.observe.phases import Phases
+    from reslab.train import api
     from reslab.train.run import Run
 
+    result = trained.result
     if "eval_bpb" not in result:
         for name, value in result.items():
             if name.startswith("eval_"):
@@ -166,7 +171,7 @@ def _summarize(
         if "eval_bpb" in before:
             rows.append(("continued from", before["eval_bpb"]))
     print("\nheld-out bits per byte")
-    corpus = _counted(config, trained)
+    corpus = _counted(config, trained.task)
     if corpus and corpus.bytes <= LARGEST_COUNTED and not corpus.others:
         for order, name in ((3, "trigram"), (2, "bigram"), (1, "unigram")):
             bits = ngram_bits_per_byte(corpus.train, corpus.validation, order)
@@ -174,7 +179,7 @@ def _summarize(
     for name, bits in rows:
         print(f"  {name:15}  {bits:.3f}")
     with Phases()("sampling"):
-        (text,) = sample(directory, config, length=None)
+        (text,) = api.generate(trained.directory, temperature=1.0)
     print("\nsample")
     for line in text.splitlines():
         print(f"  {line}")
@@ -182,14 +187,14 @@ def _summarize(
         print(f"\n{result['tokens_per_second']:,.0f} tokens/s")
 
 
-def _counted(config: "ConfigDict", trained: "list[Task]") -> "Corpus | None":
+def _counted(config: "ConfigDict", task: "Task | None") -> "Corpus | None":
     """The corpus of a run, for models that count bytes: as it was loaded, or again."""
     from reslab.data.corpus import Corpus, load_corpus
 
     if config.data.tokenizer != "bytes":
         return None
-    if trained:
-        corpus = getattr(trained[0], "corpus", None)
+    if task:
+        corpus = getattr(task, "corpus", None)
         return corpus if isinstance(corpus, Corpus) else None
     try:
         return load_corpus(config.data.source, config.data.tokenizer)
@@ -197,21 +202,26 @@ def _counted(config: "ConfigDict", trained: "list[Task]") -> "Corpus | None":
         return None
 
 
-def _point_on(directory: Any, config: "ConfigDict", option: str, source: str) -> None:
+def _point_on(directory: Any, config: "ConfigDict", again: str) -> None:
     """Writes the run's report, and prints where it is and what could come next."""
     from reslab.study.report import write_report
+    from reslab.train.restoring import is_of_language
 
     print(f"run directory  {directory}")
     with _whole_without("report"):
         print(f"report         {write_report([directory])}")
-    run, source = shlex.quote(str(directory)), shlex.quote(source)
+    run = shlex.quote(str(directory))
     print("next")
     if is_of_language(config):
-        print(f"  reslab generate {run} --prompt 'def '")
+        is_ids = config.data.tokenizer.partition("(")[0] == "ids"
+        prompt = "" if is_ids else " --prompt 'def '"
+        print(f"  reslab generate {run}{prompt}")
     print(f"  reslab show {run}")
-    if config.model.name == "lm":
+    if config.train.continue_from:  # Parameters of the same structure.
+        change = f"optim.learning_rate={config.optim.learning_rate / 2:g}"
+    elif config.model.name == "lm":
         change = "model.residual='hyper(streams=4)'"
     else:
         change = "model.norm=layer"
-    print(f"  reslab train {option} {source} --set {change}")
+    print(f"  reslab train {again} --set {change}")
     print("  reslab list")

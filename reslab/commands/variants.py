@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from reslab.core import extension, registry
+from reslab.core import extension, registry, syntax
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.trees import (
     count_parameters,
@@ -46,7 +46,7 @@ def entries(family: str) -> Iterator[Entry]:
 
 
 def _docstring_heads(path: pathlib.Path) -> tuple[str, str]:
-    tree = ast.parse(path.read_bytes())
+    tree = syntax.module(path.read_bytes())
     definitions = {
         node.name: node
         for node in tree.body

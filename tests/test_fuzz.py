@@ -19,6 +19,7 @@ from reslab.core.errors import ReslabError, printable
 from reslab.core.surroundings import reserved
 from reslab.observe.metrics import check_writers
 from reslab.parallel.mesh import use_mesh
+from reslab.study import sweep as sweeping
 from reslab.train import loop
 from reslab.train.step import make_step
 
@@ -104,6 +105,11 @@ def check_only(config, directory, **options):
     raise ReslabError("as far as this goes, nothing is wrong")
 
 
+def plan_only(planned, **options):
+    """Stands for the runs of a study: a benchmark without arguments is hours of them."""
+    raise ReslabError("as far as this goes, nothing is wrong")
+
+
 def attacked(arguments):
     """Runs a command; gives its exit code, and what is wrong with its answer."""
     out, err = io.StringIO(), io.StringIO()
@@ -135,6 +141,7 @@ def attacked(arguments):
 def checked(place, monkeypatch):
     """Checks the answer of a command, which is run as far as it is cheap."""
     monkeypatch.setattr(loop, "train", check_only)
+    monkeypatch.setattr(sweeping, "sweep", plan_only)
 
     def check(arguments):
         code, problem = attacked(arguments)

@@ -60,6 +60,10 @@ class LinearModule(nn.Module):
         """Initial standard deviation of the entries of a kernel with these inputs."""
         return (self.init_std or 1 / math.sqrt(math.prod(inputs))) * self.scale
 
+    def used(self, value: jax.Array) -> jax.Array:
+        """Returns a kernel or bias as it is applied; as it is stored by default."""
+        return value
+
     def add_bias(self, y: jax.Array) -> jax.Array:
         """Adds the bias to the output, if there is one; it starts at zero."""
         if not self.use_bias:
@@ -73,4 +77,4 @@ class LinearModule(nn.Module):
             self.param_dtype,
         )
         lead = (1,) * (y.ndim - len(self.outputs))
-        return y + bias.astype(self.dtype).reshape(lead + self.outputs)
+        return y + self.used(bias).astype(self.dtype).reshape(lead + self.outputs)

@@ -39,7 +39,7 @@ class Dense(LinearModule):
         first, contracted = x.ndim - len(inputs), len(inputs)
         return jax.lax.dot_general(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            self.used(kernel).astype(self.dtype),
             ((tuple(range(first, x.ndim)), tuple(range(contracted))), ((), ())),
         )
 

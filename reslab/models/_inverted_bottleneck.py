@@ -14,7 +14,7 @@ from reslab.core.precision import statistics_dtype
 from reslab.core.trees import unbox
 from reslab.models._convolution import Convolution
 from reslab.nn.base.coupling import Coupled, undo
-from reslab.nn.base.norm import norm_and_activation
+from reslab.nn.base.norm import branch_end, norm_and_activation
 
 
 def branch_names(depth: int) -> list[str]:
@@ -40,12 +40,14 @@ class ReversibleBottlenecks(nn.Module):
     Attributes:
       depth: Number of blocks.
       norm: Spec of the norm, or of norm and activation in one.
+      branch_norm: Spec of the norm at the end of a branch; "none" leaves it out.
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
     """
 
     depth: int
     norm: registry.Spec
+    branch_norm: registry.Spec = "none"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -81,7 +83,11 @@ class ReversibleBottlenecks(nn.Module):
 
     def _bottleneck(self, **keywords: Any) -> "InvertedBottleneck":
         return InvertedBottleneck(
-            norm=self.norm, dtype=self.dtype, param_dtype=self.param_dtype, **keywords
+            norm=self.norm,
+            branch_norm=self.branch_norm,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            **keywords,
         )
 
     def _without_keeping(self, stream: Coupled) -> Coupled:
@@ -136,20 +142,22 @@ class InvertedBottleneck(nn.Module):
         h = act(norm(expand(x)));  h = act(norm(depthwise(h)));  y = project(s * h)
         s = sigmoid(W act(V mean over positions(h) + c) + b)
 
-    The last projection is linear. The original has one more norm after it; here it has
-    none, since a norm may contain an activation.
+    The last projection is linear. The original has one more norm after it, here
+    `branch_norm`, apart because a norm may contain an activation.
 
     Reference: Sandler et al., 2018, https://arxiv.org/abs/1801.04381, Section 3.3;
     channel weights: Hu et al., 2017, https://arxiv.org/abs/1709.01507, Eq. 2-4.
 
     Attributes:
       norm: Spec of the norm, or of norm and activation in one.
+      branch_norm: Spec of the norm at the end of a branch; "none" leaves it out.
       expansion: Channels inside over channels outside.
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
     """
 
     norm: registry.Spec
+    branch_norm: registry.Spec = "none"
     expansion: int = 4
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -163,7 +171,8 @@ class InvertedBottleneck(nn.Module):
         h = self._convolution(hidden, 3, is_depthwise=True, name="depthwise")(h)
         h = self._norm("norm_1")(h)
         h = h * self._channel_weights(h, max(1, features // 4))
-        return self._convolution(features, 1, name="project")(h)
+        h = self._convolution(features, 1, name="project")(h)
+        return branch_end(self.branch_norm, self.param_dtype)(h)
 
     def _channel_weights(self, h: jax.Array, narrow: int) -> jax.Array:
         mean = jnp.mean(h, axis=(1, 2), keepdims=True)

@@ -14,7 +14,7 @@ from reslab.core.precision import statistics_dtype
 from reslab.models._classifier import Classifier, as_floats
 from reslab.models._convolution import Convolution
 from reslab.models._inverted_bottleneck import ReversibleBottlenecks, branch_names
-from reslab.nn.base.norm import norm_and_activation
+from reslab.nn.base.norm import branch_end, norm_and_activation
 from reslab.ops.grams import patch_gram
 
 
@@ -47,6 +47,9 @@ class ResNet(NamedModule):
       depth: Blocks in a stage.
       stages: Number of stages.
       norm: Spec of the norm, or of norm and activation in one.
+      branch_norm: Spec of one more norm at the end of each branch, where the original
+        order has one; "none" leaves it out. An EvoNorm there is `is_affine_only`, from
+        `gain_start='zero'` where branches are to begin as nothing.
       block: "standard" or "reversible".
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
@@ -61,6 +64,7 @@ class ResNet(NamedModule):
     depth: int = 1
     stages: Count = 3
     norm: registry.Spec = "batch"
+    branch_norm: registry.Spec = "none"
     block: registry.Spec = "standard"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -130,6 +134,7 @@ class ResNet(NamedModule):
                     features=self.features * 2**stage,
                     stride=2 if stage and not block else 1,
                     norm=self.norm,
+                    branch_norm=self.branch_norm,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
                     name=f"stage_{stage}_block_{block}",
@@ -138,6 +143,7 @@ class ResNet(NamedModule):
                 x = ReversibleBottlenecks(
                     depth=self.depth - self._kept,
                     norm=self.norm,
+                    branch_norm=self.branch_norm,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
                     name=f"stage_{stage}_reversible",
@@ -162,6 +168,7 @@ class ResidualBlock(nn.Module):
       features: Channels of the output.
       stride: Stride of the first convolution and of the shortcut.
       norm: Spec of the norm, or of norm and activation in one.
+      branch_norm: Spec of the norm at the end of the branch.
       dtype: Compute dtype.
       param_dtype: Dtype in which parameters are stored.
     """
@@ -169,6 +176,7 @@ class ResidualBlock(nn.Module):
     features: int
     stride: int
     norm: registry.Spec
+    branch_norm: registry.Spec
     dtype: Any
     param_dtype: Any
 
@@ -186,7 +194,7 @@ class ResidualBlock(nn.Module):
             if index == 0 and (stride > 1 or x.shape[-1] != self.features):
                 shortcut = self._convolution(1, stride, name="shortcut")(h)
             h = self._convolution(3, stride, name=f"conv_{index}")(h)
-        return shortcut + h
+        return shortcut + branch_end(self.branch_norm, self.param_dtype)(h)
 
     def _convolution(self, size: int, stride: int, **keywords) -> nn.Module:
         return Convolution(

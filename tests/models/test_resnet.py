@@ -167,3 +167,20 @@ class TestReversible:
             model = make(**{"depth": 2, "block": "reversible"} | fields)
             jax.eval_shape(model.init, jax.random.key(0), images)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("block", ["standard", "reversible"])
+def test_branches_may_end_in_a_norm_that_begins_as_nothing(block, images):
+    end = "evonorm_s0(is_affine_only=True, gain_start='zero')"
+    fields = {"block": block, "depth": 2, "norm": "rms"}
+    plain, ended = make(**fields), make(branch_norm=end, **fields)
+    with pytest.raises(ReslabError, match="contains the activation"):
+        jax.eval_shape(
+            make(branch_norm="evonorm_s0", **fields).init, jax.random.key(0), images
+        )
+    params = unbox(jax.eval_shape(ended.init, jax.random.key(0), images)["params"])
+    before = unbox(jax.eval_shape(plain.init, jax.random.key(0), images)["params"])
+    new = named_leaves(params).keys() - named_leaves(before).keys()
+    ends = 2 if block == "standard" else 1 + 2
+    assert len(new) == 2 * ends
+    assert all("branch_norm/" in name for name in new)

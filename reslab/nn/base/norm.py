@@ -32,7 +32,7 @@ def make_norm(
         raise ReslabError(
             f"norm {spec!r} contains the activation",
             expected="a norm alone around a sublayer of a transformer",
-            hint="rms, or another that `reslab list norms` shows",
+            hint="rms, another that `reslab list norms` shows, or is_affine_only=True",
         )
     if getattr(norm, "needs_batch", False) and not has_mask:
         raise ReslabError(
@@ -80,3 +80,22 @@ def norm_and_activation(
     if getattr(norm, "is_activation", False):
         return norm
     return lambda x: jax.nn.relu(norm(x))
+
+
+def branch_end(spec: registry.Spec, param_dtype: Any) -> Callable[..., jax.Array]:
+    """A norm of images at the end of a residual branch, `branch_norm`.
+
+    Args:
+      spec: Its spec; "none" is nothing.
+      param_dtype: Dtype in which its parameters are stored.
+
+    Returns:
+      A function of features (batch, positions..., channels).
+
+    Raises:
+      ReslabError: If it contains an activation.
+    """
+    if spec == "none":
+        return lambda x: x
+    context = {"is_spatial": True, "param_dtype": param_dtype, "name": "branch_norm"}
+    return make_norm(spec, has_mask=True, **context)

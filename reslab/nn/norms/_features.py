@@ -1,7 +1,7 @@
 """Base of norms: parameters with one number per feature, or a single number."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,11 +17,15 @@ class FeatureNorm(nn.Module):
     Attributes:
       is_gain_offset: Whether the gain is stored as an offset from one, so that
         weight decay pulls it toward one; else it is stored as itself.
+      gain_start: Factor on each feature at initialization: "one", "zero", or drawn
+        evenly between the two, "uniform" (Frankle et al., 2020,
+        https://arxiv.org/abs/2003.00152, for networks of which only norms learn).
       param_dtype: Dtype in which parameters are stored.
       logical_axis: Logical name of the normalized axis.
     """
 
     is_gain_offset: bool = True
+    gain_start: Literal["one", "zero", "uniform"] = "one"
     param_dtype: Any = jnp.float32
     logical_axis: str = "embed"
 
@@ -33,10 +37,15 @@ class FeatureNorm(nn.Module):
         return row.astype(statistics_dtype(h.dtype)).reshape(shape)
 
     def gain_row(self, h: jax.Array) -> jax.Array:
-        """Returns the factor on each feature of `h`, one at initialization."""
-        if self.is_gain_offset:
-            return 1.0 + self.row("gain", nn.initializers.zeros, h)
-        return self.row("gain", nn.initializers.ones, h)
+        """Returns the factor on each feature of `h`, `gain_start` at initialization."""
+        offset = 1.0 if self.is_gain_offset else 0.0
+
+        def init(key, shape, dtype):
+            if self.gain_start == "uniform":
+                return jax.random.uniform(key, shape, dtype) - offset
+            return jnp.full(shape, (self.gain_start == "one") - offset, dtype)
+
+        return offset + self.row("gain", init, h)
 
 
 class AffineNorm(FeatureNorm):

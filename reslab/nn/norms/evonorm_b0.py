@@ -1,16 +1,15 @@
 """EvoNorm-B0: a norm over the batch and its activation in one (Liu et al., 2020)."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core.precision import statistics_dtype
+from reslab.nn.norms._evonorm import EvoNorm
 from reslab.nn.norms._running import RunningNorm, instance_mean
 
 
-class EvoNormB0(RunningNorm):
+class EvoNormB0(EvoNorm, RunningNorm):
     """Divides by the larger of the batch's deviation and a linear function.
 
         y = x / max(sqrt(var_b + epsilon), slope * x + sqrt(var_i(x) + epsilon))
@@ -31,10 +30,8 @@ class EvoNormB0(RunningNorm):
     Attributes:
       momentum: Share of the running variance that a step keeps.
       epsilon: Added to the variances before the root.
-      (and those of `AffineNorm`)
+      (and those of `AffineNorm`, and `is_affine_only`: see `EvoNorm`)
     """
-
-    is_activation: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -44,6 +41,8 @@ class EvoNormB0(RunningNorm):
           ReslabError: While training, if sequences have no mask or the batch has
             one row.
         """
+        if self.is_affine_only:
+            return self.affine_alone(x)
         h = x.astype(statistics_dtype(x.dtype))
         slope = self.row("slope", nn.initializers.ones, h)
         of_sample = instance_mean(jnp.square(h - instance_mean(h)))

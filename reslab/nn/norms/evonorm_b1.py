@@ -1,16 +1,15 @@
 """EvoNorm-B1: EvoNorm-B0 without a parameter of its own (Liu et al., 2020)."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reslab.core.precision import statistics_dtype
+from reslab.nn.norms._evonorm import EvoNorm
 from reslab.nn.norms._running import RunningNorm, instance_mean
 
 
-class EvoNormB1(RunningNorm):
+class EvoNormB1(EvoNorm, RunningNorm):
     """Divides by the larger of the batch's deviation and a function of the sample.
 
         y = x / max(sqrt(var_b + epsilon), (x + 1) * sqrt(mean_i(x**2) + epsilon))
@@ -29,8 +28,6 @@ class EvoNormB1(RunningNorm):
     Attributes: those of `EvoNormB0`.
     """
 
-    is_activation: ClassVar[bool] = True
-
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps `x` of shape (batch, positions..., channels).
@@ -39,6 +36,8 @@ class EvoNormB1(RunningNorm):
           ReslabError: While training, if sequences have no mask or the batch has
             one row.
         """
+        if self.is_affine_only:
+            return self.affine_alone(x)
         h = x.astype(statistics_dtype(x.dtype))
         root = jnp.sqrt(instance_mean(jnp.square(h)) + self.epsilon)
         deviation = jnp.sqrt(self.batch_variance(h, mask) + self.epsilon)

@@ -1,15 +1,14 @@
 """EvoNorm-S0: a grouped norm and its activation in one (Liu et al., 2020)."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 
 from reslab.core.precision import statistics_dtype
+from reslab.nn.norms._evonorm import EvoNorm
 from reslab.nn.norms._grouped import GroupedNorm
 
 
-class EvoNormS0(GroupedNorm):
+class EvoNormS0(EvoNorm, GroupedNorm):
     """Gates each channel with its own sigmoid and divides by its group's deviation.
 
         y = x * sigmoid(slope * x) / sqrt(var_g(x) + epsilon) * (1 + gain) + bias
@@ -31,7 +30,7 @@ class EvoNormS0(GroupedNorm):
       is_spatial: Whether statistics also run over the axes between batch and
         channels, as in the paper. Not for causal models.
       epsilon: Added to the variance before the root.
-      (and those of `AffineNorm`)
+      (and those of `AffineNorm`, and `is_affine_only`: see `EvoNorm`)
 
     >>> import jax.numpy as jnp
     >>> layer = EvoNormS0(groups=1)
@@ -41,8 +40,6 @@ class EvoNormS0(GroupedNorm):
     [-0.269, 0.731]
     """
 
-    is_activation: ClassVar[bool] = True
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `x` of shape (batch, ..., channels).
@@ -50,6 +47,8 @@ class EvoNormS0(GroupedNorm):
         Raises:
           ReslabError: If the groups do not fit the channels.
         """
+        if self.is_affine_only:
+            return self.affine_alone(x)
         h = x.astype(statistics_dtype(x.dtype))
         slope = self.row("slope", nn.initializers.ones, h)
         _, variance = self.moments(h)

@@ -1,15 +1,14 @@
 """EvoNorm-S1: SiLU over the deviation of a group, norm and activation in one."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 
 from reslab.core.precision import statistics_dtype
+from reslab.nn.norms._evonorm import EvoNorm
 from reslab.nn.norms._grouped import GroupedNorm
 
 
-class EvoNormS1(GroupedNorm):
+class EvoNormS1(EvoNorm, GroupedNorm):
     """Divides SiLU of each channel by the standard deviation of its group.
 
         y = silu(x) / sqrt(var_g(x) + epsilon) * (1 + gain) + bias
@@ -30,7 +29,7 @@ class EvoNormS1(GroupedNorm):
       is_spatial: Whether statistics also run over the axes between batch and
         channels, as in the paper. Not for causal models.
       epsilon: Added to the variance before the root.
-      (and those of `AffineNorm`)
+      (and those of `AffineNorm`, and `is_affine_only`: see `EvoNorm`)
 
     >>> import jax.numpy as jnp
     >>> layer = EvoNormS1(groups=1)
@@ -40,8 +39,6 @@ class EvoNormS1(GroupedNorm):
     [-0.269, 0.731]
     """
 
-    is_activation: ClassVar[bool] = True
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `x` of shape (batch, ..., channels).
@@ -49,6 +46,8 @@ class EvoNormS1(GroupedNorm):
         Raises:
           ReslabError: If the groups do not fit the channels.
         """
+        if self.is_affine_only:
+            return self.affine_alone(x)
         h = x.astype(statistics_dtype(x.dtype))
         _, variance = self.moments(h)
         h = jax.nn.silu(h) * jax.lax.rsqrt(variance + self.epsilon)

@@ -29,7 +29,8 @@ class RepBatchNorm(BatchNorm):
     `rep_batch(initial_gain=0.0, initial_skip=0.0)`.
 
     Attributes:
-      initial_gain: Gain of the batch normalization at initialization.
+      initial_gain: Gain of the batch normalization at initialization, unless
+        `gain_start` is another than "one".
       initial_skip: Share of the input at initialization.
       (and those of `BatchNorm`)
     """
@@ -55,6 +56,8 @@ class RepBatchNorm(BatchNorm):
 
     def gain_row(self, h: jax.Array) -> jax.Array:
         """The gain of the batch normalization."""
+        if self.gain_start != "one":
+            return super().gain_row(h)
         offset = 1.0 if self.is_gain_offset else 0.0
         start = nn.initializers.constant(self.initial_gain - offset)
         return offset + self.row("gain", start, h)

@@ -19,7 +19,7 @@ class FeatureNorm(nn.Module):
         weight decay pulls it toward one; else it is stored as itself.
       gain_start: Factor on each feature at initialization: "one", "zero", or drawn
         evenly between the two, "uniform" (Frankle et al., 2020,
-        https://arxiv.org/abs/2003.00152, for networks of which only norms learn).
+        https://arxiv.org/abs/2003.00152, for networks whose norms alone learn).
       param_dtype: Dtype in which parameters are stored.
       logical_axis: Logical name of the normalized axis.
     """

@@ -1,4 +1,4 @@
-"""Where gains begin, and networks of which only norms learn."""
+"""Gains at initialization, and networks whose norms alone learn."""
 
 import jax
 import jax.numpy as jnp

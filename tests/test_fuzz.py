@@ -106,7 +106,7 @@ def check_only(config, directory, **options):
 
 
 def plan_only(planned, **options):
-    """Stands for the runs of a study: a benchmark without arguments is hours of them."""
+    """Stands for the runs of a study: a whole benchmark is hours of them."""
     raise ReslabError("as far as this goes, nothing is wrong")
 
 

@@ -168,6 +168,7 @@ def test_recomputing_changes_nothing(
     assert_close(logits_and_gradient(model, params, tokens), scanned, 1e-10)
 
 
+@pytest.mark.conformance
 def test_every_parameter_receives_a_gradient(
     model, scanned, assert_gradient_reaches_every_parameter
 ):

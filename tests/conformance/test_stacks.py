@@ -108,6 +108,7 @@ def test_recomputing_changes_nothing(
     assert_close(logits_and_gradient(model, params, tokens), scanned, 1e-10)
 
 
+@pytest.mark.conformance
 def test_starts_the_same_scanned_or_unrolled(fields, small_model, start, tokens):
     model = small_model(**fields, is_unrolled=True)
     unrolled = unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
@@ -128,6 +129,7 @@ def test_every_layer_starts_with_kernels_of_its_own(start):
         assert np.max(np.abs(likeness)) < 0.5, name
 
 
+@pytest.mark.conformance
 def test_every_parameter_receives_a_gradient(
     scanned, is_deciding, assert_gradient_reaches_every_parameter
 ):

@@ -143,13 +143,15 @@ def test_no_token_changes_an_earlier_one(block, x):
     assert np.all(np.max(change[:, 4], axis=-1) > 1e-4)
 
 
-def test_packed_documents_do_not_see_each_other(block, x):
+def test_packed_documents_do_not_see_each_other(block, x, assert_close):
     _, apply, variables = block
     segments = jnp.broadcast_to(jnp.arange(LENGTH) // 4, (BATCH, LENGTH))
     positions = places(x) % 4
     packed, _, _ = apply(variables, x, positions=positions, segments=segments)
     alone = [apply(variables, part)[0] for part in (x[:, :4], x[:, 4:])]
-    np.testing.assert_allclose(packed, jnp.concatenate(alone, axis=1), atol=5e-6)
+    # Sixteen roundings of the largest entry: how far products of other shapes differ
+    # depends on the processor.
+    assert_close(packed, jnp.concatenate(alone, axis=1), 2e-6)
 
 
 def test_whole_is_prefill_and_one_token_at_a_time(block, x):

@@ -50,6 +50,7 @@ def test_a_context_that_was_not_read_is_shaped_like_one_that_was(name, monkeypat
     assert described(decoding.started(model, 5, 4)) == described(read())
 
 
+@pytest.mark.conformance
 def test_rows_of_what_ran_here(capsys, monkeypatch):
     for name, value in {"WIDTH": 16, "DEPTH": 1, "TOKENS": 2, "CALLS": 2}.items():
         monkeypatch.setattr(decoding, name, value)

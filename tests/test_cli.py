@@ -210,6 +210,7 @@ def test_a_change_of_a_field_needs_no_set(capsys):
         assert caught.value.code == 2 and "unrecognized" in line
 
 
+@pytest.mark.conformance
 def test_a_variant_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_norms.py").write_text(
         "import flax.linen as nn\n"

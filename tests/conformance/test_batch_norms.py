@@ -107,6 +107,7 @@ def test_refuses_to_be_evaluated_before_it_was_trained(norm, variables, x, mask)
     check_updated({**variables, **written})
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "spec",
     [

@@ -153,6 +153,7 @@ def trained(spec):
     return losses, path, update
 
 
+@pytest.mark.conformance
 def test_the_loss_of_a_language_model_falls(trained):
     losses, _, _ = trained
     assert losses[-1] < 0.85 * losses[0]

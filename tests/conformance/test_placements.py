@@ -89,6 +89,7 @@ def test_uses_every_parameter(placement, stream, assert_uses_every_parameter):
     assert_uses_every_parameter(lambda v: apply(v, stream), variables)
 
 
+@pytest.mark.conformance
 def test_the_head_reads_normalized_features(name, small_model, tokens):
     depth = 6 if name in BY_DEPTH else 1
     model = small_model(placement=name, depth=depth, norm="rms")

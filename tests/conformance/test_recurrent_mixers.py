@@ -145,6 +145,7 @@ def test_the_size_of_a_chunk_changes_nothing(name, chunk, variables, x, close):
     close(*both(variables, x))
 
 
+@pytest.mark.conformance
 def test_documents_of_several_chunks_do_not_see_each_other(name, variables, x, close):
     ends = (*STARTS[1:], LENGTH)
     segments = np.searchsorted(STARTS, np.arange(LENGTH), side="right")

@@ -67,6 +67,7 @@ def test_scanned_is_unrolled(
     assert_close(logits_and_gradient(model, params, tokens), scanned, 1e-10)
 
 
+@pytest.mark.conformance
 def test_every_parameter_has_a_gradient_in_every_layer(scanned):
     for path, leaf in jax.tree_util.tree_flatten_with_path(scanned[1])[0]:
         name = jax.tree_util.keystr(path)

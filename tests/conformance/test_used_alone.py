@@ -172,6 +172,7 @@ def test_residual_in_a_rolled_stack_in_shard_map(residual):
     assert jax.eval_shape(split, params, tokens) == params
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "residual", ["plain", pytest.param("attnres", marks=pytest.mark.conformance)]
 )

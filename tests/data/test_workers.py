@@ -94,6 +94,7 @@ def test_a_worker_killed_at_its_start_or_soon_is_one_line(delay):
     assert time.monotonic() < began + 30
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
     script = tmp_path / "script.py"

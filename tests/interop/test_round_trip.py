@@ -84,6 +84,7 @@ def test_files_come_back(family, tmp_path):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.conformance
 def test_the_earlier_dialect_and_sharded_files(tmp_path):
     """A config as on the hub, bfloat16, in several files with an index."""
     config = json.loads((GOLDENS / "llama" / "config.json").read_text())
@@ -167,6 +168,7 @@ def test_names_without_a_prefix_buffers_and_mixed_dtypes(dtype, tmp_path, capsys
     assert all(out[name].tobytes() == found[name].tobytes() for name in found)
 
 
+@pytest.mark.conformance
 def test_the_directory_may_move_and_files_are_sealed(tmp_path):
     import_run(GOLDENS / "olmo2", tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "moved")

@@ -78,6 +78,7 @@ def test_a_run_keeps_its_tokenizer_and_hands_it_on(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.conformance
 def test_a_sample_ends_at_every_end_of_the_checkpoint(tmp_path):
     """Greedy samples, cut where either file names a token that is in them."""
     folder = copied("llama", tmp_path / "x", eos_token_id=None)

@@ -49,6 +49,7 @@ def test_variates_are_tokens(x):
     assert np.all(np.any(np.abs(changed - y) > 1e-6, axis=(0, 1)))
 
 
+@pytest.mark.conformance
 def test_reversed_variates_and_swapped_directions_give_reversed_forecasts(x):
     model = make(mixer=S_MAMBA, norm="layer", placement="post", ffn="relu")
     params = variables(model, x)["params"]
@@ -61,6 +62,7 @@ def test_reversed_variates_and_swapped_directions_give_reversed_forecasts(x):
     np.testing.assert_allclose(z[..., ::-1], y, atol=1e-5)
 
 
+@pytest.mark.conformance
 def test_every_parameter_has_a_gradient(x):
     model = make(mixer=S_MAMBA, position="learned")
     weights = jax.random.normal(jax.random.key(2), (2, 3, 4))

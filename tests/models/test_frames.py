@@ -24,6 +24,7 @@ def variables(clips):
     return unbox(jax.jit(make().init)(jax.random.key(0), clips))
 
 
+@pytest.mark.conformance
 def test_probabilities_are_averaged_over_frames(clips, variables):
     y = make().apply(variables, clips)
     steps = jax.nn.softmax(make().apply(variables, clips, method="steps"), axis=-1)
@@ -45,6 +46,7 @@ def test_one_frame_is_the_first_step_of_several(clips, variables):
     np.testing.assert_allclose(one, steps[:, 0], atol=1e-5)
 
 
+@pytest.mark.conformance
 def test_every_parameter_has_a_gradient(clips, variables):
     def loss(params):
         return jnp.sum(jnp.sin(3 * make().apply({"params": params}, clips)))

@@ -72,6 +72,7 @@ def mesh_of(devices, fsdp, tensor):
     return Mesh(grid, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "parts",
     [pytest.param((1, 1), marks=pytest.mark.conformance), (2, 2)],

@@ -287,6 +287,7 @@ def test_products_of_three_passes_are_good_to_more_than_bfloat16(monkeypatch):
     close(found[0], wanted[0], 2**-8)
 
 
+@pytest.mark.conformance
 @pytest.mark.optimized
 def test_long_sequences_keep_the_memory_once_a_chunk():
     arrays = inputs(length=1024, heads=1, key_dim=64, value_dim=128)

@@ -61,6 +61,7 @@ def test_the_read_equals_the_reference(emulated, shape):
     assert not jnp.any(got[1][0][limit:])
 
 
+@pytest.mark.conformance
 def test_sources_that_are_not_read_may_hold_anything(emulated):
     values, by_reading = emulated.arrays([(5, 1, 8, 128), (1, 1, 8, 128)])
     (queries,) = emulated.arrays([(1, 128)], seed=1)
@@ -156,6 +157,7 @@ def test_sources_that_are_not_mixed_may_hold_anything(emulated):
     assert all(jnp.all(jnp.isfinite(a)) for a in gradients)
 
 
+@pytest.mark.conformance
 def test_two_phases_are_one_reading(emulated):
     values, update = emulated.arrays([(4, 1, 6, 128), (1, 6, 128)])
     (query,) = emulated.arrays([(128,)], seed=1)
@@ -166,6 +168,7 @@ def test_two_phases_are_one_reading(emulated):
     emulated.assert_close(merged, whole[0])
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("last", ["tensor", "sequence"])
 def test_devices_share_the_batch(emulated, last):
     values, by_reading = emulated.arrays([(3, 8, 4, 128), (2, 8, 4, 128)])

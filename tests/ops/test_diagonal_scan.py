@@ -66,6 +66,7 @@ def test_a_linear_recurrence_gives_every_state(x64):
     np.testing.assert_allclose(last, h, atol=1e-12)
 
 
+@pytest.mark.conformance
 @pytest.mark.optimized
 def test_states_are_held_for_one_chunk():
     def temporaries(length):

@@ -21,6 +21,7 @@ MOST_BYTES = {
 SHAPES = ("llama_1b", "blocks_8", "layers_16", "last_of_4")
 
 
+@pytest.mark.conformance
 @pytest.mark.tpu_compile
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def results(params, x, cotangent, **keywords):
     return y, pull(cotangent)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize(("length", "size"), [(1, 4), (7, 1), (13, 2), (29, 4)])
 def test_tiles_are_the_naive_scan(length, size, is_packed, x64, monkeypatch):
@@ -81,6 +82,7 @@ def test_tiles_are_the_naive_scan(length, size, is_packed, x64, monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.conformance
 def test_tiles_are_the_naive_scan_in_float32():
     given = inputs(100, "float32")
     found, wanted = (
@@ -136,6 +138,7 @@ def test_with_the_pair_of_the_input_it_is_attention(implementation, x64):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("is_backward", [False, True])
 def test_every_pair_of_tokens_is_in_one_tile(is_backward):
     for leaves in range(1, 12):

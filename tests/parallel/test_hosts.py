@@ -22,6 +22,7 @@ hosts.join("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]), seconds=2.0)
 """
 
 
+@pytest.mark.conformance
 def test_one_host_of_two_is_told_in_one_line():
     done = [
         subprocess.Popen(

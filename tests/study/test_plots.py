@@ -149,6 +149,7 @@ def test_without_matplotlib_a_line_says_how_to_get_it(pair, monkeypatch, capsys)
     assert not (pair / "figures").exists()
 
 
+@pytest.mark.conformance
 def test_a_report_without_figures_imports_no_matplotlib(pair):
     code = "import sys; from reslab.cli import main; main(sys.argv[1:]); "
     code += "assert 'matplotlib' not in sys.modules"

@@ -116,6 +116,7 @@ def test_steps_at_equal_flops_are_counted(make):
     assert whole / 2 < steps < whole  # The head is in both.
 
 
+@pytest.mark.conformance
 def test_seeds_are_added_until_a_case_is_told(end, make):
     asked = make("is_sequential=True,", "'pre', 'post', 'sandwich'", "range(8)")
     noise = np.random.default_rng(1)

@@ -218,6 +218,7 @@ def test_what_is_done_is_skipped(whole, folder, monkeypatch, capsys):
     assert len((whole / "manifest.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(folder, environment):
     """One diverges; it is named, recorded, and not tried again."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from reslab.core.losses import LOSSES, total_loss
 from reslab.core.model_state import BATCH_STATS
@@ -47,6 +48,7 @@ def test_what_is_skipped_is_a_path_and_is_not_computed():
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.conformance
 def test_a_cache_keeps_the_decisions():
     model = make(STACK)
     variables = variables_of(model, (9, 0, 0.1, 0))
@@ -65,6 +67,7 @@ def test_a_cache_keeps_the_decisions():
     np.testing.assert_allclose(jnp.concatenate(parts, 1), wanted, atol=1e-5)
 
 
+@pytest.mark.conformance
 def test_training_mixes_each_layer_with_its_input():
     model = make(STACK)
     variables = variables_of(model)

@@ -256,6 +256,7 @@ def decoded(model, variables):
     return found
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "name",
     [

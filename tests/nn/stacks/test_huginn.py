@@ -249,6 +249,7 @@ def decoded(model, variables, state, token, position):
     return model.apply(variables, x, method="logits"), state
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     ("exit", "passes"),
     [

@@ -102,6 +102,7 @@ def layer(p, x, is_seen):
     return x + feed_forward(p["ffn"], rms(x, p["ffn_placement"]["input_norm"]["gain"]))
 
 
+@pytest.mark.conformance
 def test_it_is_the_definition_group_by_group():
     """FIT's equations with loops over groups, for a stack of two layers."""
     spec = SPEC.replace(")", ",ffn='gelu(hidden=16)')")
@@ -140,6 +141,7 @@ def test_it_is_the_definition_group_by_group():
     np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.conformance
 def test_a_token_changes_its_group_from_itself_and_all_later_groups():
     made, params = started()
     base = run(made, params, TOKENS)

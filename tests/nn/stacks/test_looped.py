@@ -57,6 +57,7 @@ def test_one_pass_is_the_uniform_stack(residual):
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.conformance
 def test_three_passes_are_a_uniform_stack_with_its_weights_repeated():
     looped, uniform = make("looped(loops=3)"), make("uniform", depth=6)
     params = start(looped)
@@ -109,6 +110,7 @@ def test_refuses_no_passes():
         make("looped(loops=0)")
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "injection", ["none", "add", pytest.param("concat", marks=pytest.mark.conformance)]
 )
@@ -137,6 +139,7 @@ def test_each_pass_sees_its_step_and_the_input(injection):
     assert count_parameters(other) == count_parameters(params) + 4 * 8
 
 
+@pytest.mark.conformance
 def test_several_streams_are_entered_alike():
     stack = make("looped(loops=2, injection='add')", residual="hyper(streams=2)")
     _, y = run(stack, start(stack))

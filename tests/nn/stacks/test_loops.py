@@ -183,6 +183,7 @@ def test_a_path_is_the_stack_of_its_layers(x64, name, is_unrolled):
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
 
 
+@pytest.mark.conformance
 def test_a_path_generates_what_it_computes():
     single = {"dtype": jnp.float32, "param_dtype": jnp.float32}
     model = make(stack="path(layers=(0, 2, 2, 1))", **single)

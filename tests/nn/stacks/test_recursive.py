@@ -85,6 +85,7 @@ def test_refuses_in_one_line(stack, fields, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.conformance
 def test_earlier_outputs_learn_from_the_last(x64):
     fields = {"depth": 6, "dtype": jnp.float64, "param_dtype": jnp.float64}
     spec = "recursive(unique=2, lora_rank=2, exit_weight=0.1{})"

@@ -136,6 +136,7 @@ def test_one_group_once_is_the_plain_layer():
     np.testing.assert_allclose(found, plain.apply(variables, images()), atol=1e-5)
 
 
+@pytest.mark.conformance
 def test_tokens_are_permuted_in_training_and_alike_when_evaluated():
     model = vit("sliced(groups=(4, 2))")
     variables = jax.jit(model.init)(jax.random.key(0), images())

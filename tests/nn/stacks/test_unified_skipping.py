@@ -45,6 +45,7 @@ def cached(model, variables, cuts):
     return jnp.concatenate(parts, 1)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     "mixer",
     [
@@ -72,6 +73,7 @@ def test_speed_one_and_long_prompts_are_the_uniform_stack():
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.conformance
 def test_later_tokens_are_not_computed_in_other_layers():
     model = make("unified_skipping(prompt=2)")
     variables = start(model)

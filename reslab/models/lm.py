@@ -20,6 +20,7 @@ from reslab.nn.base.dropout import dropout
 from reslab.nn.base.exits import Exits, Taught, collecting_exits
 from reslab.nn.base.norm import mask_for
 from reslab.nn.base.read_out import reading_out
+from reslab.nn.base.token_shifts import Tokens, follows_tokens, telling_tokens
 from reslab.ops.cross_entropy.api import token_losses
 from reslab.ops.cross_entropy.divergence import token_divergences
 from reslab.ops.cross_entropy.reference import capped
@@ -169,10 +170,13 @@ class LanguageModel(Body):
                 )
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.embed(tokens, positions=positions, segments=segments)
-        with self._known_head():
+        ends, state = self._ends_of(state)
+        with self._known_head(), telling_tokens(Tokens(segments, ends)) as known:
             x, state = self.layers(
                 x, positions=positions, segments=segments, state=state
             )
+        if ends is not None:
+            state = {"ends": known.left, "layers": state}
         mask = mask_for(self.last("norm"), segments)
         return self._projected(self.final_norm(x, **mask)), state
 
@@ -325,7 +329,21 @@ class LanguageModel(Body):
     def init_state(self, batch: int, length: int) -> State:
         """The state before the first token, for at most `length` tokens."""
         stack = self.make_stack(parent=None)
-        return stack.init_state(batch, length, self.features)
+        state = stack.init_state(batch, length, self.features)
+        residual = getattr(stack, "unbound_residual", None)
+        if not follows_tokens(residual):
+            return state
+        tails = residual.empty_tails(batch, self.features, self.dtype, is_end=True)
+        return {"ends": tails, "layers": state}
+
+    def _ends_of(self, state: State) -> tuple[Any, State]:
+        """What the ends of the stream keep of earlier tokens, and the layers' state."""
+        if state is None:
+            return None, None
+        stack = self.make_stack(parent=None)
+        if not follows_tokens(getattr(stack, "unbound_residual", None)):
+            return None, state
+        return state["ends"], state["layers"]
 
 
 build = LanguageModel

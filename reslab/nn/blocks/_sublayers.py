@@ -13,6 +13,7 @@ from reslab.core.types import Branch, Shared, State, Stream
 from reslab.nn.base import sites
 from reslab.nn.base.dropout import dropout
 from reslab.nn.base.place import Place, telling
+from reslab.nn.base.token_shifts import Tokens, follows_tokens, telling_tokens
 
 
 class Sublayer(NamedTuple):
@@ -204,6 +205,13 @@ class SublayerBlock(nn.Module):
         """
         from reslab.nn.blocks._grouped import in_groups
 
+        residual = registry.unbound("residuals", self.residual, **vars(self.context))
+        if follows_tokens(residual):
+            raise ReslabError(
+                f"residual {self.residual!r} reads earlier tokens",
+                expected="a stack that keeps tokens in order",
+                got="groups of tokens",
+            )
         return in_groups(self, group, exchange)
 
     def init_state(
@@ -216,7 +224,20 @@ class SublayerBlock(nn.Module):
         """The mixer's state before the first token."""
         # A mixer from outside the package may not read the depth memory.
         found = {"shared": shared} if shared else {}
-        return self.unbound_mixer.init_state(batch, length, features, **found)
+        state = self.unbound_mixer.init_state(batch, length, features, **found)
+        return self._with_tails(state, batch, features)
+
+    def _with_tails(self, state: State, batch: int, features: int) -> State:
+        """A state beside what residuals that follow tokens keep of them."""
+        tails = {}
+        for index in range(self.sublayers):
+            around = vars(self.context) | {"sublayer_index": index}
+            residual = registry.unbound("residuals", self.residual, **around)
+            if not follows_tokens(residual):
+                return state
+            dtype = self.context.dtype
+            tails |= residual.empty_tails(batch, features, dtype, is_end=False)
+        return {"mixer": state, "tails": tails}
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Matrix-product FLOPs per token of its parts, beyond their kernels'."""
@@ -278,7 +299,16 @@ class SublayerBlock(nn.Module):
             )
             return y
 
-        stream = self.run(stream, mixer, place)
+        residual = registry.unbound("residuals", self.residual, **vars(self.context))
+        if not follows_tokens(residual):
+            return self.run(stream, mixer, place), place.shared, state
+        tails = None
+        if state is not None:
+            state, tails = state["mixer"], state["tails"]
+        with telling_tokens(Tokens(segments, tails)) as tokens:
+            stream = self.run(stream, mixer, place)
+        if tails is not None:
+            state = {"mixer": state, "tails": tokens.left}
         return stream, place.shared, state
 
     def run(

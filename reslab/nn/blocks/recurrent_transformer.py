@@ -80,7 +80,7 @@ class RecurrentTransformerBlock(StandardBlock):
                 self.mixer,
             )
         residual = registry.unbound("residuals", self.residual, **vars(self.context))
-        kinds = ("is_history", "reads_apart", "is_reversible")
+        kinds = ("is_history", "reads_apart", "is_reversible", "follows_tokens")
         if any(getattr(residual, kind, False) for kind in kinds):
             self._refuse("residual", "one of this layer's stream alone", self.residual)
         if needs_batch(self.norm):

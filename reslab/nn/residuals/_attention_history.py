@@ -14,6 +14,7 @@ from reslab.core.losses import add_loss
 from reslab.core.platform import computed_once
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import TAPS, tap
+from reslab.core.types import Inputs
 from reslab.nn.base import sites
 from reslab.nn.base.history import History
 from reslab.nn.residuals._depth_attention import DepthAttention
@@ -46,7 +47,9 @@ class AttentionHistory(HistoryResidual):
       use_null: Whether a learned vector is one more source.
       null_bias: Initial value of what is added to its logit.
       entropy_bonus: Reward, in nats of loss per nat, for the mean entropy of the
-        weights over readings and tokens, padding among them.
+        weights over readings and tokens, padding among them; not over `value_read`.
+      use_value_read: Whether a mixer's values come from a reading of their own, with a
+        second query and gains ("*_v" in the code of https://arxiv.org/abs/2605.18855).
       epsilon: Added to mean squares of sources before the root.
       (and those of `HistoryResidual`)
 
@@ -61,6 +64,7 @@ class AttentionHistory(HistoryResidual):
     use_null: bool = False
     null_bias: Real = 0.0
     entropy_bonus: NonNegative = 0.0
+    use_value_read: bool = False
     epsilon: Epsilon = 1e-6
 
     adds_reads: ClassVar[bool] = False
@@ -69,6 +73,16 @@ class AttentionHistory(HistoryResidual):
     def keeps_identity(self) -> bool:
         """Returns whether the read, or its target, is a sum from the embedding on."""
         return self.adds_reads or self.source == "cumulative"
+
+    @property
+    def leaves_embedding_out(self) -> bool:
+        """Returns whether the embedding is in the sum alone, and no source."""
+        return False
+
+    @property
+    def reads_apart(self) -> bool:
+        """Returns whether mixers are given their values apart."""
+        return self.use_value_read
 
     def __post_init__(self):
         if self.block and self.block_layers:
@@ -96,7 +110,8 @@ class AttentionHistory(HistoryResidual):
             visible = min(visible, self.window + 1)
         has_extra = not self.adds_reads and not self.tables.is_first[site]
         sources = visible + has_extra + self.use_null
-        if parameter == "read/null":
+        sources -= self.leaves_embedding_out and visible > 0
+        if parameter in ("read/null", "value_read/null"):
             return False
         return sources < (1 if parameter.startswith("gated/") else 2)
 
@@ -108,12 +123,16 @@ class AttentionHistory(HistoryResidual):
 
     def setup(self):
         """Makes the reader, whose parameters come when it is first called."""
-        self.read = DepthAttention(
+        make = functools.partial(
+            DepthAttention,
             self.epsilon,
             self.use_null,
             self.null_bias,
             self.param_dtype,
         )
+        self.read = make()
+        if self.use_value_read and self.sublayer == "mixer":
+            self.value_read = make()
 
     def widen(self, x: jax.Array) -> History:
         """The embedding is the first source, and the sum so far."""
@@ -219,6 +238,51 @@ class AttentionHistory(HistoryResidual):
                 )
             wide = reading.astype(query.dtype)
             return wide, dataclasses.replace(stream, ahead=tuple(ahead)), True
+        reading, weights = self.read(*self._seen(stream, site), unfinished, has_extra)
+        if self.entropy_bonus:
+            self._reward(weights)
+        if site is not None:
+            self._tap(weights, stream.rows, site)
+        return reading, stream, False
+
+    def attend_for_values(
+        self,
+        stream: History,
+        site: int | jax.Array,
+        unfinished: jax.Array | None = None,
+    ) -> jax.Array | None:
+        """Reads once more, for a mixer's values, if they have a reading of their own.
+
+        Args:
+          stream: The history.
+          site: The site.
+          unfinished: As in `attend`.
+        """
+        if not self.use_value_read or self.sublayer != "mixer":
+            return None
+        has_extra: Any = False
+        if unfinished is not None:
+            has_extra = ~jnp.asarray(sites.at(self.tables.is_first, site))
+        seen = self._seen(stream, site)
+        return self.value_read(*seen, unfinished, has_extra)[0]
+
+    def inputs(
+        self, stream: History, h: jax.Array, values: jax.Array | None
+    ) -> jax.Array | Inputs:
+        """Rounds what a sublayer reads to the dtype of the stream.
+
+        Args:
+          stream: The history.
+          h: Its reading.
+          values: A mixer's reading for its values, or None.
+        """
+        h = computed_once(h.astype(stream.dtype))
+        if values is None:
+            return h
+        return Inputs(h, h, computed_once(values.astype(stream.dtype)))
+
+    def _seen(self, stream: History, site: int | jax.Array | None):
+        """The sources up to what a site sees, and which of them it reads (rows,)."""
         visible = self.tables.rows
         if site is not None:
             visible = sites.at(self.tables.visible, site)
@@ -227,12 +291,9 @@ class AttentionHistory(HistoryResidual):
         if self.window:
             is_recent = sources.index >= visible - self.window
             is_valid &= is_recent | (sources.index == 0)
-        reading, weights = self.read(sources, is_valid, unfinished, has_extra)
-        if self.entropy_bonus:
-            self._reward(weights)
-        if site is not None:
-            self._tap(weights, stream.rows, site)
-        return reading, stream, False
+        if self.leaves_embedding_out:
+            is_valid &= sources.index > 0
+        return sources, is_valid
 
     def _reward(self, weights):
         """Takes a share of the entropy of one reading's weights off the loss."""
@@ -245,6 +306,7 @@ class AttentionHistory(HistoryResidual):
     def _reads_through(self, stream: History, readers: int) -> bool:
         """Returns whether readings are one operation whose weights are not watched."""
         is_plain = not (self.window or self.use_null or self.entropy_bonus)
+        is_plain = is_plain and not self.use_value_read
         is_watched = self.is_mutable_collection(TAPS) or self.is_initializing()
         if not is_plain or is_watched or isinstance(stream.sources, tuple):
             return False

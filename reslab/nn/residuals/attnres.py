@@ -5,7 +5,6 @@ from typing import ClassVar
 import jax
 
 from reslab.core.bounds import bounded
-from reslab.core.platform import computed_once
 from reslab.core.types import Branch
 from reslab.nn.base.history import History
 from reslab.nn.residuals._attention_history import AttentionHistory
@@ -30,7 +29,8 @@ class AttentionResiduals(AttentionHistory):
     two-phase form. Checked against the code of Delta Attention Residuals, which has
     Full and Block, with zero queries (that code draws them at random), and, as
     `attnres(block_layers=12, epsilon=1e-5)`, against the order of readings in the
-    released Kimi K3. Not checked: cumulative sources, windows, the bonus.
+    released Kimi K3. Not checked: cumulative sources, windows, the bonus; readings for
+    values are tested against their equations.
 
     Attributes:
       (those of `AttentionHistory`)
@@ -48,8 +48,9 @@ class AttentionResiduals(AttentionHistory):
         unfinished = None
         if self.tables.is_in_blocks:
             unfinished = stream.carried["part" if self.source == "delta" else "sum"]
+        values = self.attend_for_values(stream, site, unfinished)
         h, stream, is_in_place = self.attend(stream, site, unfinished)
-        y = branch(computed_once(h.astype(stream.dtype)))
+        y = branch(self.inputs(stream, h, values))
         sums = self.sums(stream, y, site)
         source = y
         if self.source == "cumulative":

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -9,10 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from reslab.core.bounds import Bounds, bounded
+from reslab.core.errors import ReslabError
 from reslab.core.parameters import parameter
 from reslab.core.precision import statistics_dtype
 from reslab.core.types import Branch
+from reslab.nn.base.token_shifts import known_tokens
 from reslab.nn.residuals._streams import MOST_STREAMS
+
+# More taps than these would be a mixer.
+MOST_TAPS = 64
+_Taps = Annotated[int, Bounds(least=0, most=MOST_TAPS)]
 
 # The columns of the state, (batch, length, embed) each.
 Columns = tuple[jax.Array, ...]
@@ -73,11 +80,12 @@ class DeltaUpdate(nn.Module):
             return row.astype(dtype).reshape(*lead, size)
 
         beta = 2 * nn.sigmoid(project("gate", context, 1) + bias("gate_bias", 1))
-        if self.form == "sigmoid":
-            said = project("value", reading, values) + bias("value_bias", values)
-            value = 4 * nn.sigmoid(said)
-        else:
+        if self.form == "linear":
             value = project("value", context, values)
+        else:
+            value = project("value", reading, values) + bias("value_bias", values)
+        if self.form == "sigmoid":
+            value = 4 * nn.sigmoid(value)
 
         output = direction.astype(dtype)
         square = jnp.sum(jnp.square(output), axis=-1, keepdims=True)
@@ -105,24 +113,89 @@ class Reading(nn.Module):
 
         x[d] = sum_j weights[j, d] X[d, j]
 
-    The weights start at 1 / columns. Float32, in the state's dtype.
+    The weights start at 1 / columns. With taps there are weights for earlier tokens
+    too, zero at first:
+
+        x[t, d] = sum_i sum_j weights[i, j, d] X[t - i, d, j]
+
+    Float32, in the state's dtype.
+
+    Attributes:
+      taps: Number of latest tokens read; 0 is the token alone.
+      name_of_tail: Prefix of the names by which earlier tokens are kept.
+      param_dtype: Dtype in which parameters are stored.
     """
 
+    taps: int = 0
+    name_of_tail: str = "reading"
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, state: Columns) -> jax.Array:
         """Reads from the columns."""
         shape = (len(state), state[0].shape[-1])
-        init, axes = nn.initializers.constant(1 / len(state)), ("streams", "embed")
+
+        def init(key, shape, dtype):
+            del key
+            start = jnp.full(shape, 1 / len(state), dtype)
+            return start.at[1:].set(0) if self.taps else start
+
+        axes = ("streams", "embed")
+        if self.taps:
+            shape, axes = (self.taps, *shape), (None, *axes)
         weights = parameter(self, "weights", init, shape, axes, self.param_dtype)
-        dtype = statistics_dtype(state[0].dtype)
-        lead = (1,) * (state[0].ndim - 1)
-        terms = [
-            row.astype(dtype).reshape(*lead, -1) * column.astype(dtype)
-            for row, column in zip(weights, state, strict=True)
+        if not self.taps:
+            return _weighted(weights, state)
+        tokens = known_tokens()
+        shifts = [
+            tokens.shifts(column, self.taps, f"{self.name_of_tail}_{index}")
+            for index, column in enumerate(state)
         ]
-        return functools.reduce(jnp.add, terms).astype(state[0].dtype)
+        flat = weights.swapaxes(0, 1).reshape(-1, shape[-1])
+        return _weighted(flat, [past for column in shifts for past in column])
+
+
+class Expansion(nn.Module):
+    """Makes the first columns by a causal convolution, feature by feature.
+
+        X[t, d, j] = sum_i weights[i, j, d] x[t - i, d]
+
+    Copies of the embedding at first: the weights of the token itself are one, all
+    others zero. Float32, in the dtype of the embedding.
+
+    Attributes:
+      values: Number of columns.
+      taps: Number of latest tokens.
+      param_dtype: Dtype in which parameters are stored.
+    """
+
+    values: int
+    taps: int = 4
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Columns:
+        """Returns the columns of (batch, length, embed)."""
+
+        def init(key, shape, dtype):
+            del key
+            return jnp.zeros(shape, dtype).at[0].set(1)
+
+        shape, axes = (self.taps, self.values, x.shape[-1]), (None, "streams", "embed")
+        weights = parameter(self, "weights", init, shape, axes, self.param_dtype)
+        shifts = known_tokens().shifts(x, self.taps, "embedding")
+        return tuple(_weighted(weights[:, j], shifts) for j in range(self.values))
+
+
+def _weighted(weights: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
+    """Sums arrays (..., embed), each feature times its weight (arrays, embed)."""
+    dtype = statistics_dtype(arrays[0].dtype)
+    lead = (1,) * (arrays[0].ndim - 1)
+    terms = [
+        row.astype(dtype).reshape(*lead, -1) * array.astype(dtype)
+        for row, array in zip(weights, arrays, strict=True)
+    ]
+    return functools.reduce(jnp.add, terms).astype(arrays[0].dtype)
 
 
 @bounded
@@ -142,6 +215,11 @@ class DeepDeltaLearning(nn.Module):
 
         "linear":   W c, as in the paper
         "sigmoid":  4 sigmoid(W x + b), as in the authors' code
+        "affine":   W x + b, that code without its sigmoid
+
+    Of several columns, `expansion` makes the first ones by a causal convolution over
+    the latest tokens (EC), copies at first, and `taps` reads earlier tokens' columns
+    too (TC), with weights that are zero at first. Neither crosses documents.
 
     Gates start at 1, projections normal with deviation 0.5/sqrt(features) as in that
     code. Such a network does not start as a pre-norm network, whatever the start.
@@ -153,27 +231,63 @@ class DeepDeltaLearning(nn.Module):
     so `blend=0.0` starts as, or continues from, a plain residual.
 
     Reference: Zhang et al., 2026, https://arxiv.org/abs/2601.00417. The update, in
-    both forms of v, and the reading are tested against the authors' code and a
-    transcription of the paper. The code shares one reading between the sublayers of
-    a layer and makes it of two factors, started with random signs; here each
-    sublayer has its own. Its convolution along the sequence, which makes the first
-    columns differ, is not here: of the two sizes for which the paper gives losses
-    with and without it, one gains 0.003 and the other loses 0.001.
+    all forms of v, the reading and the expansion are tested against the authors' code
+    and a transcription of the paper, taps against their equation. The code shares one
+    reading between the sublayers of a layer and makes it of two factors, started with
+    random signs; here each sublayer has its own, as one factor.
 
     Attributes:
       values: Number of columns of the state.
-      form: Where the value comes from, "linear" or "sigmoid".
+      form: Where the value comes from: "linear", "sigmoid" or "affine".
+      expansion: Taps of the convolution that makes the first columns; the code has 4, 0
+        copies the embedding.
+      taps: Tokens that a reading sees, its own among them; the code has 4, 0 is its
+        own alone.
       blend: Where the share of the delta rule starts; None is all, for good.
       param_dtype: Dtype in which parameters are stored.
 
     Raises:
-      ReslabError: If `values` is below 1 or there is no such form.
+      ReslabError: If `values` is below 1, there is no such form, or one column is to
+        be expanded or read along the sequence.
     """
 
     values: Annotated[int, Bounds(least=1, most=MOST_STREAMS)] = 1
-    form: Literal["linear", "sigmoid"] = "linear"
+    form: Literal["linear", "sigmoid", "affine"] = "linear"
+    expansion: _Taps = 0
+    taps: _Taps = 0
     blend: Annotated[float | None, Bounds(least=0, most=1)] = None
+    sublayer_index: int = 0
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in ("expansion", "taps"):
+            if getattr(self, field) and self.values == 1:
+                raise ReslabError(
+                    f"residuals 'ddl': {field}",
+                    expected="0 where the state has one column",
+                    got=str(getattr(self, field)),
+                    hint="values=4",
+                )
+
+    @property
+    def follows_tokens(self) -> bool:
+        """Returns whether it looks along the sequence."""
+        return bool(self.expansion or self.taps)
+
+    def empty_tails(
+        self, batch: int, features: int, dtype: Any, *, is_end: bool
+    ) -> dict[str, jax.Array]:
+        """Nothing yet of the latest tokens, of a sublayer or of the stream's ends."""
+        found = {}
+        if self.taps:
+            name = "last" if is_end else f"reading_{self.sublayer_index}"
+            kept = jnp.zeros((batch, self.taps - 1, features), dtype)
+            found = {f"{name}_{index}": kept for index in range(self.values)}
+        if is_end and self.expansion:
+            kept = jnp.zeros((batch, self.expansion - 1, features), dtype)
+            found["embedding"] = kept
+        return found
 
     @property
     def reduces_to_plain_at_init(self) -> bool:
@@ -183,11 +297,17 @@ class DeepDeltaLearning(nn.Module):
     def setup(self):
         """Makes the parts; each has parameters where it is used."""
         self.update = DeltaUpdate(self.form, self.blend, self.param_dtype)
-        self.reading = Reading(self.param_dtype)
-        self.last_reading = Reading(self.param_dtype)
+        name = f"reading_{self.sublayer_index}"
+        self.reading = Reading(self.taps, name, self.param_dtype)
+        self.last_reading = Reading(self.taps, "last", self.param_dtype)
+        if self.expansion:
+            columns = self.values, self.expansion, self.param_dtype
+            self.expanded = Expansion(*columns)
 
     def widen(self, x: jax.Array) -> Columns:
-        """Copies the embeddings to every column."""
+        """Copies the embeddings to every column, or expands them."""
+        if self.expansion:
+            return self.expanded(x)
         return (x,) * self.values
 
     def __call__(

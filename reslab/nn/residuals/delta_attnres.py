@@ -6,7 +6,6 @@ import jax
 
 from reslab.core.bounds import bounded
 from reslab.core.errors import ReslabError
-from reslab.core.platform import computed_once
 from reslab.core.types import Branch
 from reslab.nn.base import sites
 from reslab.nn.base.history import History
@@ -30,12 +29,16 @@ class DeltaAttentionResiduals(AttentionHistory):
     code: Delta and Delta in blocks, with and without `use_null`. That code starts its
     queries at random (the paper says zero), and appends `s` less the last source where
     the paper says the sum of a block (`is_as_released`). Not checked: cumulative
-    sources, gates, windows, the bonus.
+    sources, gates, windows, the bonus. With `use_value_read` (its modes "*_v"), tested
+    against equations read in that code, the null source of the values is their own;
+    there the two readings share it, without blocks the embedding is no source
+    (`is_as_released`), and in blocks the attention ignores the second reading.
 
     Attributes:
       gate: "" is 1, "scalar" sigmoid(g) from sigmoid(-2), "vector" sigmoid(W s + b)
         of the same start, "alpha" a factor that is 0 at first.
-      is_as_released: Whether the sources in blocks are those of the released code.
+      is_as_released: Whether the sources in blocks, or those without blocks beside
+        `use_value_read`, are as in the released code.
       (and those of `AttentionHistory`)
 
     Raises:
@@ -49,10 +52,15 @@ class DeltaAttentionResiduals(AttentionHistory):
 
     def __post_init__(self):
         super().__post_init__()
-        is_in_blocks = self.tables.is_in_blocks and self.source == "delta"
-        if self.is_as_released and not is_in_blocks:
+        differs = self.tables.is_in_blocks or self.use_value_read
+        if self.is_as_released and not (differs and self.source == "delta"):
             what = "residuals 'delta_attnres': is_as_released"
             raise ReslabError(what, expected="source='delta' and blocks")
+
+    @property
+    def leaves_embedding_out(self) -> bool:
+        """Returns whether the embedding is in the sum alone, and no source."""
+        return self.is_as_released and not self.tables.is_in_blocks
 
     @property
     def reduces_to_plain_at_init(self) -> bool:
@@ -71,21 +79,28 @@ class DeltaAttentionResiduals(AttentionHistory):
     ) -> History:
         """Adds a reading to the sum, applies `branch`, and writes what it returns."""
         s = stream.carried["sum"]
+        values = self.attend_for_values(stream, site)
         reading, stream, is_in_place = self.attend(stream, site)
-        if self.gate:
-            reading = self.gated(reading, s)
-        h = s.astype(reading.dtype) + reading
-        y = branch(computed_once(h.astype(stream.dtype)))
+        h, values = (self._added(s, read) for read in (reading, values))
+        y = branch(self.inputs(stream, h, values))
         sums = self.sums(stream, y, site)
         source = y
         if self.source == "cumulative":
             source = sums["sum"]
-        elif self.is_as_released:
+        elif self.is_as_released and self.tables.is_in_blocks:
             block = sites.at(self.tables.block_of_site, site)
             source = sums["sum"] - stream.row(block)
         elif self.tables.is_in_blocks:
             source = sums["part"]
         return self.append(stream, source, sums, site, is_in_place)
+
+    def _added(self, s, reading):
+        """The sum and a reading of its sources, through the gate."""
+        if reading is None:
+            return None
+        if self.gate:
+            reading = self.gated(reading, s)
+        return s.astype(reading.dtype) + reading
 
     def narrow(self, stream: History) -> jax.Array:
         """The sum so far."""

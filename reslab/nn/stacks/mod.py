@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from reslab.core.bounds import Bounds, NonNegative, Whole, bounded
 from reslab.core.errors import ReslabError
+from reslab.nn.base.token_shifts import follows_tokens
 from reslab.nn.stacks._capacity import Routing, check_tokens_alone, with_capacity
 from reslab.nn.stacks._layers import check_numbers
 from reslab.nn.stacks._loops.span import BlockFactory
@@ -77,6 +78,13 @@ class MixtureOfDepthsStack(UniformStack):
                 f"stacks 'mod': residual {self.residual!r}",
                 expected="one by which tokens can pass",
                 got="a row for what each layer wrote of every token",
+                hint="residual plain",
+            )
+        if follows_tokens(self.unbound_residual):
+            raise ReslabError(
+                f"stacks 'mod': residual {self.residual!r}",
+                expected="one that reads no earlier token",
+                got="a convolution over tokens, of which a layer computes some",
                 hint="residual plain",
             )
         for layer in self.choosing:

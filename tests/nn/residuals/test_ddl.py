@@ -36,13 +36,14 @@ def compare(function, data):
         np.testing.assert_allclose(actual, data[key], rtol=1e-7, atol=1e-7, err_msg=key)
 
 
-@pytest.mark.parametrize("form", ["v1", "v4", "paper_v1", "paper_v4"])
+FORMS = {"v1lin": "affine", "paper_v1": "linear", "paper_v4": "linear"}
+
+
+@pytest.mark.parametrize("form", ["v1", "v1lin", "v4", "paper_v1", "paper_v4"])
 def test_golden_of_the_update(golden, x64, form):
     data = part(golden("ddl"), f"{form}_")
-    is_paper = form.startswith("paper")
-    update = DeltaUpdate(
-        form="linear" if is_paper else "sigmoid", param_dtype=jnp.float64
-    )
+    is_paper, is_one = form.startswith("paper"), form.startswith("v1")
+    update = DeltaUpdate(form=FORMS.get(form, "sigmoid"), param_dtype=jnp.float64)
 
     def function(given):
         if is_paper:
@@ -53,8 +54,8 @@ def test_golden_of_the_update(golden, x64, form):
                 "value_projection": given["p_Wv"].T,
             }
         else:
-            state = (given["x"],) if form == "v1" else columns(given["X"])
-            reading = state[0] if form == "v1" else given["v_in"]
+            state = (given["x"],) if is_one else columns(given["X"])
+            reading = state[0] if is_one else given["v_in"]
             params = {
                 "gate_projection": given["p_beta_weight"].T,
                 "gate_bias": given["p_beta_bias"],
@@ -64,7 +65,7 @@ def test_golden_of_the_update(golden, x64, form):
         new = update.apply(
             {"params": params}, state, given["k_in"], given["context"], reading
         )
-        return new[0] if form == "v1" else jnp.stack(new, axis=-1)
+        return new[0] if is_one else jnp.stack(new, axis=-1)
 
     compare(function, data)
 
@@ -187,7 +188,7 @@ def test_starts_as_plain_where_the_delta_rule_has_no_share(x64, values):
     ("fields", "message"),
     [
         ({"values": 0}, "values: expected at least 1 and at most 256; got 0"),
-        ({"form": "lineal"}, "form: expected 'linear' or 'sigmoid'; got 'lineal'"),
+        ({"form": "lineal"}, "form: expected 'linear', 'sigmoid' or 'affine'; got"),
     ],
 )
 def test_refuses_what_does_not_fit(fields, message):

@@ -330,7 +330,7 @@ class LanguageModel(Body):
         """The state before the first token, for at most `length` tokens."""
         stack = self.make_stack(parent=None)
         state = stack.init_state(batch, length, self.features)
-        residual = getattr(stack, "unbound_residual", None)
+        residual: Any = getattr(stack, "unbound_residual", None)
         if not follows_tokens(residual):
             return state
         tails = residual.empty_tails(batch, self.features, self.dtype, is_end=True)

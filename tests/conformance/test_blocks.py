@@ -73,7 +73,7 @@ def places(x):
 
 
 # Blocks whose first sublayer is a mixer, which may read queries, keys and values apart.
-MIXERS_FIRST = ("standard", "hourglass", "mixer_only")
+MIXERS_FIRST = ("standard", "hourglass", "mixer_only", "short_window")
 
 
 def reads_apart(residual):

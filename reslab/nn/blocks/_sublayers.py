@@ -205,8 +205,7 @@ class SublayerBlock(nn.Module):
         """
         from reslab.nn.blocks._grouped import in_groups
 
-        residual = registry.unbound("residuals", self.residual, **vars(self.context))
-        if follows_tokens(residual):
+        if self._follows_tokens:
             raise ReslabError(
                 f"residual {self.residual!r} reads earlier tokens",
                 expected="a stack that keeps tokens in order",
@@ -225,19 +224,19 @@ class SublayerBlock(nn.Module):
         # A mixer from outside the package may not read the depth memory.
         found = {"shared": shared} if shared else {}
         state = self.unbound_mixer.init_state(batch, length, features, **found)
-        return self._with_tails(state, batch, features)
+        return self.with_tails(state, self._empty_tails(batch, features))
 
-    def _with_tails(self, state: State, batch: int, features: int) -> State:
-        """A state beside what residuals that follow tokens keep of them."""
+    def _empty_tails(self, batch: int, features: int) -> dict[str, Any] | None:
+        """What residuals that follow tokens keep of them, before the first."""
+        if not self._follows_tokens:
+            return None
         tails = {}
         for index in range(self.sublayers):
             around = vars(self.context) | {"sublayer_index": index}
             residual = registry.unbound("residuals", self.residual, **around)
-            if not follows_tokens(residual):
-                return state
             dtype = self.context.dtype
             tails |= residual.empty_tails(batch, features, dtype, is_end=False)
-        return {"mixer": state, "tails": tails}
+        return tails
 
     def mixing_flops(self, length: int, features: int) -> int:
         """Matrix-product FLOPs per token of its parts, beyond their kernels'."""
@@ -299,17 +298,48 @@ class SublayerBlock(nn.Module):
             )
             return y
 
-        residual = registry.unbound("residuals", self.residual, **vars(self.context))
-        if not follows_tokens(residual):
-            return self.run(stream, mixer, place), place.shared, state
-        tails = None
-        if state is not None:
-            state, tails = state["mixer"], state["tails"]
+        state, tails = self.without_tails(state)
+        stream, tails = self.run_told(stream, mixer, place, segments, tails)
+        return stream, place.shared, self.with_tails(state, tails)
+
+    def run_told(
+        self,
+        stream: Stream,
+        mixer: Any,
+        place: Place,
+        segments: jax.Array | None,
+        tails: Any,
+    ) -> tuple[Stream, Any]:
+        """Runs the sublayers, with residuals that may look along the sequence.
+
+        Args:
+          stream: The residual stream.
+          mixer: The mixer's branch.
+          place: The place of the first sublayer.
+          segments: Document of each token, or None.
+          tails: From `without_tails`.
+
+        Returns:
+          The new stream, and the new tails.
+        """
         with telling_tokens(Tokens(segments, tails)) as tokens:
             stream = self.run(stream, mixer, place)
-        if tails is not None:
-            state = {"mixer": state, "tails": tokens.left}
-        return stream, place.shared, state
+        return stream, None if tails is None else tokens.left
+
+    def without_tails(self, state: State) -> tuple[State, Any]:
+        """The state of the mixers, and that of residuals that follow tokens or None."""
+        if state is None or not self._follows_tokens:
+            return state, None
+        return state["mixer"], state["tails"]
+
+    def with_tails(self, state: State, tails: Any) -> State:
+        """Undoes `without_tails`."""
+        return state if tails is None else {"mixer": state, "tails": tails}
+
+    @property
+    def _follows_tokens(self) -> bool:
+        context = vars(self.context)
+        return follows_tokens(registry.unbound("residuals", self.residual, **context))
 
     def run(
         self, stream: Stream, mixer: Branch, place: Place, count: int | None = None

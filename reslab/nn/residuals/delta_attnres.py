@@ -81,7 +81,9 @@ class DeltaAttentionResiduals(AttentionHistory):
         s = stream.carried["sum"]
         values = self.attend_for_values(stream, site)
         reading, stream, is_in_place = self.attend(stream, site)
-        h, values = (self._added(s, read) for read in (reading, values))
+        h = self._added(s, reading)
+        if values is not None:
+            values = self._added(s, values)
         y = branch(self.inputs(stream, h, values))
         sums = self.sums(stream, y, site)
         source = y
@@ -94,10 +96,8 @@ class DeltaAttentionResiduals(AttentionHistory):
             source = sums["part"]
         return self.append(stream, source, sums, site, is_in_place)
 
-    def _added(self, s, reading):
+    def _added(self, s: jax.Array, reading: jax.Array) -> jax.Array:
         """The sum and a reading of its sources, through the gate."""
-        if reading is None:
-            return None
         if self.gate:
             reading = self.gated(reading, s)
         return s.astype(reading.dtype) + reading

@@ -337,7 +337,7 @@ class LanguageModel(Body):
         return {"ends": tails, "layers": state}
 
     def _ends_of(self, state: State) -> tuple[Any, State]:
-        """What the ends of the stream keep of earlier tokens, and the layers' state."""
+        """Takes apart the tokens kept at the ends of the stream, and the layers' state."""
         if state is None:
             return None, None
         stack = self.make_stack(parent=None)

@@ -227,7 +227,7 @@ class SublayerBlock(nn.Module):
         return self.with_tails(state, self._empty_tails(batch, features))
 
     def _empty_tails(self, batch: int, features: int) -> dict[str, Any] | None:
-        """What residuals that follow tokens keep of them, before the first."""
+        """Tokens kept by residuals that follow them, none of them yet."""
         if not self._follows_tokens:
             return None
         tails = {}

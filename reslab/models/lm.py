@@ -337,7 +337,7 @@ class LanguageModel(Body):
         return {"ends": tails, "layers": state}
 
     def _ends_of(self, state: State) -> tuple[Any, State]:
-        """Takes apart the tokens kept at the ends of the stream, and the layers' state."""
+        """Takes the state of the ends of the stream and of the layers apart."""
         if state is None:
             return None, None
         stack = self.make_stack(parent=None)

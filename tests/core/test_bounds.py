@@ -193,7 +193,7 @@ def test_functions_are_checked_by_place_and_by_name():
 
 
 def test_a_spec_is_checked_against_a_literal():
-    with pytest.raises(ReslabError, match="form: expected 'linear' or 'sigmoid'"):
+    with pytest.raises(ReslabError, match="form: expected 'linear', 'sigmoid' or"):
         registry.factory("residuals", "ddl(form='cubic')")
     with pytest.raises(ReslabError, match="version: expected 1, 2 or 3; got '3'"):
         registry.factory("residuals", "dca(version='3')")

@@ -327,7 +327,7 @@ class SublayerBlock(nn.Module):
         return stream, None if tails is None else tokens.left
 
     def without_tails(self, state: State) -> tuple[State, Any]:
-        """The state of the mixers, and that of residuals that follow tokens or None."""
+        """Takes the states of mixers and of residuals that follow tokens apart."""
         if state is None or not self._follows_tokens:
             return state, None
         return state["mixer"], state["tails"]

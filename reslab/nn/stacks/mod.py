@@ -84,7 +84,7 @@ class MixtureOfDepthsStack(UniformStack):
             raise ReslabError(
                 f"stacks 'mod': residual {self.residual!r}",
                 expected="one that reads no earlier token",
-                got="a convolution over tokens, of which a layer computes some",
+                got="a convolution over tokens, where layers compute a few of them",
                 hint="residual plain",
             )
         for layer in self.choosing:

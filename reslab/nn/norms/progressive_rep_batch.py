@@ -29,12 +29,14 @@ class ProgressiveRepBatchNorm(RepBatchNorm):
 
     Reference: Guo et al., 2024, https://arxiv.org/abs/2405.11582.
 
-    Tested against the authors' code for images. Their Llama counts every sixteenth
-    forward pass, having fixed that number of parts.
+    Tested against the authors' code for images, and for the schedule of their Llama,
+    which counts forward passes, sixteen to a step (`every=16`). Runs of reslab count
+    steps however many parts these have, so there `every` is 1.
 
     Attributes:
       transition: Steps over which the share falls from 1 to 0.
       warmup: Steps before that.
+      every: Training calls in a count, which moves after the first of them.
       first: Spec of the norm that training begins with.
       (and those of `RepBatchNorm`)
 
@@ -44,6 +46,7 @@ class ProgressiveRepBatchNorm(RepBatchNorm):
 
     transition: Count = 300
     warmup: Whole = 0
+    every: Count = 1
     first: registry.Spec = "layer"
 
     @nn.compact
@@ -61,14 +64,20 @@ class ProgressiveRepBatchNorm(RepBatchNorm):
             logical_axis=self.logical_axis,
             name="first",
         )
-        mixed = jnp.maximum(steps.value - self.warmup, 0).astype(h.dtype)
-        share = jnp.maximum(1 - mixed / self.transition, 0)
+        counted = self._counted(steps.value)
+        mixed = jnp.maximum(counted - self.warmup, 0).astype(h.dtype)
+        share = jnp.maximum(self.transition - mixed, 0) / self.transition
         super().write(steps, steps.value + 1)
         return (share * first(h) + (1 - share) * last).astype(x.dtype)
 
+    def _counted(self, calls: jax.Array) -> jax.Array:
+        """Number of counts after so many training calls."""
+        return (calls + (self.every - 1)) // self.every
+
     def write(self, variable: Any, value: jax.Array) -> None:
         """Updates a statistic, but for the warmup."""
-        is_warm = self.get_variable(BATCH_STATS, "steps") < self.warmup
+        steps = self.get_variable(BATCH_STATS, "steps")
+        is_warm = self._counted(steps) < self.warmup
         old = variable.value
         value = value.reshape(old.shape).astype(old.dtype)
         super().write(variable, jnp.where(is_warm, old, value))

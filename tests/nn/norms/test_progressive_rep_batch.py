@@ -109,3 +109,36 @@ def test_begins_as_the_first_norm(trained, data, norm, params, start):
 def test_refuses_a_schedule_without_end(arguments, told):
     with pytest.raises(ReslabError, match=told):
         ProgressiveRepBatchNorm(**arguments)
+
+
+def test_golden_schedule_of_sixteen_passes(golden, x64):
+    """Their counters before each of 96 passes, and the share that they make."""
+    trace = golden("prepbn_llama")["schedule_trace_warm_iter_numstep_before_after"]
+    warm, total = trace[0, 0], trace[0, 1]
+    norm = ProgressiveRepBatchNorm(
+        transition=int(total), warmup=int(warm), every=16, first="none"
+    )
+    x, mask = jnp.asarray([[[1.0, -2.0]], [[3.0, 4.0]]]), jnp.ones((2, 1), bool)
+    # RepBN is silent, and the first norm returns its input: shares are all one sees.
+    params = {"gain": -jnp.ones(2), "bias": jnp.zeros(2), "skip": jnp.zeros(1)}
+    statistics = {"mean": jnp.zeros(2), "variance": jnp.ones(2)}
+    counters = {"steps": jnp.int32(0), "updates": jnp.int32(0)}
+
+    @jax.jit
+    def passes(state):
+        def step(state, _):
+            variables = {"params": params, BATCH_STATS: state}
+            y, after = norm.apply(variables, x, mask, mutable=[BATCH_STATS])
+            return after[BATCH_STATS], (y / x, after[BATCH_STATS]["variance"])
+
+        return jax.lax.scan(step, state, length=len(trace))
+
+    _, (shares, variances) = passes(statistics | counters)
+    is_warm = trace[:, 0] > 0
+    wanted = np.where(is_warm, 1.0, trace[:, 1] / total)
+    found = np.reshape(shares, (len(trace), -1))
+    np.testing.assert_allclose(found, np.stack([wanted] * 4, 1), rtol=1e-12)
+    assert set(np.round(wanted * total)) == {0, 1, 2, 3}
+    # Statistics begin to move with the first pass that is not warm.
+    has_moved = np.any(np.asarray(variances) != 1, axis=1)
+    np.testing.assert_array_equal(has_moved, ~is_warm)

@@ -71,7 +71,7 @@ class ProgressiveRepBatchNorm(RepBatchNorm):
         return (share * first(h) + (1 - share) * last).astype(x.dtype)
 
     def _counted(self, calls: jax.Array) -> jax.Array:
-        """Number of counts after so many training calls."""
+        """Returns the count after a number of training calls."""
         return (calls + (self.every - 1)) // self.every
 
     def write(self, variable: Any, value: jax.Array) -> None:

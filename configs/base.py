@@ -108,6 +108,8 @@ def get_config() -> ConfigDict:
     train.z_loss = number(0.0, least=0)  # factor on the squared log-normalizer
     # factor on the distance of convolutions from orthogonal
     train.orthogonality = number(0.0, least=0, since=0.0)
+    # rows or columns of their matrices, or the kernels as matrices
+    train.orthogonality_form = choice("rows", "columns", "kernels", since="rows")
     train.log_every = changeable(number(10, least=1))  # steps between metrics
     # steps between checkpoints
     train.checkpoint_every = changeable(number(100, least=1))

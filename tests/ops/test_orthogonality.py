@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reslab.ops.orthogonality.api import (
+    column_orthogonality,
     convolution_orthogonality,
     matrix_orthogonality,
 )
@@ -33,6 +34,43 @@ def test_golden_matrices(x64, golden):
     np.testing.assert_allclose(value, data["orth_out"], rtol=1e-9)
     wanted = np.transpose(data["orth_grad_kernel"], (2, 3, 1, 0))
     np.testing.assert_allclose(gradient, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_golden_columns(x64, golden):
+    data = golden("orth_conv")
+    value, gradient = jax.value_and_grad(column_orthogonality)(golden_kernel(data))
+    np.testing.assert_allclose(value, data["conv_s1_out"], rtol=1e-9)
+    wanted = np.transpose(data["conv_s1_grad_kernel"], (2, 3, 1, 0))
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_columns_are_the_rows_of_the_exchanged_kernel(x64):
+    kernel = np.random.default_rng(2).normal(size=(3, 3, 2, 5))
+    exchanged = np.transpose(kernel, (0, 1, 3, 2))
+    np.testing.assert_allclose(
+        column_orthogonality(kernel), convolution_orthogonality(exchanged), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_columns_by_the_matrix_of_the_convolution(x64, stride):
+    """Every pixel as an image of its own, and all products with the central ones."""
+    kernel = np.random.default_rng(3).normal(size=(3, 3, 2, 4))
+    width = 2 * stride + 3
+    pixels = np.eye(width * width * 2).reshape(-1, width, width, 2)
+    places = range(0, width - 2, stride)
+    matrix = np.stack(
+        [
+            np.einsum("nijc,ijco->no", pixels[:, y : y + 3, x : x + 3], kernel)
+            for y in places
+            for x in places
+        ],
+        axis=1,
+    ).reshape(len(pixels), -1)
+    centre = 2 * (width * width // 2) + np.arange(2)
+    difference = matrix @ matrix[centre].T - np.eye(len(pixels))[:, centre]
+    wanted = np.linalg.norm(difference)
+    np.testing.assert_allclose(column_orthogonality(kernel, stride), wanted, rtol=1e-9)
 
 
 def orthogonal_centre(outputs, inputs, size=3):

@@ -55,6 +55,52 @@ def convolution_orthogonality(
     return _norm(products.at[:, centre, centre].add(-identity))
 
 
+def column_orthogonality(kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Frobenius distance of a convolution's matrix from orthogonal columns.
+
+        loss = || C C[:, centre]^T - I ||_F,    C the matrix, a row for each pixel
+
+    for the pixel in the centre of an image just large enough for all that overlaps it.
+    With stride 1 this is the distance of rows, `convolution_orthogonality`, of the
+    kernel with inputs and outputs exchanged; with larger strides pixels differ, and the
+    others are left out, as in the authors' code. Rows and columns differ by a constant
+    once squared, so the one of fewer products may stand for both.
+
+    Reference: Wang et al., 2020, https://arxiv.org/abs/1911.12207, Eq. 9-10. Tested
+    against the authors' code, stride 1.
+
+    Args:
+      kernel: (height, width, inputs, outputs), height and width equal.
+      stride: Stride of the convolution.
+
+    Returns:
+      The distance, a scalar in the dtype of the kernel, at least float32.
+
+    Raises:
+      AssertionError: If the kernel is not square, or has other axes.
+    """
+    size, inputs = kernel.shape[0], kernel.shape[2]
+    chex.assert_shape(kernel, (size, size, inputs, None))
+    kernel = jnp.asarray(kernel, statistics_dtype(kernel.dtype))
+    width = stride * (size - 1) + size
+    pixels = jnp.zeros((inputs, width, width, inputs), kernel.dtype)
+    centre = width // 2
+    pixels = pixels.at[:, centre, centre].set(jnp.eye(inputs, dtype=kernel.dtype))
+
+    def convolved(images):
+        return jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            (stride, stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    columns = convolved(pixels)
+    (products,) = jax.linear_transpose(convolved, pixels)(columns)
+    return _norm(products - pixels)
+
+
 def matrix_orthogonality(kernel: jax.Array) -> jax.Array:
     """Frobenius distance of the Gram matrix of a kernel's shorter side from one.
 

@@ -15,6 +15,7 @@ from reslab.core.randomness import training_keys
 from reslab.core.trees import named_leaves
 from reslab.data.images import Images, ImageSet, load_images
 from reslab.ops.orthogonality.api import (
+    column_orthogonality,
     convolution_orthogonality,
     matrix_orthogonality,
 )
@@ -87,7 +88,7 @@ class ImageClassification(InputTask):
 
         The second term belongs to training: `train.orthogonality` times the sum of
         the distances of the convolutions from orthogonal ones, the first left out
-        (see `reslab.ops.orthogonality`).
+        (see `reslab.ops.orthogonality`); `train.orthogonality_form` says of what.
 
         Args:
           model: The model.
@@ -119,7 +120,8 @@ class ImageClassification(InputTask):
         }
         factor = self._config.train.orthogonality
         if is_training and factor:
-            distance = orthogonality(model, variables["params"])
+            form = self._config.train.orthogonality_form
+            distance = orthogonality(model, variables["params"], form)
             total = total + images * factor * distance.astype(total.dtype)
         return total, sums, written.get(BATCH_STATS, {})
 
@@ -138,8 +140,14 @@ class ImageClassification(InputTask):
         }
 
 
-def orthogonality(model: Any, params: Any) -> jax.Array:
+def orthogonality(model: Any, params: Any, form: str = "rows") -> jax.Array:
     """Sum over a model's convolutions of their distance from orthogonal ones.
+
+    Args:
+      model: The model.
+      params: Its parameters.
+      form: "rows" or "columns" of the convolutions' matrices, or "kernels", the
+        kernels alone as matrices, which leaves their shifts out.
 
     Raises:
       ReslabError: If the model does not say what its convolutions are.
@@ -154,8 +162,10 @@ def orthogonality(model: Any, params: Any) -> jax.Array:
     distances = []
     for name, stride in model.strides().items():
         kernel = kernels[name]
-        if kernel.shape[0] <= stride:
+        if kernel.shape[0] <= stride or form == "kernels":
             distances.append(matrix_orthogonality(kernel))
+        elif form == "columns":
+            distances.append(column_orthogonality(kernel, stride))
         else:
             distances.append(convolution_orthogonality(kernel, stride))
     return jnp.sum(jnp.stack(distances))

@@ -189,12 +189,16 @@ def stream_mix(
     )
 
 
-def delta_rule(name: str, shape: Mapping[str, int], dtype: str) -> Case:
-    """The delta rule with decays of heads."""
+def delta_rule(
+    name: str, shape: Mapping[str, int], dtype: str, *, is_of_channels: bool = False
+) -> Case:
+    """The delta rule with decays of heads, or of channels."""
     tokens = (shape["batch"], shape["length"], shape["heads"])
-    key = _array(*tokens, shape["key_dim"], dtype=dtype)
-    value = _array(*tokens, shape["value_dim"], dtype=dtype)
+    key_dim, value_dim = shape["key_dim"], shape["value_dim"]
+    key = _array(*tokens, key_dim, dtype=dtype)
+    value = _array(*tokens, value_dim, dtype=dtype)
     line = _array(*tokens)
+    decay = _array(*tokens, *([key_dim] if is_of_channels else []))
 
     def bounded(key, beta, log_decay):
         """Makes any numbers ones of a memory that stays finite."""
@@ -204,17 +208,17 @@ def delta_rule(name: str, shape: Mapping[str, int], dtype: str) -> Case:
 
     def run(form, query, key, value, beta, log_decay, **options):
         key, beta, log_decay = bounded(key, beta, log_decay)
-        state = (shape["batch"], shape["heads"], shape["key_dim"], shape["value_dim"])
+        state = (shape["batch"], shape["heads"], key_dim, value_dim)
         given = query, key, value, beta, log_decay, jnp.zeros(state)
         return form(*given, None, **options)[0].astype(dtype)
 
-    arguments = (key, key, value, line, line)
+    arguments = (key, key, value, line, decay)
     chunks = -(-shape["length"] // delta_tpu.CHUNK)
-    key_dim, value_dim = shape["key_dim"], shape["value_dim"]
-    at_once = delta_tpu.heads_of_step(shape["heads"], key_dim, value_dim, dtype)
+    sizes = key_dim, value_dim, dtype, is_of_channels
+    at_once = delta_tpu.heads_of_step(shape["heads"], *sizes)
     steps = shape["batch"] * shape["heads"] // at_once * chunks
     return Case(
-        *("delta_rule", name, dtype),
+        *("delta_rule_of_channels" if is_of_channels else "delta_rule", name, dtype),
         functools.partial(run, functools.partial(chunked, size=delta_tpu.CHUNK)),
         functools.partial(run, delta_tpu.delta_rule_kernel),
         arguments,
@@ -229,6 +233,10 @@ _MAKERS: Mapping[str, tuple[Run, Mapping[str, Any]]] = {
     "block_read": (depth_read, depth_shapes.BLOCKS),
     "depth_mix": (depth_mix, depth_shapes.MIXES),
     "delta_rule": (delta_rule, delta_shapes.SHAPES),
+    "delta_rule_of_channels": (
+        functools.partial(delta_rule, is_of_channels=True),
+        delta_shapes.SHAPES,
+    ),
     "stream_mix": (stream_mix, stream_shapes.SHAPES),
     "stream_mix_of_tokens": (
         functools.partial(stream_mix, is_static=False),

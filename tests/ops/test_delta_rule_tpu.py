@@ -12,7 +12,7 @@ from reslab.ops.delta_rule.pallas_tpu import delta_rule_kernel
 from reslab.ops.delta_rule.reference import recurrent
 
 
-def inputs(length, heads, key_dim, value_dim, has_decay, dtype):
+def inputs(length, heads, key_dim, value_dim, decays, dtype):
     rng = np.random.default_rng(0)
     query, key = rng.normal(size=(2, 1, length, heads, key_dim))
     # Keys that are partly alike, so that there is something to invert.
@@ -21,28 +21,37 @@ def inputs(length, heads, key_dim, value_dim, has_decay, dtype):
     value = rng.normal(size=(1, length, heads, value_dim))
     tokens = [jnp.asarray(x, dtype) for x in (query, key, value)]
     beta = rng.uniform(0, 1, (1, length, heads))
-    log_decay = -rng.uniform(0, 0.3, (1, length, heads))
+    channels = (key_dim,) if decays == "channels" else ()
+    log_decay = -rng.uniform(0, 0.3, (1, length, heads, *channels))
     log_decay[:, 40], log_decay[:, 41] = -1e8, -np.inf
     state = rng.normal(size=(1, heads, key_dim, value_dim))
     lines = [jnp.asarray(x, jnp.float32) for x in (beta, log_decay, state)]
-    return [*tokens, lines[0], lines[1] if has_decay else None, lines[2]]
+    return [*tokens, lines[0], lines[1] if decays else None, lines[2]]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "has_decay", "resets", "dtype"),
+    ("sizes", "decays", "resets", "dtype"),
     [
-        ((130, 2, 24, 40), True, (20, 60), "float32"),
+        ((130, 2, 24, 40), "heads", (20, 60), "float32"),
         pytest.param(
-            *((260, 1, 16, 8), False, (129,), "float32"), marks=pytest.mark.conformance
+            *((260, 1, 16, 8), "", (129,), "float32"), marks=pytest.mark.conformance
         ),
         pytest.param(
-            *((130, 3, 16, 24), True, (), "bfloat16"), marks=pytest.mark.conformance
+            *((130, 2, 24, 40), "channels", (20, 60), "float32"),
+            marks=pytest.mark.conformance,
+        ),
+        pytest.param(
+            *((130, 1, 16, 8), "channels", (129,), "bfloat16"),
+            marks=pytest.mark.conformance,
+        ),
+        pytest.param(
+            *((130, 3, 16, 24), "heads", (), "bfloat16"), marks=pytest.mark.conformance
         ),
     ],
 )
-def test_the_kernel_is_the_definition(emulated, sizes, has_decay, resets, dtype):
+def test_the_kernel_is_the_definition(emulated, sizes, decays, resets, dtype):
     """Output, memory and gradients; the definition in float32."""
-    arrays = inputs(*sizes, has_decay, dtype)
+    arrays = inputs(*sizes, decays, dtype)
     marks = jnp.zeros((1, sizes[0]), bool).at[:, list(resets)].set(True)
     known = [n for n, x in enumerate(arrays) if x is not None]
 
@@ -80,7 +89,9 @@ def traced(arguments, **options):
 def test_a_tpu_takes_it_where_it_is_asked_for(on_tpu, sizes):
     with on_tpu(sizes):
         assert "delta_rule_forward" in traced(shapes(), implementation="pallas")
-        assert "delta_rule_forward" not in traced(shapes(decays=(128,)))
+        assert "delta_rule_of_channels_forward" in traced(
+            shapes(decays=(128,)), implementation="pallas"
+        )
         assert "delta_rule_forward" not in traced(shapes(), chunk=64)
         assert "delta_rule_forward" not in traced(shapes(), implementation="chunked")
     assert "delta_rule_forward" not in traced(shapes())
@@ -91,7 +102,7 @@ def test_a_tpu_takes_it_where_it_is_asked_for(on_tpu, sizes):
     [
         ({}, {"key_dim": 512, "value_dim": 1024}, "does not fit the 15 MiB of VMEM"),
         ({"chunk": 64}, {}, "chunks of 64 tokens, only of 128"),
-        ({}, {"decays": (128,)}, "decays of channels"),
+        ({}, {"key_dim": 256, "value_dim": 512, "decays": (256,)}, "does not fit"),
         ({}, {"batch": 3}, "batch 3 over 2 devices"),
     ],
 )

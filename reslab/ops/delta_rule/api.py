@@ -66,9 +66,9 @@ def delta_rule(
       resets: Where a new document starts (batch, length), booleans; the memory
         is emptied before that token.
       implementation: "recurrent" goes token by token, "chunked" takes `chunk` of them
-        at a time, by products of matrices, "pallas" is a TPU kernel of chunks, for
-        decays of heads or none; "auto" goes token by token below 16 tokens, else in
-        chunks, by the kernel where that was cheaper (`reslab.ops.evidence`).
+        at a time, by products of matrices, "pallas" is a TPU kernel of chunks; "auto"
+        goes token by token below 16 tokens, else in chunks, by the kernel where that
+        was cheaper (`reslab.ops.evidence`).
       chunk: Tokens of a chunk, a power of two; 0 is 128 on a TPU, elsewhere 64, or 32
         with decays of channels. With 1, "auto" is "recurrent", with more "chunked".
       inverse: Method of `triangular_inverse` for the systems of chunks; "neumann"
@@ -125,7 +125,9 @@ def delta_rule(
     run: Any = recurrent
     if implementation in ("auto", "pallas"):
         obstacle = pallas_tpu.obstacle(query, value, log_decay, chunk)
-        preferred = evidence.preferred("delta_rule")
+        is_of_channels = log_decay is not None and log_decay.ndim > 3
+        name = "delta_rule_of_channels" if is_of_channels else "delta_rule"
+        preferred = evidence.preferred(name)
         form = tiles.choose("delta_rule", implementation, obstacle, preferred)
         implementation = {"reference": "chunked"}.get(form, form)
     if implementation == "pallas":

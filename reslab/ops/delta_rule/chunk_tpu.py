@@ -5,7 +5,7 @@ Products of float32 are made of those of the matrix unit.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -180,13 +180,20 @@ def _inverses_backward(precision, inverses, cotangents):
 _inverses.defvjp(_inverses_forward, _inverses_backward)
 
 
-def _places(size):
+def places(size: int) -> Iterator[jax.Array]:
+    """Rows and columns of a square matrix."""
     shape = (size, size)
     return (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
 
 
+def as_column(line: jax.Array) -> jax.Array:
+    """The transposition of a row (1, size)."""
+    row, column = places(line.shape[1])
+    return jnp.sum(jnp.where(row == column, line, 0.0), axis=1, keepdims=True)
+
+
 def chunks(
-    precision: Precision, heads: Sequence[Any], is_narrow: bool = False
+    chunk: Any, precision: Precision, heads: Sequence[Any], is_narrow: bool = False
 ) -> list[Any]:
     """One chunk of several heads, all float32; see `chunked.chunked` for the equations.
 
@@ -194,15 +201,16 @@ def chunks(
     those of several fill the waits.
 
     Args:
+      chunk: What one head does: `chunk_of_heads`, or another function like it.
       precision: The way of products.
-      heads: For each: query, key, value, beta, fine, memory, coarse, begun. Queries
-        and keys are numbers of bfloat16 unless all is exact.
+      heads: For each: query, key, value, beta, decays, memory, and what has no
+        gradient. Queries and keys are numbers of bfloat16 unless all is exact.
       is_narrow: Whether memories are numbers of bfloat16, too.
 
     Returns:
       For each head the output and the memory after the chunk.
     """
-    going: list[Any] = [_chunk(precision, is_narrow, *head) for head in heads]
+    going: list[Any] = [chunk(precision, is_narrow, *head) for head in heads]
     answers: Sequence[Any] = [None] * len(going)
     while True:
         asked, found = [], []
@@ -217,17 +225,42 @@ def chunks(
         answers = asked if is_pause else _inverses(precision, tuple(asked))
 
 
-def _chunk(precision, is_narrow, query, key, value, beta, fine, memory, coarse, begun):
-    """One head; yields a system for its inverse, and None where others may go on."""
+def chunk_of_heads(
+    precision: Precision,
+    is_narrow: bool,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    beta: jax.Array,
+    fine: jax.Array,
+    memory: jax.Array,
+    coarse: jax.Array,
+    begun: jax.Array,
+) -> Iterator[Any]:
+    """One head with one decay for all channels of a token.
+
+    It yields a system for its inverse, and None where others may go on.
+
+    Args:
+      precision: The way of products.
+      is_narrow: Whether the memory is of numbers of bfloat16.
+      query: Queries (size, key_dim).
+      key: Keys, likewise.
+      value: Values (size, value_dim).
+      beta: Strengths (1, size).
+      fine: Second part of the running sums of log decays (1, size).
+      memory: The memory before the chunk (key_dim, value_dim).
+      coarse: First part of the sums.
+      begun: Documents begun in the row so far (1, size).
+
+    Returns:
+      The output and the memory after the chunk.
+    """
     of_memory = "ab" if is_narrow else "a"
     size, scale = query.shape[0], query.shape[1] ** -0.5
-    row, column = _places(size)
+    row, column = places(size)
     product = precision.product
     place = jax.lax.broadcasted_iota(jnp.int32, (1, size), 1)
-
-    def as_column(line):
-        # Its transposition.
-        return jnp.sum(jnp.where(row == column, line, 0.0), axis=1, keepdims=True)
 
     def last(line):
         return jnp.sum(jnp.where(place == size - 1, line, 0.0), axis=1, keepdims=True)

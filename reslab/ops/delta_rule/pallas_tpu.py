@@ -19,23 +19,25 @@ from reslab.core.types import BATCH_AXES, HEAD_AXES
 from reslab.ops import tiles
 from reslab.ops.attention.splash import axes_of
 from reslab.ops.decays import running_sums
-from reslab.ops.delta_rule.chunk_tpu import Precision, chunks
+from reslab.ops.delta_rule.chunk_channels_tpu import chunk_of_channels
+from reslab.ops.delta_rule.chunk_tpu import Precision, chunk_of_heads, chunks
 from reslab.ops.divided import is_divided
 
 # Tokens of a chunk: the width of the matrix unit.
 CHUNK = 128
-# Rows of `scalars`, one number each for the tokens of a chunk.
-_BETA, _COARSE, _FINE, _BEGUN = range(4)
 
 
 def _loaded(refs, head):
-    query, key, value, scalars = (ref[0, head] for ref in refs)
-    lines = (scalars[0, n : n + 1] for n in (_BETA, _FINE, _COARSE, _BEGUN))
-    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
-    return query, key, value, *lines
+    """Arrays of one head: those that have a gradient, and the others."""
+    *tokens, scalars = (ref[0, head] for ref in refs)
+    query, key, value, *decays = (x.astype(jnp.float32) for x in tokens)
+    beta, coarse, fine, begun = (scalars[0, n : n + 1] for n in range(4))
+    if decays:
+        return (query, key, value, beta, *decays), (begun,)
+    return (query, key, value, beta, fine), (coarse, begun)
 
 
-def _forward_body(precision, *refs):
+def _forward_body(run, *refs):
     *tokens, start, output, states, end, memory = refs
 
     @pl.when(pl.program_id(2) == 0)
@@ -45,10 +47,10 @@ def _forward_body(precision, *refs):
     heads = range(memory.shape[0])
     given = []
     for head in heads:
-        query, key, value, beta, fine, *others = _loaded(tokens, head)
+        own, others = _loaded(tokens, head)
         states[0, head, 0] = memory[head].astype(states.dtype)
-        given.append((query, key, value, beta, fine, memory[head], *others))
-    for head, found in zip(heads, chunks(precision, given), strict=True):
+        given.append((*own, memory[head], *others))
+    for head, found in zip(heads, run(given), strict=True):
         read, memory[head] = found
         output[0, head] = read.astype(output.dtype)
 
@@ -57,9 +59,11 @@ def _forward_body(precision, *refs):
         end[0] = memory[...]
 
 
-def _backward_body(precision, *refs):
-    *tokens, states, by_output, by_end, by_query, by_key, by_value = refs[:10]
-    by_scalars, by_start, memory = refs[10:]
+def _backward_body(run, *refs):
+    # Each array of tokens or decays has a gradient here.
+    count = (len(refs) - 7) // 2
+    *tokens, states, by_output, by_end = refs[: count + 4]
+    *by_tokens, by_scalars, by_start, memory = refs[count + 4 :]
     is_narrow = states.dtype == jnp.bfloat16
 
     @pl.when(pl.program_id(2) == 0)
@@ -68,25 +72,27 @@ def _backward_body(precision, *refs):
 
     heads, given, constant = range(memory.shape[0]), [], []
     for head in heads:
-        query, key, value, beta, fine, *others = _loaded(tokens, head)
-        before = states[0, head, 0].astype(jnp.float32)
-        given.append((query, key, value, beta, fine, before))
+        own, others = _loaded(tokens, head)
+        given.append((*own, states[0, head, 0].astype(jnp.float32)))
         constant.append(others)
 
-    def run(given):
+    def again(given):
         pairs = zip(given, constant, strict=True)
-        return chunks(precision, [(*one, *rest) for one, rest in pairs], is_narrow)
+        return run([(*one, *rest) for one, rest in pairs], is_narrow)
 
-    _, pull = jax.vjp(run, given)
+    _, pull = jax.vjp(again, given)
     (found,) = pull(
         [(by_output[0, head].astype(jnp.float32), memory[head]) for head in heads]
     )
     for head, gradients in zip(heads, found, strict=True):
-        *by_tokens, by_beta, by_fine, memory[head] = gradients
-        for ref, gradient in zip((by_query, by_key, by_value), by_tokens, strict=True):
-            ref[0, head] = gradient.astype(ref.dtype)
+        *own, by_beta, by_decay, memory[head] = gradients
+        if count > 3:
+            own.append(by_decay)
+        else:
+            by_scalars[0, head, 0, 1:2] = by_decay
         by_scalars[0, head, 0, 0:1] = by_beta
-        by_scalars[0, head, 0, 1:2] = by_fine
+        for ref, gradient in zip(by_tokens, own, strict=True):
+            ref[0, head] = gradient.astype(ref.dtype)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -107,19 +113,40 @@ class Kernel:
     precision: Precision
     interpret: Any = False
 
-    def forward(self, query, key, value, scalars, start):
+    def forward(self, tokens, scalars, start):
         """Output, memories before all chunks, and the last memory."""
-        return self._call("forward", query, key, value, scalars, start)
+        _, key, value, *_ = tokens
+        (query, *_), (states, end) = tokens, self._memories(key, value, scalars)
+        results = [("tokens", _like(value, query.dtype)), states, end]
+        given = [("tokens", x) for x in tokens]
+        given += [("chunk", scalars), ("memory", start)]
+        return self._call("forward", given, results)
 
-    def backward(self, query, key, value, scalars, states, by_output, by_end):
+    def backward(self, tokens, scalars, states, by_output, by_end):
         """Gradients of tokens, of beta and fine sums, and of the first memory."""
-        given = query, key, value, scalars, states, by_output, by_end
-        return self._call("backward", *given)
+        _, key, value, *_ = tokens
+        _, end = self._memories(key, value, scalars)
+        lines = (*scalars.shape[:3], 5 - len(tokens), CHUNK)
+        results = [("tokens", _like(x, x.dtype)) for x in tokens]
+        results += [("chunk", jax.ShapeDtypeStruct(lines, jnp.float32)), end]
+        given = [("tokens", x) for x in tokens]
+        given += [("chunk", scalars), ("chunk", states)]
+        given += [("tokens", by_output), ("memory", by_end)]
+        *by_tokens, by_lines, by_start = self._call("backward", given, results)
+        return tuple(by_tokens), by_lines, by_start
 
-    def _call(self, way, *given):
-        query, key, value, scalars = given[:4]
-        batch, heads, chunks = scalars.shape[:3]
+    def _memories(self, key, value, scalars):
+        """Memories before all chunks, and the last one."""
+        memory = (key.shape[-1], value.shape[-1])
+        # Rounded like the tokens: only the backward pass of their chunk reads them.
+        states = jax.ShapeDtypeStruct((*scalars.shape[:3], *memory), key.dtype)
+        end = jax.ShapeDtypeStruct((*scalars.shape[:2], *memory), jnp.float32)
+        return ("chunk", states), ("memory", end)
+
+    def _call(self, way, given, results):
         is_back = way == "backward"
+        is_of_channels = len(results) > 5 if is_back else len(given) > 5
+        batch, heads, count = results[-2][1].shape[:3]
 
         def spec(kind, array):
             """Blocks of tokens, of something of each chunk, or of a memory."""
@@ -130,69 +157,61 @@ class Kernel:
             }[kind]
 
             def place(b, h, n):
-                n = chunks - 1 - n if is_back else n
+                n = count - 1 - n if is_back else n
                 return (b, h, *({"memory": ()}.get(kind, (n,))), *[0] * rest)
 
             rest = len(shape) - (2 if kind == "memory" else 3)
             return pl.BlockSpec(shape, place)
 
-        def like(shape, dtype):
-            return jax.ShapeDtypeStruct(shape, dtype)
-
-        memory = (*key.shape[-1:], *value.shape[-1:])
-        # Rounded like the tokens: only the backward pass of their chunk reads them.
-        states = like((batch, heads, chunks, *memory), key.dtype)
-        end = like((batch, heads, *memory), jnp.float32)
-        if is_back:
-            out = [like(x.shape, x.dtype) for x in (query, key, value)]
-            pairs = like((batch, heads, chunks, 2, CHUNK), jnp.float32)
-            results = [*zip(["tokens"] * 3, out, strict=True), ("chunk", pairs)]
-            results.append(("memory", end))
-            kinds = [*["tokens"] * 3, "chunk", "chunk", "tokens", "memory"]
-        else:
-            results = [("tokens", like(value.shape, query.dtype))]
-            results += [("chunk", states), ("memory", end)]
-            kinds = [*["tokens"] * 3, "chunk", "memory"]
+        chunk = chunk_of_channels if is_of_channels else chunk_of_heads
         body = _backward_body if is_back else _forward_body
+        name = "delta_rule_of_channels" if is_of_channels else "delta_rule"
+        memory = results[-1][1].shape[2:]
         return pl.pallas_call(
-            functools.partial(body, self.precision),
-            grid=(batch, heads // self.heads, chunks),
-            in_specs=[spec(k, x) for k, x in zip(kinds, given, strict=True)],
-            out_specs=[spec(*result) for result in results],
+            functools.partial(body, functools.partial(chunks, chunk, self.precision)),
+            grid=(batch, heads // self.heads, count),
+            in_specs=[spec(*pair) for pair in given],
+            out_specs=[spec(*pair) for pair in results],
             out_shape=[shape for _, shape in results],
             scratch_shapes=[pltpu.VMEM((self.heads, *memory), jnp.float32)],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary")
             ),
             interpret=self.interpret,
-            name=f"delta_rule_{way}",
-        )(*given)
+            name=f"{name}_{way}",
+        )(*(array for _, array in given))
+
+
+def _like(array, dtype):
+    return jax.ShapeDtypeStruct(array.shape, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(kernel, query, key, value, scalars, start):
-    output, _, end = kernel.forward(query, key, value, scalars, start)
+def _run(kernel, tokens, scalars, start):
+    output, _, end = kernel.forward(tokens, scalars, start)
     return output, end
 
 
-def _run_forward(kernel, query, key, value, scalars, start):
-    output, states, end = kernel.forward(query, key, value, scalars, start)
-    return (output, end), (query, key, value, scalars, states)
+def _run_forward(kernel, tokens, scalars, start):
+    output, states, end = kernel.forward(tokens, scalars, start)
+    return (output, end), (tokens, scalars, states)
 
 
 def _run_backward(kernel, kept, cotangents):
     backward = tiles.differentiable_once(kernel.backward, "delta_rule")
-    query, key, value, pairs, start = backward(*kept, *cotangents)
-    none = jnp.zeros_like(pairs[..., :1, :])
-    lines = {_BETA: pairs[..., :1, :], _FINE: pairs[..., 1:, :]}
-    scalars = jnp.concatenate([lines.get(n, none) for n in range(4)], axis=-2)
-    return query, key, value, scalars, start
+    tokens, lines, start = backward(*kept, *cotangents)
+    none = jnp.zeros_like(lines[..., :1, :])
+    beta, *fine = (lines[..., n : n + 1, :] for n in range(lines.shape[-2]))
+    scalars = jnp.concatenate([beta, none, *(fine or [none]), none], axis=-2)
+    return tokens, scalars, start
 
 
 _run.defvjp(_run_forward, _run_backward)
 
 
-def heads_of_step(heads: int, key_dim: int, value_dim: int, dtype: Any) -> int:
+def heads_of_step(
+    heads: int, key_dim: int, value_dim: int, dtype: Any, is_of_channels: bool = False
+) -> int:
     """Returns the heads that one step takes: their products fill each other's waits.
 
     Args:
@@ -200,6 +219,7 @@ def heads_of_step(heads: int, key_dim: int, value_dim: int, dtype: Any) -> int:
       key_dim: Size of a key.
       value_dim: Size of a value.
       dtype: Dtype of the tokens.
+      is_of_channels: Whether decays are of channels.
 
     Returns:
       4, 2 or 1, a divisor of `heads`; 0 if not even one head fits the chip's memory.
@@ -210,6 +230,9 @@ def heads_of_step(heads: int, key_dim: int, value_dim: int, dtype: Any) -> int:
     # Backward: tokens and their gradients, and three memories, twice each, for copies.
     each = 2 * (CHUNK * size * (4 * key + 3 * value) + 2 * memory + kept) + memory
     inside = 4 * CHUNK * (24 * CHUNK + 8 * (key + value)) + 4 * memory
+    if is_of_channels:
+        # Decays and their gradients; sums for all seven widths, and what they scale.
+        each += 4 * CHUNK * key * (2 * 2 + 5 * 7)
     return next(
         (
             n
@@ -238,13 +261,13 @@ def obstacle(
     heads, value_dim = value.shape[2:]
     if chunk not in (0, CHUNK):
         return f"chunks of {chunk} tokens, only of {CHUNK}"
-    if log_decay is not None and log_decay.ndim > 3:
-        return "decays of channels"
     if is_divided(value.shape[1]):
         return "rows whose tokens several devices share"
     if heads % columns:
         return f"{heads} heads over {columns} devices"
-    if not heads_of_step(heads // columns, query.shape[3], value_dim, query.dtype):
+    is_of_channels = log_decay is not None and log_decay.ndim > 3
+    sizes = query.shape[3], value_dim, query.dtype, is_of_channels
+    if not heads_of_step(heads // columns, *sizes):
         return (
             f"heads of {query.shape[3]} x {value_dim}: a chunk of {CHUNK} tokens does "
             f"not fit the {tiles.VMEM_BYTES >> 20} MiB of VMEM"
@@ -284,7 +307,7 @@ def delta_rule_kernel(
     resets: jax.Array | None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Applies the rule with decays of heads, or none; see `api.delta_rule`."""
+    """Applies the rule; see `api.delta_rule`."""
     batch, length, heads, _ = value.shape
     more = -length % CHUNK
 
@@ -298,15 +321,18 @@ def delta_rule_kernel(
 
     beta = cut(beta)
     coarse = fine = begun = jnp.zeros_like(beta)
-    if log_decay is not None:
+    is_of_channels = log_decay is not None and log_decay.ndim > 3
+    tokens = [by_head(x) for x in (query, key, value)]
+    if is_of_channels:
+        tokens.append(by_head(log_decay.astype(jnp.float32)))
+    elif log_decay is not None:
         coarse, fine = running_sums(cut(log_decay))
     if resets is not None:
         begun = jnp.cumsum(cut(resets[..., None]), axis=-1)
         begun = jnp.broadcast_to(begun, beta.shape)
     scalars = jnp.stack([beta, coarse, fine, begun], axis=3)
     precision = Precision(is_exact=query.dtype.itemsize >= 4)
-    at_once = heads_of_step(heads, query.shape[3], value.shape[3], query.dtype)
-    kernel = Kernel(at_once, precision, interpret)
-    arrays = map(by_head, (query, key, value))
-    output, state = _run(kernel, *arrays, scalars, state.astype(jnp.float32))
+    sizes = query.shape[3], value.shape[3], query.dtype, is_of_channels
+    kernel = Kernel(heads_of_step(heads, *sizes), precision, interpret)
+    output, state = _run(kernel, tuple(tokens), scalars, state.astype(jnp.float32))
     return jnp.moveaxis(output, 1, 2)[:, :length], state

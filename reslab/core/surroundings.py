@@ -46,6 +46,8 @@ class Context:
         that write into the residual stream.
       inner_scale: The same factor for values and for projections that widen.
       inner_norm: Norm before the projection into the stream; "" disables it.
+      activation_norm: Norm before each activation of feed-forward layers; "" disables
+        it.
       qkv_norm: Norm of every query, key and value head; "" disables it.
       is_causal: Whether a position may see those before it alone.
       grid: Rows and columns of the tokens of an image; () where they are a sequence.
@@ -66,6 +68,7 @@ class Context:
     output_scale: float = 1.0
     inner_scale: Given[float] = 1.0
     inner_norm: Given[Spec] = ""
+    activation_norm: Spec = ""
     qkv_norm: Spec = ""
     is_causal: Given[bool] = True
     grid: Given[tuple[int, ...]] = ()

@@ -147,10 +147,11 @@ class SublayerBlock(nn.Module):
         # A placement from outside the package may define no `adapt`.
         adapt = getattr(placement, "adapt", lambda context: context)
         context = adapt(self.context)
-        for key in ("inner_norm", "qkv_norm"):
+        # A feed-forward layer has no queries, a mixer no activation.
+        own = {"mixer": "qkv_norm", "ffn": "activation_norm"}[part]
+        for key in ("inner_norm", "qkv_norm", "activation_norm"):
             wants = getattr(context, key) and not getattr(self.context, key)
-            # A feed-forward layer has no queries.
-            is_asked = part == "mixer" or key == "inner_norm"
+            is_asked = key in ("inner_norm", own)
             if wants and is_asked and not registry.accepts(family, spec, key):
                 raise ReslabError(
                     f"{type(placement).__name__} puts a norm inside the {part}",

@@ -7,9 +7,11 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from reslab.core import registry, surroundings
 from reslab.core.bounds import Whole, bounded
 from reslab.core.precision import statistics_dtype
 from reslab.core.taps import editable
+from reslab.nn.base.norm import make_norm
 from reslab.nn.base.projection import ProjectingModule
 
 
@@ -21,6 +23,7 @@ class FeedForward(ProjectingModule):
       hidden: Hidden width; 0 is the layer's own default.
       hidden_scale: Factor on that default, of blocks with several such layers.
       use_bias: Whether the projections have biases.
+      activation_norm: Norm of each widened half, before the activation; "" disables it.
       (and those of `ProjectingModule`)
 
     Raises:
@@ -30,6 +33,7 @@ class FeedForward(ProjectingModule):
     hidden: Whole = 0
     hidden_scale: float = 1.0
     use_bias: bool = False
+    activation_norm: registry.Spec = ""
 
     # Degree of growth: large inputs of size s give outputs of size s to this power.
     degree: ClassVar[int] = 1
@@ -37,9 +41,19 @@ class FeedForward(ProjectingModule):
     def project_up(self, name: str, x: jax.Array, hidden: int) -> jax.Array:
         """Projects (batch, length, embed) to (batch, length, hidden)."""
         axes = ("embed", "mlp")
-        return self.project(
+        h = self.project(
             name, x, hidden, axes, use_bias=self.use_bias, scale=self.inner_scale
         )
+        if not self.activation_norm:
+            return h
+        return make_norm(
+            self.activation_norm,
+            **surroundings.Norms(logical_axis="mlp"),
+            param_dtype=self.param_dtype,
+            # Otherwise it would be a submodule of the caller.
+            parent=self,
+            name=f"{name}_norm",
+        )(h)
 
     def project_down(self, h: jax.Array, features: int) -> jax.Array:
         """Projects (batch, length, hidden) back, to write into the stream."""

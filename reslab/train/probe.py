@@ -144,6 +144,19 @@ class Prober:
             )
             return taps.get(TAPS, {})
 
+        def forward_alone():
+            # Attention and states keep to documents.
+            ids = held_out["segment_ids"]
+            number = jax.numpy.arange(1, ids.shape[1] + 1, dtype=ids.dtype)
+            alone = {
+                "positions": jax.numpy.zeros_like(held_out["positions"]),
+                "segment_ids": jax.numpy.where(ids > 0, number[None], ids),
+            }
+            _, taps = task.features(
+                self._model, state.variables, {**held_out, **alone}, mutable=[TAPS]
+            )
+            return taps.get(TAPS, {})
+
         def loss():
             total, sums, _ = task.loss_sums(self._model, state.variables, held_out)
             return total / jax.numpy.maximum(sums[task.unit], 1)
@@ -179,6 +192,7 @@ class Prober:
             loss=loss,
             gradient=gradient,
             update=lambda gradients: apply_optimizer(setup, gradients, state, batch)[0],
+            forward_alone=forward_alone if "segment_ids" in held_out else None,
         )
 
 

@@ -116,6 +116,8 @@ class View:
       gradient: Maps slots and sites (see `watching_stream_gradient`) to the gradient
         of the training loss by the parameters, and by the slots.
       update: Maps that gradient to the change of the parameters.
+      forward_alone: Runs the model once as if every token were a document of its own;
+        None where the model has no tokens.
     """
 
     params: Any
@@ -128,6 +130,7 @@ class View:
     loss: Callable[[], jax.Array]
     gradient: Callable[[jax.Array, jax.Array], tuple[Any, jax.Array]]
     update: Callable[[Any], Any]
+    forward_alone: Callable[[], Any] | None = None
 
     @functools.cached_property
     def trace(self) -> Trace:
@@ -136,8 +139,25 @@ class View:
         Raises:
           CannotAnswer: If the model has no sublayers that keep to the protocols.
         """
+        return self._traced(self.forward)
+
+    @functools.cached_property
+    def trace_alone(self) -> Trace:
+        """The same with every token as a document of its own.
+
+        Raises:
+          CannotAnswer: If the model has no tokens, or no such sublayers.
+        """
+        if self.forward_alone is None:
+            raise CannotAnswer(
+                "tokens without context", expected="a model of tokens", got="none"
+            )
+        return self._traced(self.forward_alone)
+
+    def _traced(self, forward: Callable[[], Any]) -> Trace:
+        """One forward pass, watched."""
         with watching_sublayers() as counts:
-            taps = self.forward()
+            taps = forward()
         found = tapped(taps)
         if not {"reading", "end", "layer"} <= found.keys():
             raise CannotAnswer(

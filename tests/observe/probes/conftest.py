@@ -31,6 +31,18 @@ def view_of():
             )
             return taps[TAPS]
 
+        def forward_alone():
+            documents = jnp.broadcast_to(1 + jnp.arange(tokens.shape[1]), tokens.shape)
+            _, taps = model.apply(
+                {"params": params},
+                tokens,
+                positions=jnp.zeros_like(tokens),
+                segments=documents,
+                method="hidden",
+                mutable=[TAPS],
+            )
+            return taps[TAPS]
+
         def gradient(slots, sites):
             def objective(params, slots):
                 with watching_stream_gradient(slots, sites):
@@ -54,6 +66,7 @@ def view_of():
             loss=lambda: mean_loss(model, params, tokens),
             gradient=gradient,
             update=lambda gradient: jax.tree.map(jnp.negative, gradient),
+            forward_alone=forward_alone,
         )
 
     return build

@@ -295,8 +295,11 @@ def factory(family: str, spec: Spec) -> Callable[..., Any]:
         the variant does not have or that has the wrong type.
     """
     if callable(spec):
-        if isinstance(spec, type):
-            _classes[spec] = family
+        kind: Any = spec
+        while isinstance(kind, functools.partial):
+            kind = kind.func
+        if isinstance(kind, type):
+            _classes[kind] = family
         return functools.partial(_call, spec, {})
     if not isinstance(spec, str):
         raise ReslabError(f"{family}", expected="a spec string", got=repr(spec))

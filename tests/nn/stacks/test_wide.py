@@ -1,6 +1,7 @@
 """One layer at every depth: what it stores, and which norms keep depths apart."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,6 +38,26 @@ def test_with_equal_norms_it_is_the_loop():
     np.testing.assert_allclose(
         wide.apply(variables, TOKENS), loop.apply(wanted, TOKENS), atol=1e-6
     )
+
+
+def test_each_depth_has_norms_of_its_own():
+    """The gain of one depth changes what follows it, and learns from nothing else."""
+    model = make("wide(unique=2)", depth=4)
+    variables = start(model)
+
+    def run(variables):
+        return jnp.sum(jnp.sin(model.apply(variables, TOKENS)))
+
+    slopes = named_leaves(jax.jit(jax.grad(run))(variables))
+    own = {name: leaf for name, leaf in slopes.items() if "pass_norm" in name}
+    assert len(own) == 2
+    for name, slope in own.items():
+        layers, passes = slope.shape[:2]
+        assert (layers, passes) == (2, 2)
+        sizes = np.abs(slope).max(axis=-1)
+        assert np.all(sizes > 0), name
+        # Depths that share a layer differ.
+        assert np.max(np.abs(slope[:, 0] - slope[:, 1])) > 1e-3 * np.max(sizes)
 
 
 def test_one_expert_is_the_dense_layer():

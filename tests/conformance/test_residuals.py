@@ -23,6 +23,7 @@ MORE_OPTIONS = (
     "attnres(window=2, use_null=True)",
     "attnres(source='cumulative')",
     "attnres(source='cumulative', block_layers=1)",
+    "all_layers(last_bias=20.0)",
     "depth_window(window=2, heads=2)",
     "delta_attnres(gate='vector')",
     "delta_attnres(gate='scalar', block_layers=1, source='cumulative')",

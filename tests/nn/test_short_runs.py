@@ -34,7 +34,8 @@ def trained(model, inputs, loss_of, steps=12):
             return loss_of(model.apply({"params": params}, inputs))
 
         value, slopes = jax.value_and_grad(loss)(params)
-        updates, state = adam.update(slopes, state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = adam.update(slopes, state, params)
         return value, optax.apply_updates(params, updates), state
 
     losses = []

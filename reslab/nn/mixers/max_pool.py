@@ -1,6 +1,7 @@
 """A parameter-free mixer of image patches: the maximum over neighbours."""
 
 import math
+from typing import ClassVar
 
 import jax
 
@@ -35,6 +36,9 @@ class MaxPool(GridMixer):
 
     window: Count = 3
     expansion: Positive = 3.0
+
+    # A token sees its neighbours alone.
+    is_local: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -133,12 +133,13 @@ class WindowRead(nn.Module):
                 hint="give head_dim, or another number of heads",
             )
         size = self.head_dim or features // self.heads
-        inward = (features, self.heads, size), ("embed", "heads", "head_dim")
+        # Heads may be fewer than the devices that those of a mixer are spread over.
+        inward = (features, self.heads, size), ("embed", None, None)
         query, key, value = (
             self._kernel(name, *inward, features**-0.5, dtype)
             for name in ("query", "key", "value")
         )
-        outward = (self.heads, size, features), ("heads", "head_dim", "embed")
+        outward = (self.heads, size, features), (None, None, "embed")
         output = self._kernel("output", *outward, 0.0, dtype)
         gain = 1 + self._kernel("gain", (features,), ("embed",), 0.0, dtype)
 

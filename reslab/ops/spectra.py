@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from reslab.core.bounds import bounded
+from reslab.core.bounds import Count, bounded
 from reslab.core.platform import platform
 
 Estimator = Literal["hill", "fixed_finger", "goodness_of_fit"]
@@ -114,14 +114,16 @@ def singular_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Arr
 
 
 @bounded
-def tail_exponents(values: jax.Array, estimator: Estimator = "hill") -> jax.Array:
+def tail_exponents(
+    values: jax.Array, estimator: Estimator = "hill", part: Count = 2
+) -> jax.Array:
     """The exponent of a power law fitted to the largest eigenvalues.
 
         alpha = 1 + n / sum_(j >= i) ln(e_j / e_i),  n = N - i
 
-    "hill" begins the tail at the median, i = N / 2. "goodness_of_fit" takes the
-    beginning with the smallest distance of Kolmogorov and Smirnov, out of all;
-    "fixed_finger" out of those near the peak of the histogram of log10 e.
+    "hill" begins the tail at i = N / part, the median by default. "goodness_of_fit"
+    takes the beginning with the smallest distance of Kolmogorov and Smirnov, out of
+    all; "fixed_finger" out of those near the peak of the histogram of log10 e.
 
     Reference: Clauset et al., 2009, https://arxiv.org/abs/0706.1062, Eq. 3.1;
     Hill, 1975; the three choices: Martin & Mahoney, 2021,
@@ -134,6 +136,7 @@ def tail_exponents(values: jax.Array, estimator: Estimator = "hill") -> jax.Arra
     Args:
       values: Eigenvalues (..., N), ascending.
       estimator: "hill", "fixed_finger" or "goodness_of_fit".
+      part: The part of the eigenvalues below the tail, one in `part`, in "hill".
 
     Returns:
       The exponents (...).
@@ -145,7 +148,7 @@ def tail_exponents(values: jax.Array, estimator: Estimator = "hill") -> jax.Arra
     # Zero has no logarithm; this value is far below every tail.
     logs = jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny))
     if estimator == "hill":
-        begin = count // 2
+        begin = count // part
         excess = logs[..., begin:] - logs[..., begin : begin + 1]
         total = jnp.sum(excess, axis=-1)
         return 1 + (count - begin) / jnp.where(total > 0, total, jnp.inf)

@@ -83,10 +83,10 @@ def drop_muon(
     of a cut at layer i, at the fraction p of the run.
 
     Reference: Drop-Muon, 2025, https://arxiv.org/abs/2510.02239, Algorithm 1 with
-    randomized progressive training, and Muon's direction of fixed size in place of
-    the sharp operator, whose factor is the nuclear norm. There is no official code.
-    With the cut at 0 a step is the inner optimizer's, and gradients above a cut are
-    those of the whole backward pass.
+    randomized progressive training. The default takes Muon's direction of fixed size;
+    `inner='sharp'` is the paper's sharp operator, whose factor is the nuclear norm.
+    Property only, no authors' code: with the cut at 0 a step is the inner optimizer's,
+    and gradients above a cut are those of the whole backward pass.
 
     Args:
       learning_rate: Step size or schedule.

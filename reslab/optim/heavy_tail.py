@@ -13,7 +13,7 @@ from reslab.optim.base.together import singular_values
 from reslab.optim.base.widened import widened
 from reslab.optim.base.wrapping import scale_slices, wrapper
 
-Map = Literal["linear", "sqrt", "log2", "sigmoid"]
+Map = Literal["linear", "sqrt", "log2", "sigmoid", "step"]
 
 
 class HeavyTailState(NamedTuple):
@@ -36,13 +36,25 @@ class HeavyTailState(NamedTuple):
     inner: Any
 
 
-def rates(alphas: jax.Array, kind: Map, low: float, high: float) -> jax.Array:
+def rates(
+    alphas: jax.Array, kind: Map, low: float, high: float, is_inverted: bool = False
+) -> jax.Array:
     """Factors on the learning rate of matrices, by the exponents of their tails.
 
     linear   low + (high - low) (alpha - min) / (max - min)
     sqrt     n sqrt(alpha) / sum sqrt(alpha);  log2 in the same way
     sigmoid  2 / (1 + exp(-4 (alpha - mean) / deviation))
+    step     low + (high - low) rank / n, of ranks from 0 up
+
+    Inverted, the heaviest tail has the highest rate: "linear", "sigmoid" and "step"
+    take -alpha in place of alpha, "sqrt" and "log2" are divided into one.
     """
+    if is_inverted and kind in ("sqrt", "log2"):
+        return 1 / rates(alphas, kind, low, high)
+    alphas = -alphas if is_inverted else alphas
+    if kind == "step":
+        ranks = jnp.argsort(jnp.argsort(alphas, stable=True), stable=True)
+        return low + (high - low) * ranks.astype(alphas.dtype) / alphas.size
     if kind == "linear":
         least, most = jnp.min(alphas), jnp.max(alphas)
         span = jnp.where(most > least, most - least, 1.0)
@@ -64,6 +76,8 @@ def ratios_of(
     low: float = 1.0,
     high: float = 5.0,
     least: int = 50,
+    part: int = 2,
+    is_inverted: bool = False,
 ) -> Any:
     """The factor on the learning rate of every parameter in every layer.
 
@@ -75,6 +89,8 @@ def ratios_of(
       low: Factor of the heaviest tail, in "linear".
       high: Factor of the lightest tail, in "linear".
       least: Matrices with fewer eigenvalues keep the factor 1.
+      part: The part of the eigenvalues below the tail, one in `part`, in "hill".
+      is_inverted: Whether the heaviest tail has the highest rate.
 
     Returns:
       A tree of factors that broadcast against the parameters.
@@ -87,7 +103,7 @@ def ratios_of(
         return wide(p)
 
     def exponents(_, values):
-        return tail_exponents(jnp.flip(jnp.square(values), -1), estimator)
+        return tail_exponents(jnp.flip(jnp.square(values), -1), estimator, part)
 
     values = singular_values(map_leaves(fitting, known, params), known)
     fitted = map_leaves(exponents, known, values)
@@ -102,7 +118,7 @@ def ratios_of(
         for leaf, end in zip(leaves, flat, strict=True):
             is_end += [end] * leaf.size
         joined = jnp.where(jnp.asarray(is_end), most, joined)
-        found = rates(joined, kind, low, high)
+        found = rates(joined, kind, low, high, is_inverted)
         splits, begin = [], 0
         for leaf in leaves:
             splits.append(found[begin : begin + leaf.size])
@@ -133,6 +149,8 @@ def heavy_tail(
     low: NonNegative = 1.0,
     high: NonNegative = 5.0,
     least: Count = 50,
+    part: Count = 2,
+    is_inverted: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales the learning rate of each matrix by the tail of its spectrum.
 
@@ -159,10 +177,13 @@ def heavy_tail(
       until: Fraction of the run after which the factors stay.
       blend: Steps over which a change is blended in; 0 is at once.
       estimator: "hill", "fixed_finger" or "goodness_of_fit".
-      kind: "linear", "sqrt", "log2" or "sigmoid".
+      kind: "linear", "sqrt", "log2", "sigmoid" or "step".
       low: Factor of the heaviest tail, in "linear".
       high: Factor of the lightest tail, in "linear".
       least: Matrices with fewer eigenvalues keep the rate.
+      part: The part of the eigenvalues below the tail, one in `part`, in "hill".
+      is_inverted: Whether the heaviest tail has the highest rate, the authors'
+        comparison.
 
     Returns:
       The gradient transformation.
@@ -177,6 +198,8 @@ def heavy_tail(
         "low": low,
         "high": high,
         "least": least,
+        "part": part,
+        "is_inverted": is_inverted,
     }
 
     def init(params):

@@ -84,7 +84,7 @@ def lamb(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    variant: Literal["optax", "google", "clamped"] = "optax",
+    variant: Literal["optax", "google", "clamped", "debiased"] = "optax",
     b1: Momentum = 0.9,
     b2: Momentum = 0.999,
     epsilon: Epsilon = 1e-6,
@@ -97,6 +97,8 @@ def lamb(
         optax    bias-corrected moments, phi(x) = x; also timm's and NVIDIA's
         google   no bias correction, phi(x) = x; ALBERT's own code
         clamped  no bias correction, phi(x) = min(x, 10); common PyTorch ports
+        debiased clamped, with lr sqrt(1 - b2^t) / (1 - b1^t) in place of lr; their
+                 second form
 
     Ratios are taken for each layer of a stack, in float32, where `optax.lamb` would
     take one over all of them. Gains, biases and other vectors have neither ratio nor
@@ -110,7 +112,7 @@ def lamb(
       weight_decay: Decay, a part of the direction.
       layouts: A tree of layouts like the parameters; None takes leaves of two axes
         for kernels.
-      variant: "optax", "google" or "clamped".
+      variant: "optax", "google", "clamped" or "debiased".
       b1: Decay of the mean of gradients.
       b2: Decay of the mean of squared gradients.
       epsilon: Added to the root of the mean of squares.
@@ -122,7 +124,11 @@ def lamb(
     Raises:
       ReslabError: On an unknown variant, or at `init` if a scalar is to be adapted.
     """
-    bound = 10.0 if variant == "clamped" else 0.0
+    bound = 10.0 if variant in ("clamped", "debiased") else 0.0
+
+    def corrected(count):
+        step = count.astype(jnp.float32) + 1
+        return jnp.sqrt(1 - b2**step) / (1 - b1**step)
 
     def labels(tree):
         return label_leaves(
@@ -146,6 +152,7 @@ def lamb(
         optax.chain(
             direction,
             optax.partition({"adapted": adapted, "plain": optax.identity()}, labels),
+            *([optax.scale_by_schedule(corrected)] if variant == "debiased" else []),
             optax.scale_by_learning_rate(learning_rate),
         )
     )

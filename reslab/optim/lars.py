@@ -65,7 +65,7 @@ def lars(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.0,
     layouts: Layouts = None,
-    variant: Literal["google", "popular", "paper"] = "google",
+    variant: Literal["google", "popular", "paper", "averaged"] = "google",
     coefficient: NonNegative = 1e-3,
     momentum: Momentum = 0.9,
     nesterov: bool = False,
@@ -78,6 +78,7 @@ def lars(
         google   g <- G + decay W;  v <- m v + lr q g;  W <- W - v
         popular  g <- G + decay W;  v <- m v + g;       W <- W - lr q(v) v
         paper    v <- m v + q (G + decay W);            W <- W - lr v
+        averaged v <- m v + (1 - m) (G + decay W);      W <- W - lr q(v) v
 
         q = coefficient ||W|| / ||g||,  in "paper"  / (||G|| + decay ||W|| + epsilon)
 
@@ -87,14 +88,16 @@ def lars(
 
     Reference: You et al., 2017, https://arxiv.org/abs/1708.03888, Algorithm 1.
     "google" and "popular" equal a transcription of TensorFlow's official models,
-    "paper" equals timm, to 1e-6.
+    "paper" equals timm, and "averaged" with `coefficient` 1, `epsilon` 1e-6 and
+    `adapts_vectors` the baseline of the layer-wise learning rates
+    (https://arxiv.org/abs/2605.22297), to 1e-6.
 
     Args:
       learning_rate: Step size or schedule.
       weight_decay: Decay, which enters the momentum.
       layouts: A tree of layouts like the parameters; None takes leaves of two axes
         for kernels.
-      variant: "google", "popular" or "paper".
+      variant: "google", "popular", "paper" or "averaged".
       coefficient: Factor on the ratio.
       momentum: Decay of the average of gradients.
       nesterov: Whether to look one step ahead.
@@ -132,8 +135,11 @@ def lars(
             """Returns the term that enters the momentum."""
             g, p = wide(g), wide(p)
             if not is_adapted(layout):
+                g = (1 - momentum) * g if variant == "averaged" else g
                 return lr * g if variant == "google" else g
             decayed = g + weight_decay * p
+            if variant == "averaged":
+                return (1 - momentum) * decayed
             if variant == "popular":
                 return decayed
             if variant == "google":
@@ -157,7 +163,7 @@ def lars(
         def moved(layout, v, g, p):
             if variant == "google":
                 return (-v).astype(g.dtype)
-            if variant == "popular" and is_adapted(layout):
+            if variant in ("popular", "averaged") and is_adapted(layout):
                 q = trust_ratio(layout, p, v, coefficient=coefficient, epsilon=epsilon)
                 v = q * v
             return (-lr * v).astype(g.dtype)

@@ -123,10 +123,10 @@ def noise_adaptive_muon(
     each step that measures.
 
     Reference: LANTON, 2025, https://arxiv.org/abs/2510.14009, Algorithm 1, with the
-    last gradient in place of a second one. There is no official code; alpha must be
-    on the scale of sqrt(H), and its default is a guess. The paper measures embedding
-    and head by the largest entry and moves them by signs, and moves vectors by their
-    normalized momentum; here AdamW moves them, slowed by their noise.
+    last gradient in place of a second one. Property only, no authors' code; alpha must
+    be on the scale of sqrt(H), and its default is a guess. AdamW moves embedding, head
+    and vectors, slowed by their noise; `inner="muon(others='norm_ball')"` moves them
+    as the paper does, by signs and by normalized momentum.
 
     Args:
       learning_rate: Step size or schedule.

@@ -85,6 +85,36 @@ def test_infinite_is_gpt_neoxs(golden, key, shape):
 
 
 @pytest.mark.parametrize(
+    "key, spec",
+    [
+        ("cosine", "cosine(warmup=20, final=0.1)"),
+        ("cosine", "rewarmed(warmup=20, cycles=1)"),
+        ("linear", "linear(warmup=20, floor=0.1)"),
+        ("exponential", "exponential(warmup=20, floor=0.1)"),
+    ],
+)
+def test_one_fall_is_gpt_neoxs(golden, key, spec):
+    arrays = golden("schedules_neox")
+    settings = json.loads(str(arrays["hp_json"]))["dev"]
+    assert settings["warmup_iter"] == 20 and settings["N"] == 300
+    np.testing.assert_allclose(settings["min_lr"], 0.1 * settings["start_lr"])
+    schedule = registry.make("schedules", spec, steps=300)
+    found = [float(schedule(step)) for step in range(20, 301)]
+    wanted = arrays[f"dev_{key}"][20:] / settings["start_lr"]
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_each_cycle_warms_up_again():
+    found = values("rewarmed(warmup=4, cycles=2)", 41)
+    one = values("rewarmed(warmup=4, cycles=1)", 20)
+    np.testing.assert_allclose(found[:20], one, rtol=1e-6)
+    np.testing.assert_allclose(found[20:24], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
+    assert found[19] < 0.2 and found[40] < 0.2
+    with pytest.raises(ReslabError, match="cycles"):
+        registry.make("schedules", "rewarmed(cycles=9)", steps=8)
+
+
+@pytest.mark.parametrize(
     "spec, words",
     [
         ("infinite(cooldown=0.9)", "leave room"),

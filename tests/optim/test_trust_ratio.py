@@ -40,11 +40,22 @@ def test_larc_is_timms(replay, turned):
     replay("lars", "timm_larc_clip", made, leaves=LEAVES, steps=5, atol=1e-6)
 
 
+def test_lars_on_averages_is_the_baseline_of_layer_wise_rates(replay, turned):
+    made = lars.build(
+        *(1e-3, 1e-6, turned(*KINDS), "averaged"),
+        coefficient=1.0,
+        epsilon=1e-6,
+        adapts_vectors=True,
+    )
+    replay("lars", "llrrepo_olmo_lars", made, leaves=LEAVES, steps=5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "tag, options",
     [
         ("albert_tf_transcribed", {"variant": "google"}),
         ("cybertronai", {"variant": "clamped", "adapts_vectors": True}),
+        ("jettify_debias", {"variant": "debiased", "adapts_vectors": True}),
         ("timm", {"adapts_vectors": True}),
     ],
 )

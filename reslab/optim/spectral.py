@@ -194,8 +194,8 @@ def spectral(
     Reference: Magakyan et al., 2026, https://arxiv.org/abs/2606.04058 (quantiles of
     the momentum's normalized singular values, without Nesterov's step, and steps by
     layer). Property only, no authors' code, and its five polynomials are not known
-    here: the polynomial is Keller Jordan's, the choice by table is reslab's own. At sizes
-    up to 4B parameters exact orthogonalization gains next to nothing
+    here: the polynomial is Keller Jordan's, the choice by table is reslab's own. At
+    sizes up to 4B parameters exact orthogonalization gains next to nothing
     (https://arxiv.org/abs/2606.00371).
 
     Args:

@@ -23,8 +23,8 @@ class MacaronBlock(SublayerBlock):
     it would be alone, so a layer has about as many parameters as the standard one
     (widths are rounded).
 
-    Reference: Lu et al., 2019, https://arxiv.org/abs/1906.02762, Section 3. Written
-    from the equation; there is no golden file of the authors' code.
+    Reference: Lu et al., 2019, https://arxiv.org/abs/1906.02762, Section 3. Property
+    only, no authors' code.
 
     Attributes:
       step: Factor on what the feed-forward layers add; the paper's is a half. With 1

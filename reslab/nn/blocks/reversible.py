@@ -31,8 +31,8 @@ class ReversibleBlock(StandardBlock):
     alone but for adding to it.
 
     Reference: Gomez et al., 2017, https://arxiv.org/abs/1707.04585, Section 3;
-    Kitaev et al., 2020, https://arxiv.org/abs/2001.04451, Section 3. There is no
-    golden file of the authors' code.
+    Kitaev et al., 2020, https://arxiv.org/abs/2001.04451, Section 3. Property
+    only, no authors' code.
 
     Attributes:
       (those of `SublayerBlock`)

@@ -25,7 +25,8 @@ class ShallowResidual(nn.Module):
     still computed in turn, not as one wide product.
 
     Reference: Bermeitinger et al., 2023, https://arxiv.org/abs/2309.08414 (known from
-    its abstract; tried there on small convolutional networks).
+    its abstract; tried there on small convolutional networks). Property only, no
+    authors' code.
 
     Attributes:
       group: Sublayers in a group; 0 is all.

@@ -32,7 +32,7 @@ class StochasticKeysValues(ValuePath):
     Reference: "Stochastic KV routing" (random cross-layer attention), 2026,
     https://arxiv.org/abs/2604.22782, as reported by secondary sources: the paper was
     not read, and of the two meanings that they give its probability this is the one
-    of reading another layer. Tested by its properties.
+    of reading another layer. Property only, no authors' code.
 
     Attributes:
       cross: Probability of reading another layer, at least 0 and at most 1.

@@ -94,6 +94,6 @@ def test_a_mixer_passes_the_choice_of_kernels_on(on_tpu):
     with on_tpu():
         taken = [
             "ssd_forward" in program(kernels)
-            for kernels in ("pallas", "reference")
+            for kernels in ("pallas", "auto", "reference")
         ]
-    assert taken == [True, False]
+    assert taken == [True, True, False]

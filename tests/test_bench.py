@@ -75,6 +75,9 @@ def test_the_evidence_is_rows_of_the_bench():
         ("block_read", "TPU v9", "pallas"),  # By all that are known.
         ("stream_mix", "TPU v6 lite", "reference"),
         ("delta_rule", "TPU v5 lite", "pallas"),
+        ("delta_rule_of_channels", "TPU v5 lite", "pallas"),
+        ("ssd", "TPU v5 lite", "pallas"),
+        ("delta_rule_of_channels", "TPU v5p", "reference"),  # Only v5e was compiled.
         ("depth_sum", "TPU v5 lite", "reference"),  # Nothing is known.
     ],
 )

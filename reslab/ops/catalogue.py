@@ -16,6 +16,9 @@ from reslab.ops.depth_attention import mix_tpu
 from reslab.ops.depth_attention import pallas_tpu as depth_tpu
 from reslab.ops.depth_attention import shapes as depth_shapes
 from reslab.ops.depth_attention.reference import attend, weighted_sums
+from reslab.ops.ssd import pallas_tpu as ssd_tpu
+from reslab.ops.ssd import shapes as ssd_shapes
+from reslab.ops.ssd.chunked import chunked as ssd_chunked
 from reslab.ops.stream_mix import pallas_tpu as stream_tpu
 from reslab.ops.stream_mix import shapes as stream_shapes
 from reslab.ops.stream_mix.reference import reference_stream_mix
@@ -228,6 +231,39 @@ def delta_rule(
     )
 
 
+def ssd(name: str, shape: Mapping[str, int], dtype: str) -> Case:
+    """Linear attention with a decay per head."""
+    batch, length, heads, groups = (
+        shape[key] for key in ("batch", "length", "heads", "groups")
+    )
+    key_dim, value_dim = shape["key_dim"], shape["value_dim"]
+    key = _array(batch, length, groups, key_dim, dtype=dtype)
+    value = _array(batch, length, heads, value_dim, dtype=dtype)
+    decay = _array(batch, length, heads)
+
+    def run(form, query, key, value, log_decay, **options):
+        decays = -jax.nn.softplus(log_decay)
+        state = jnp.zeros((batch, heads, key_dim, value_dim))
+        return form(query, key, value, decays, state, None, **options)[0].astype(dtype)
+
+    def kernel(query, key, value, *rest, **options):
+        return ssd_tpu.ssd_kernel(query, key, value, None, *rest, **options)
+
+    sizes = heads, groups, key_dim, value_dim, jnp.float32
+    chunks = -(-length // delta_tpu.CHUNK)
+    steps = batch * heads // ssd_tpu.heads_at_once(*sizes) * chunks
+    arguments = (key, key, value, decay)
+    return Case(
+        *("ssd", name, dtype),
+        functools.partial(run, functools.partial(ssd_chunked, size=delta_tpu.CHUNK)),
+        functools.partial(run, kernel),
+        arguments,
+        _size(*arguments, value),
+        2 * _size(*arguments) + _size(value),
+        (Loop(steps, 1),) * 2,
+    )
+
+
 _MAKERS: Mapping[str, tuple[Run, Mapping[str, Any]]] = {
     "depth_read": (depth_read, depth_shapes.READS),
     "block_read": (depth_read, depth_shapes.BLOCKS),
@@ -237,6 +273,7 @@ _MAKERS: Mapping[str, tuple[Run, Mapping[str, Any]]] = {
         functools.partial(delta_rule, is_of_channels=True),
         delta_shapes.SHAPES,
     ),
+    "ssd": (ssd, ssd_shapes.SHAPES),
     "stream_mix": (stream_mix, stream_shapes.SHAPES),
     "stream_mix_of_tokens": (
         functools.partial(stream_mix, is_static=False),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reslab.core.errors import ReslabError
-from reslab.ops.ssd.api import IMPLEMENTATIONS, ssd
+from reslab.ops.ssd.api import ssd
 from reslab.ops.ssd.chunked import chunked
 from reslab.ops.ssd.reference import recurrent
 
@@ -29,7 +29,7 @@ def close(found, wanted, tolerance):
     np.testing.assert_allclose(np.float64(found), wanted, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["auto", "chunked", "recurrent"])
 def test_golden(implementation, x64):
     with np.load(GOLDEN) as file:
         golden = {key.removeprefix("dev_"): file[key] for key in file}

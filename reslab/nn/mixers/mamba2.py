@@ -17,7 +17,7 @@ from reslab.nn.mixers._recurrent import (
     init_log_range,
     init_step,
 )
-from reslab.ops.ssd.api import ssd
+from reslab.ops.ssd.api import FEWEST, ssd
 
 
 @bounded
@@ -50,6 +50,8 @@ class Mamba2(RecurrentMixer):
       epsilon: Added to the mean square of the norm.
       chunk: Tokens that training and prefill take together; 0 leaves it to the
         operation.
+      kernels: Implementation of the recurrence for more than a few tokens: "pallas" is
+        the TPU kernel, "reference" plain JAX; "auto" chooses by compiled cost.
       (and those of `RecurrentMixer`)
 
     Raises:
@@ -66,6 +68,7 @@ class Mamba2(RecurrentMixer):
     is_gain_offset: bool = True
     epsilon: Epsilon = 1e-5
     chunk: Whole = 0
+    kernels: str = "auto"
 
     def head_dim(self, features: int) -> int:
         """Size of a value at a given width.
@@ -103,6 +106,14 @@ class Mamba2(RecurrentMixer):
     def step_flops(self, features: int) -> int:
         """Reading the memory once per token."""
         return 2 * self.heads * self.state_size * self.head_dim(features)
+
+    def _implementation(self, length: int) -> str:
+        """The form of the recurrence; few tokens go one by one, as in decoding."""
+        is_short = length < FEWEST or self.chunk == 1 or self.is_initializing()
+        forms = {"reference": "recurrent" if is_short else "chunked"}
+        if is_short and self.kernels == "pallas":
+            return "auto"
+        return forms.get(self.kernels, self.kernels)
 
     def mix(
         self, x: jax.Array, tokens: Tokens, state: Any
@@ -145,6 +156,7 @@ class Mamba2(RecurrentMixer):
             state=None if state is None else state["memory"],
             resets=tokens.resets,
             chunk=self.chunk,
+            implementation=self._implementation(x.shape[1]),
         )
         skip = self.weight("skip", nn.initializers.ones, *one)
         y = y.astype(wide) + skip[:, None][None, None] * value

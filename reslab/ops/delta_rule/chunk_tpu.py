@@ -225,6 +225,35 @@ def chunks(
         answers = asked if is_pause else _inverses(precision, tuple(asked))
 
 
+def decays_of(
+    fine: jax.Array, coarse: jax.Array, begun: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Decays of heads; see `chunk_of_heads` for the arguments.
+
+    Returns:
+      Those of pairs, since the start and to the end, as columns, and of the chunk.
+    """
+    row, column = places(fine.shape[1])
+    place = jax.lax.broadcasted_iota(jnp.int32, fine.shape, 1)
+    end = fine.shape[1] - 1
+
+    def last(line):
+        return jnp.sum(jnp.where(place == end, line, 0.0), axis=1, keepdims=True)
+
+    fine_of_row, coarse_of_row, begun_of_row = map(as_column, (fine, coarse, begun))
+    is_seen = (row >= column) & (begun_of_row == begun)
+    apart = (coarse_of_row - coarse) + (fine_of_row - fine)
+    apart = jnp.where(is_seen & (row > column), apart, 0.0)
+    decay = jnp.where(is_seen, jnp.exp(apart), 0.0)
+    # No gradient passes a document that has ended.
+    from_start = jnp.where(begun_of_row == 0, jnp.exp(coarse_of_row + fine_of_row), 0.0)
+    left = (last(coarse) - coarse) + (last(fine) - fine)
+    to_end = jnp.exp(jnp.where(place < end, left, 0.0))
+    to_end = as_column(jnp.where(begun == last(begun), to_end, 0.0))
+    keep = jnp.where(last(begun) == 0, jnp.exp(last(coarse) + last(fine)), 0.0)
+    return decay, from_start, to_end, keep
+
+
 def chunk_of_heads(
     precision: Precision,
     is_narrow: bool,
@@ -256,29 +285,10 @@ def chunk_of_heads(
     Returns:
       The output and the memory after the chunk.
     """
-    of_memory = "ab" if is_narrow else "a"
-    size, scale = query.shape[0], query.shape[1] ** -0.5
-    row, column = places(size)
-    product = precision.product
-    place = jax.lax.broadcasted_iota(jnp.int32, (1, size), 1)
-
-    def last(line):
-        return jnp.sum(jnp.where(place == size - 1, line, 0.0), axis=1, keepdims=True)
-
-    beta, fine_of_row, coarse_of_row, begun_of_row = map(
-        as_column, (beta, fine, coarse, begun)
-    )
-    is_seen = (row >= column) & (begun_of_row == begun)
-    apart = (coarse_of_row - coarse) + (fine_of_row - fine)
-    apart = jnp.where(is_seen & (row > column), apart, 0.0)
-    decay = jnp.where(is_seen, jnp.exp(apart), 0.0)
-    # No gradient passes a document that has ended.
-    from_start = jnp.where(begun_of_row == 0, jnp.exp(coarse_of_row + fine_of_row), 0.0)
-    left = (last(coarse) - coarse) + (last(fine) - fine)
-    to_end = jnp.exp(jnp.where(place < size - 1, left, 0.0))
-    to_end = as_column(jnp.where(begun == last(begun), to_end, 0.0))
-    keep = jnp.where(last(begun) == 0, jnp.exp(last(coarse) + last(fine)), 0.0)
-
+    of_memory, scale = "ab" if is_narrow else "a", query.shape[1] ** -0.5
+    row, column = places(query.shape[0])
+    product, beta = precision.product, as_column(beta)
+    decay, from_start, to_end, keep = decays_of(fine, coarse, begun)
     system = beta * decay * product("nt", key, key, "ab")
     inverse = yield jnp.where(row > column, system, 0.0)
     found = product("nn", key, memory, of_memory)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
@@ -29,7 +30,8 @@ CHUNK = 128
 
 def _loaded(refs, head):
     """Arrays of one head: those that have a gradient, and the others."""
-    *tokens, scalars = (ref[0, head] for ref in refs)
+    # Neighbouring heads may share a query and a key.
+    *tokens, scalars = (ref[0, min(head, ref.shape[1] - 1)] for ref in refs)
     query, key, value, *decays = (x.astype(jnp.float32) for x in tokens)
     beta, coarse, fine, begun = (scalars[0, n : n + 1] for n in range(4))
     if decays:
@@ -84,6 +86,7 @@ def _backward_body(run, *refs):
     (found,) = pull(
         [(by_output[0, head].astype(jnp.float32), memory[head]) for head in heads]
     )
+    shared: dict[int, jax.Array] = {}
     for head, gradients in zip(heads, found, strict=True):
         *own, by_beta, by_decay, memory[head] = gradients
         if count > 3:
@@ -91,8 +94,13 @@ def _backward_body(run, *refs):
         else:
             by_scalars[0, head, 0, 1:2] = by_decay
         by_scalars[0, head, 0, 0:1] = by_beta
-        for ref, gradient in zip(by_tokens, own, strict=True):
-            ref[0, head] = gradient.astype(ref.dtype)
+        for n, (ref, gradient) in enumerate(zip(by_tokens, own, strict=True)):
+            if ref.shape[1] < len(heads):
+                shared[n] = shared[n] + gradient if n in shared else gradient
+            else:
+                ref[0, head] = gradient.astype(ref.dtype)
+    for n, gradient in shared.items():
+        by_tokens[n][0, 0] = gradient
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -104,11 +112,15 @@ class Kernel:
     """The kernels for arrays of some sizes.
 
     Attributes:
+      operation: Its name.
+      chunk: One chunk of one head; see `chunk_tpu.chunks`.
       heads: Heads that one step takes.
       precision: The way of products.
       interpret: How to emulate it on another machine; False is not at all.
     """
 
+    operation: str
+    chunk: Any
     heads: int
     precision: Precision
     interpret: Any = False
@@ -127,13 +139,22 @@ class Kernel:
         _, key, value, *_ = tokens
         _, end = self._memories(key, value, scalars)
         lines = (*scalars.shape[:3], 5 - len(tokens), CHUNK)
-        results = [("tokens", _like(x, x.dtype)) for x in tokens]
+        results = [("tokens", self._sums_of_step(x, scalars)) for x in tokens]
         results += [("chunk", jax.ShapeDtypeStruct(lines, jnp.float32)), end]
         given = [("tokens", x) for x in tokens]
         given += [("chunk", scalars), ("chunk", states)]
         given += [("tokens", by_output), ("memory", by_end)]
         *by_tokens, by_lines, by_start = self._call("backward", given, results)
-        return tuple(by_tokens), by_lines, by_start
+        pairs = zip(by_tokens, tokens, strict=True)
+        return tuple(_summed(*pair) for pair in pairs), by_lines, by_start
+
+    def _sums_of_step(self, array, scalars):
+        """Gradients; of what heads share, the sum over the heads of each step."""
+        batch, heads, *rest = array.shape
+        if heads == scalars.shape[1]:
+            return _like(array, array.dtype)
+        shape = (batch, scalars.shape[1] // self.heads, *rest)
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def _memories(self, key, value, scalars):
         """Memories before all chunks, and the last one."""
@@ -145,30 +166,32 @@ class Kernel:
 
     def _call(self, way, given, results):
         is_back = way == "backward"
-        is_of_channels = len(results) > 5 if is_back else len(given) > 5
         batch, heads, count = results[-2][1].shape[:3]
 
         def spec(kind, array):
             """Blocks of tokens, of something of each chunk, or of a memory."""
+            together = heads // array.shape[1]
+            width = max(self.heads // together, 1)
             shape = {
-                "tokens": (1, self.heads, CHUNK, array.shape[-1]),
+                "tokens": (1, width, CHUNK, array.shape[-1]),
                 "chunk": (1, self.heads, 1, *array.shape[-2:]),
                 "memory": (1, self.heads, *array.shape[-2:]),
             }[kind]
 
             def place(b, h, n):
                 n = count - 1 - n if is_back else n
+                if together * width != self.heads:
+                    h = jax.lax.div(h * self.heads, np.int32(together * width))
                 return (b, h, *({"memory": ()}.get(kind, (n,))), *[0] * rest)
 
             rest = len(shape) - (2 if kind == "memory" else 3)
             return pl.BlockSpec(shape, place)
 
-        chunk = chunk_of_channels if is_of_channels else chunk_of_heads
         body = _backward_body if is_back else _forward_body
-        name = "delta_rule_of_channels" if is_of_channels else "delta_rule"
+        run = functools.partial(chunks, self.chunk, self.precision)
         memory = results[-1][1].shape[2:]
         return pl.pallas_call(
-            functools.partial(body, functools.partial(chunks, chunk, self.precision)),
+            functools.partial(body, run),
             grid=(batch, heads // self.heads, count),
             in_specs=[spec(*pair) for pair in given],
             out_specs=[spec(*pair) for pair in results],
@@ -178,7 +201,7 @@ class Kernel:
                 dimension_semantics=("parallel", "parallel", "arbitrary")
             ),
             interpret=self.interpret,
-            name=f"{name}_{way}",
+            name=f"{self.operation}_{way}",
         )(*(array for _, array in given))
 
 
@@ -186,8 +209,27 @@ def _like(array, dtype):
     return jax.ShapeDtypeStruct(array.shape, dtype)
 
 
+def _summed(gradient, array):
+    """Adds what the heads that share an array found."""
+    if gradient.shape == array.shape:
+        return gradient.astype(array.dtype)
+    batch, heads, *rest = array.shape
+    gradient = gradient.reshape(batch, heads, -1, *rest)
+    return jnp.sum(gradient, axis=2).astype(array.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(kernel, tokens, scalars, start):
+def run_kernel(
+    kernel: Kernel, tokens: tuple[jax.Array, ...], scalars: jax.Array, start: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Runs over all chunks, with a gradient.
+
+    Args:
+      kernel: The kernels.
+      tokens: Queries, keys, values, decays of channels (batch, heads, length, size).
+      scalars: Numbers of tokens, of `lines_of`.
+      start: The first memory.
+    """
     output, _, end = kernel.forward(tokens, scalars, start)
     return output, end
 
@@ -198,7 +240,7 @@ def _run_forward(kernel, tokens, scalars, start):
 
 
 def _run_backward(kernel, kept, cotangents):
-    backward = tiles.differentiable_once(kernel.backward, "delta_rule")
+    backward = tiles.differentiable_once(kernel.backward, kernel.operation)
     tokens, lines, start = backward(*kept, *cotangents)
     none = jnp.zeros_like(lines[..., :1, :])
     beta, *fine = (lines[..., n : n + 1, :] for n in range(lines.shape[-2]))
@@ -206,7 +248,7 @@ def _run_backward(kernel, kept, cotangents):
     return tokens, scalars, start
 
 
-_run.defvjp(_run_forward, _run_backward)
+run_kernel.defvjp(_run_forward, _run_backward)
 
 
 def heads_of_step(
@@ -297,6 +339,41 @@ def over_devices(run: Any, *arrays: Any) -> tuple[jax.Array, jax.Array]:
     )(*arrays)
 
 
+def by_head(x: jax.Array) -> jax.Array:
+    """(batch, length, heads, ...) to (batch, heads, chunks * CHUNK, ...)."""
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % CHUNK), *[(0, 0)] * (x.ndim - 2)])
+    return jnp.moveaxis(x, 2, 1)
+
+
+def lines_of(
+    beta: jax.Array, log_decay: jax.Array | None, resets: jax.Array | None
+) -> jax.Array:
+    """Numbers of tokens by head and chunk, each a row of a chunk.
+
+    Args:
+      beta: Strengths (batch, length, heads).
+      log_decay: Log decays of heads, likewise.
+      resets: Beginnings of documents (batch, length).
+
+    Returns:
+      (batch, heads, chunks, 4, CHUNK): strengths, coarse and fine sums of log decays,
+      and documents begun in the chunk so far.
+    """
+
+    def cut(x):
+        x = by_head(x.astype(jnp.float32))
+        return x.reshape(*x.shape[:2], -1, CHUNK)
+
+    beta = cut(beta)
+    coarse = fine = begun = jnp.zeros_like(beta)
+    if log_decay is not None:
+        coarse, fine = running_sums(cut(log_decay))
+    if resets is not None:
+        begun = jnp.cumsum(cut(resets[..., None]), axis=-1)
+        begun = jnp.broadcast_to(begun, beta.shape)
+    return jnp.stack([beta, coarse, fine, begun], axis=3)
+
+
 def delta_rule_kernel(
     query: jax.Array,
     key: jax.Array,
@@ -308,31 +385,16 @@ def delta_rule_kernel(
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Applies the rule; see `api.delta_rule`."""
-    batch, length, heads, _ = value.shape
-    more = -length % CHUNK
-
-    def by_head(x):
-        """(batch, length, heads, ...) to (batch, heads, chunks * CHUNK, ...)."""
-        x = jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x, 2, 1)
-
-    def cut(x):
-        return by_head(x.astype(jnp.float32)).reshape(batch, x.shape[2], -1, CHUNK)
-
-    beta = cut(beta)
-    coarse = fine = begun = jnp.zeros_like(beta)
-    is_of_channels = log_decay is not None and log_decay.ndim > 3
     tokens = [by_head(x) for x in (query, key, value)]
+    operation, chunk = "delta_rule", chunk_of_heads
+    is_of_channels = log_decay is not None and log_decay.ndim > 3
     if is_of_channels:
         tokens.append(by_head(log_decay.astype(jnp.float32)))
-    elif log_decay is not None:
-        coarse, fine = running_sums(cut(log_decay))
-    if resets is not None:
-        begun = jnp.cumsum(cut(resets[..., None]), axis=-1)
-        begun = jnp.broadcast_to(begun, beta.shape)
-    scalars = jnp.stack([beta, coarse, fine, begun], axis=3)
+        operation, chunk = "delta_rule_of_channels", chunk_of_channels
+    lines = lines_of(beta, None if is_of_channels else log_decay, resets)
     precision = Precision(is_exact=query.dtype.itemsize >= 4)
     sizes = query.shape[3], value.shape[3], query.dtype, is_of_channels
-    kernel = Kernel(heads_of_step(heads, *sizes), precision, interpret)
-    output, state = _run(kernel, tuple(tokens), scalars, state.astype(jnp.float32))
-    return jnp.moveaxis(output, 1, 2)[:, :length], state
+    at_once = heads_of_step(value.shape[2], *sizes)
+    kernel = Kernel(operation, chunk, at_once, precision, interpret)
+    output, state = run_kernel(kernel, tuple(tokens), lines, state.astype(jnp.float32))
+    return jnp.moveaxis(output, 1, 2)[:, : value.shape[1]], state

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 
 from reslab.core.errors import ReslabError, nearest
 from reslab.core.precision import statistics_dtype
+from reslab.ops import evidence, tiles
+from reslab.ops.delta_rule.pallas_tpu import over_devices
 from reslab.ops.divided import is_divided
+from reslab.ops.ssd import pallas_tpu
 from reslab.ops.ssd.chunked import chunked
 from reslab.ops.ssd.reference import recurrent
 from reslab.ops.ssd.sequence import divided
 
-IMPLEMENTATIONS = ("auto", "chunked", "recurrent")
+IMPLEMENTATIONS = ("auto", "chunked", "recurrent", "pallas")
 # Fewer tokens go one by one, as in decoding.
 FEWEST = 16
 
@@ -52,7 +55,9 @@ def ssd(
       resets: Where a new document starts (batch, length), booleans; the memory is
         emptied before that token.
       implementation: "recurrent" goes token by token, "chunked" takes `chunk` of them
-        at a time, by products of matrices; "auto" is the latter from 16 tokens on.
+        at a time, by products of matrices, "pallas" is a TPU kernel of chunks; "auto"
+        goes token by token below 16 tokens, else in chunks, by the kernel where that
+        was cheaper (`reslab.ops.evidence`).
       chunk: Tokens of a chunk; 0 is 128 on a TPU, elsewhere 64. With 1, "auto" is
         "recurrent", with more "chunked".
 
@@ -61,7 +66,8 @@ def ssd(
       memory after the last token.
 
     Raises:
-      ReslabError: If shapes do not fit, or the implementation is unknown.
+      ReslabError: If shapes do not fit, the implementation is unknown, or the kernel
+        is asked for and cannot do it.
 
     >>> one = jax.numpy.ones((1, 3, 1, 1))
     >>> y, _ = ssd(one, one, one, jax.numpy.log(0.5) * one[..., 0])
@@ -99,8 +105,18 @@ def ssd(
             )
     if implementation == "auto":
         is_long = length >= FEWEST if not chunk else min(length, chunk) > 1
-        implementation = "chunked" if is_long else "recurrent"
+        implementation = "auto" if is_long else "recurrent"
     run: Any = recurrent
+    if implementation in ("auto", "pallas"):
+        obstacle = pallas_tpu.obstacle(query, value, chunk)
+        # Products of float32 are made of more passes: nothing was measured.
+        is_narrow = query.dtype == jnp.bfloat16
+        preferred = evidence.preferred("ssd") if is_narrow else "reference"
+        form = tiles.choose("ssd", implementation, obstacle, preferred)
+        implementation = {"reference": "chunked"}.get(form, form)
+    if implementation == "pallas":
+        given = query, key, value, None, log_decay, state, resets
+        return over_devices(pallas_tpu.ssd_kernel, *given)
     if implementation == "chunked":
         run = functools.partial(chunked, size=chunk or None)
     if is_divided(length):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from reslab.core.errors import ReslabError
+from reslab.runtime.stopping import ended_as_interrupted
 from reslab.runtime.storage import (
     StorageFailed,
     local_path,
@@ -66,7 +67,8 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         made.
 
     Yields:
-      Where to write meanwhile, beside it; nothing of it is left if the block fails.
+      Where to write meanwhile, beside it; nothing of it is left if the block fails, or
+      is ended by SIGTERM.
 
     Raises:
       ReslabError: If it is there already, or cannot be written.
@@ -82,6 +84,7 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
                 )
             make_directory(path.parent)
             prefix = f".{path.name}.partial-"
+            stack.enter_context(ended_as_interrupted())
             partial = stack.enter_context(scratch_directory(prefix, path.parent))
             os.chmod(partial, 0o777 & ~_umask())
         try:

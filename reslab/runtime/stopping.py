@@ -78,3 +78,24 @@ def asked_to_stop(*, is_listening: bool = True) -> Iterator[StopRequest]:
         yield request
     finally:
         request.close()
+
+
+@contextlib.contextmanager
+def ended_as_interrupted() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end a block as an interrupt does, so that it cleans up.
+
+    Nothing changes in other threads, and where a signal is handled or ignored already.
+
+    Raises:
+      KeyboardInterrupt: When such a signal comes.
+    """
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [one for one in _SIGNALS if signal.getsignal(one) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

@@ -136,7 +136,11 @@ UNSUPPORTED = [
     ("lfm2", {"conv_L_cache": 4}, r"conv\.conv\.weight.*\(32, 1, 4\).*\(32, 1, 3\)"),
     ("lfm2", {"conv_bias": True}, r"lacks .*conv\.in_proj\.bias"),
     ("lfm2", {"block_auto_adjust_ff_dim": False}, r"feed_forward\.w1.*\(48, 32\)"),
-    ("mamba", {"time_step_rank": "full"}, "time_step_rank: expected a number above 0"),
+    (
+        "mamba",
+        {"time_step_rank": "full"},
+        "time_step_rank: expected a whole number above 0",
+    ),
     ("mamba", {"use_conv_bias": False}, r"holds .*mixer\.conv1d\.bias"),
     ("mamba", {"intermediate_size": 64}, r"mixer\.in_proj.*\(128, 32\).*\(96, 32\)"),
     ("mamba2", {"time_step_limit": [0.0, 1.0]}, "time_step_limit is not supported"),
@@ -265,7 +269,11 @@ WRONG = {
     ),
     "wrong kind": (
         lambda f: change_config(f, hidden_size="32"),
-        "hidden_size: expected a number above 0; got '32'",
+        "hidden_size: expected a whole number above 0; got '32'",
+    ),
+    "two rotations": (
+        lambda f: change_config(f, rope_scaling={"type": "dynamic", "factor": 2.0}),
+        "rope_scaling: expected rope_parameters alone",
     ),
     "too wide": (
         lambda f: change_config(f, hidden_size=10**12),
@@ -301,6 +309,14 @@ def test_a_damaged_directory_is_one_line(name, tmp_path, capsys):
     assert len(told.splitlines()) == 1
     assert re.search(line, told), told
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_pickle_is_named_alone_as_well(tmp_path, capsys):
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    out = tmp_path / "run"
+    assert cli.main(["import", str(tmp_path / "weights.pt"), "--out", str(out)]) == 2
+    assert "other formats may run code when read" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_directory_that_is_there_stays_as_it_is(tmp_path, capsys):

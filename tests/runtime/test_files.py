@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import stat
 import threading
 import time
@@ -29,6 +30,21 @@ def test_a_directory_is_there_when_it_is_whole(tmp_path):
     (tmp_path / "usual").mkdir()
     modes = {stat.S_IMODE(os.stat(tmp_path / at).st_mode) for at in ("usual", "above")}
     assert stat.S_IMODE(os.stat(tmp_path / "above" / "made").st_mode) in modes
+
+
+def test_nothing_is_left_when_a_process_is_asked_to_end(tmp_path):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            whole_directory(tmp_path / "made") as partial,
+        ):
+            (partial / "file").write_text("x")
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -62,8 +62,11 @@ class Known:
         """
         where = f"config.json: {name}"
         right, words = {
-            "whole": (type(value) is int and 0 < value < 2**31, "a number above 0"),
-            "count": (type(value) is int and value >= 0, "a number from 0"),
+            "whole": (
+                type(value) is int and 0 < value < 2**31,
+                "a whole number above 0",
+            ),
+            "count": (type(value) is int and value >= 0, "a whole number from 0"),
             "any": (True, ""),
             "number": (_is_number(value), "a number"),
             "flag": (isinstance(value, bool), "true or false"),

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -69,6 +69,8 @@ class Source:
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = local_path(directory, "checkpoint directory")
+        if self.directory.is_file() and self.directory.suffix in _PICKLES:
+            self._refuse_pickle(f"{self.directory}")
         if not self.directory.is_dir():
             raise ReslabError(
                 f"{self.directory}",
@@ -137,6 +139,13 @@ class Source:
                     hint=f"export it again, or remove {SEAL}",
                 )
 
+    def _refuse_pickle(self, what: str) -> NoReturn:
+        raise ReslabError(
+            what,
+            expected="*.safetensors: other formats may run code when read",
+            hint="load it where you trust it, and save_pretrained(...)",
+        )
+
     def _stored(self) -> dict[str, Stored]:
         if self.has(INDEX):
             return self._indexed()
@@ -146,11 +155,8 @@ class Source:
         if not files:
             pickles = (p for p in self.directory.iterdir() if p.suffix in _PICKLES)
             if names := sorted(path.name for path in pickles):
-                raise ReslabError(
-                    f"{self.directory} holds {names[0]} and no safetensors",
-                    expected="*.safetensors: other formats may run code when read",
-                    hint="load it where you trust it, and save_pretrained(...)",
-                )
+                what = f"{self.directory} holds {names[0]} and no safetensors"
+                self._refuse_pickle(what)
             raise ReslabError(f"{self.directory} has no *.safetensors")
         found: dict[str, Stored] = {}
         for name in files:

@@ -49,9 +49,17 @@ def read(
       The values of the template's fields.
 
     Raises:
-      ReslabError: If a scaling is not supported.
+      ReslabError: If a scaling is not supported, or both dialects say something.
     """
     given = config.get("rope_parameters")
+    older = config.get("rope_scaling")
+    if given is not None and older not in (None, given):
+        raise ReslabError(
+            "config.json: rope_scaling",
+            expected="rope_parameters alone, or without them",
+            got="another rotation beside them",
+            hint="leave one of the two",
+        )
     found: dict[str, Any] = {}
     for kind in kinds or ("",):
         default = theta if isinstance(theta, float) else theta[kind]

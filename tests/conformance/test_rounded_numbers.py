@@ -23,6 +23,7 @@ SPECS = {
     "manhattan": "manhattan(heads=2)",
     "retention": "retention(heads=2)",
     "interleaved": "interleaved(heads=2)",
+    "short_window": "short_window(short='attention(heads=2, window=4)')",
 }
 CASES = [
     (kind, SPECS.get(name, name))

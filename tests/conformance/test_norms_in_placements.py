@@ -20,7 +20,7 @@ WITH_ACTIVATION = sorted(set(registry.names("norms")) - set(ALONE))
 REFUSED = {
     (norm, placement)
     for norm in filter(needs_batch, ALONE)
-    for placement in ("sub_ln", "hybrid", "hybrid_star")
+    for placement in ("sub_ln", "hybrid", "hybrid_star", "pre_activation")
 }
 
 

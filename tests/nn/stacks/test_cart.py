@@ -227,6 +227,7 @@ def unshared(arguments=""):
     )
 
 
+@pytest.mark.conformance
 def test_a_core_of_each_pass_that_is_the_same_is_the_shared_one():
     model, own = unshared(), make("cart(loops=3, heads=2)")
     variables = start(own)

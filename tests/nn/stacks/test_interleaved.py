@@ -153,6 +153,7 @@ def test_a_token_changes_its_group_from_itself_and_all_later_groups():
         assert np.all(change[:, place:] > 1e-5)
 
 
+@pytest.mark.conformance
 def test_nothing_passes_between_documents():
     made, params = started()
     segments = np.array([[1] * 5 + [2] * 6, [1] * 4 + [2] * 3 + [3] * 4])

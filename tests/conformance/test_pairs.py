@@ -23,6 +23,7 @@ KINDS = ("residual", "placement", "norm", "block")
 ELSEWHERE = (1, 2)
 # Smaller than by default, where it shortens the test.
 SPECS = {
+    "group": "group(groups=2)",
     "hourglass": "hourglass(bottlenecks=1)",
     "hyper": "hyper(streams=2)",
     "mhc": "mhc(streams=2, iterations=3)",

@@ -364,7 +364,8 @@ def family_of(part: type) -> str | None:
     """Returns the family of a class, or None.
 
     A class is of the family in whose folder it or a base of it is defined, or that it
-    was named for: as a callable, or by a module of the caller's own.
+    was named for: as a callable (also inside a `functools.partial`), or by a module of
+    the caller's own.
 
     >>> family_of(module("norms", "rms").build)
     'norms'

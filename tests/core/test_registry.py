@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -128,3 +129,14 @@ def test_surroundings_give_what_is_reserved_or_a_default(monkeypatch):
     assert {"stacks", "blocks", "residuals", "linears"} <= passed.keys()
     for family, names in passed.items():
         assert names <= reserved(family) | free, family
+
+
+def test_a_class_with_arguments_filled_in_is_of_the_family_it_is_used_in():
+    """Or else nobody tells it the layer and the pass that it asks for."""
+
+    class Mine:
+        pass
+
+    assert registry.family_of(Mine) is None
+    registry.factory("norms", functools.partial(functools.partial(Mine), 1))
+    assert registry.family_of(Mine) == "norms"
